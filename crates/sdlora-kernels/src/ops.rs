@@ -1,0 +1,93 @@
+//! The public operations: each picks its fused or its generic form for the tensors it is given.
+
+use burn::tensor::Tensor;
+
+use crate::generic;
+
+/// Exact GELU, element by element: `x Φ(x)` with `Φ` the cumulative normal distribution.
+///
+/// This is the form with `erf`, the default of PyTorch and of timm's ViTs, not the `tanh`
+/// approximation.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    generic::gelu(x)
+}
+
+/// Layer norm over the last axis: `(x − μ) / √(σ² + eps) · gamma + beta`.
+///
+/// # Shapes
+///
+/// - `x`: `[.., d_model]`
+/// - `gamma`, `beta`: `[d_model]`
+/// - output: `[.., d_model]`
+///
+/// `σ²` is the biased variance (divided by `d_model`), as in PyTorch.
+/// Gradients of `gamma` and `beta` are computed only where they are tracked.
+///
+/// # Panics
+///
+/// If `gamma` or `beta` is not as wide as the last axis of `x`.
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    eps: f64,
+) -> Tensor<D> {
+    let d_model = x.dims()[D - 1];
+    let ([d_gamma], [d_beta]) = (gamma.dims(), beta.dims());
+    assert!(
+        d_gamma == d_model && d_beta == d_model,
+        "layer_norm: gamma has width {d_gamma} and beta {d_beta}, the last axis of x has \
+         {d_model}: pass parameters of that width"
+    );
+    generic::layer_norm(x, gamma, beta, eps)
+}
+
+/// Multi-head self-attention on a packed projection: `softmax(q kᵀ / √d_head) v` for each head.
+///
+/// # Shapes
+///
+/// - `qkv`: `[batch, n_tokens, 3 * d_model]`, the last axis packed as `q|k|v` with the heads of
+///   each one after another (the layout of timm's `qkv` layer), `d_head = d_model / n_heads`
+/// - output: `[batch, n_tokens, d_model]`, heads one after another
+///
+/// The gradient has the packed layout of the input.
+///
+/// # Panics
+///
+/// If the last axis is not three times a multiple of `n_heads`, or `n_heads` is 0.
+pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
+    generic::qkv_attention(qkv, n_heads)
+}
+
+/// Linear map of the last axis: `x W + b`.
+///
+/// # Shapes
+///
+/// - `x`: `[batch, n_tokens, d_input]`
+/// - `weight`: `[d_input, d_output]`, burn's layout
+/// - `bias`: `[d_output]`
+/// - output: `[batch, n_tokens, d_output]`
+///
+/// Only tracked operands get a gradient: a frozen weight costs nothing in the backward pass.
+///
+/// # Panics
+///
+/// If the widths do not fit together.
+pub fn linear(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
+    let [_, _, d_input] = x.dims();
+    let [d_weight_input, d_output] = weight.dims();
+    assert!(
+        d_weight_input == d_input,
+        "linear: weight expects {d_weight_input} input features, x has {d_input}: pass a weight \
+         of shape [{d_input}, d_output]"
+    );
+    if let Some(bias) = &bias {
+        let [d_bias] = bias.dims();
+        assert!(
+            d_bias == d_output,
+            "linear: bias has width {d_bias}, weight has {d_output} output features: pass a bias \
+             of that width"
+        );
+    }
+    generic::linear(x, weight, bias)
+}
