@@ -1,0 +1,111 @@
+//! What every data set offers: classes, groups of classes, samples and their images.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::image::Image;
+
+/// Position of a class in its data set, fixed by the data set (usually the rank of its name).
+///
+/// Not the label: a label is the position of a class in the class order of a stream.
+pub type ClassId = usize;
+
+/// Position of a sample in [`Dataset::samples`] of its split.
+pub type SampleIdx = usize;
+
+/// The two halves of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Split {
+    /// Images to learn from.
+    Train,
+    /// Images to measure accuracy on.
+    Test,
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// Classes that belong together: an alphabet, a superclass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Name of the group.
+    pub name: String,
+    /// Its classes, ascending.
+    pub classes: Vec<ClassId>,
+}
+
+/// One image of a data set, without its pixels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The class it shows.
+    pub class_id: ClassId,
+    /// Its name in the files of the data set; errors cite it.
+    pub name: String,
+}
+
+/// A labelled set of images with a training and a test half.
+///
+/// Opening a data set reads what is needed to list it; [`image`](Self::image) may read and decode on every call, so
+/// callers cache (see [`ImageSource`](crate::ImageSource)).
+pub trait Dataset: Send + Sync {
+    /// Name under which it was opened.
+    fn name(&self) -> &str;
+
+    /// Name of every class; the position is the class id.
+    fn class_names(&self) -> &[String];
+
+    /// Groups that split the classes, or nothing when the data set has none.
+    fn groups(&self) -> &[Group];
+
+    /// All samples of a half, in a fixed order.
+    fn samples(&self, split: Split) -> &[Sample];
+
+    /// Decodes the image of sample `idx` of a half.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::OutOfRange`] when there is no such sample, and whatever reading and decoding runs into.
+    fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError>;
+}
+
+/// Options of one data set, as written in a configuration; each data set knows its own names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Options(pub toml::Table);
+
+impl Options {
+    /// No options: every data set has defaults.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// These options with `name` set to `value`.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<toml::Value>) -> Self {
+        self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Reads the options as the type of the data set `dataset`, which should deny unknown fields.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Options`] for unknown names and wrong types.
+    pub fn parse<T: DeserializeOwned>(&self, dataset: &str) -> Result<T, DataError> {
+        self.0
+            .clone()
+            .try_into()
+            .map_err(|source| DataError::Options {
+                dataset: dataset.to_owned(),
+                source,
+            })
+    }
+}

@@ -1,0 +1,113 @@
+//! The data sets that can be opened by name.
+//!
+//! A new one is a file in this folder with its manifest in `datasets/`, and one line in [`DATASETS`].
+
+use std::path::Path;
+
+use crate::dataset::{Dataset, Options};
+use crate::error::DataError;
+use crate::manifest::Manifest;
+
+mod omniglot;
+
+pub use omniglot::{Omniglot, OmniglotOptions};
+
+/// One data set that can be opened by name.
+#[derive(Clone, Copy, Debug)]
+pub struct DatasetEntry {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub summary: &'static str,
+    /// Text of its manifest, as it ships.
+    pub manifest: &'static str,
+    /// Opens it from the data directory.
+    pub open: fn(&Path, &Options) -> Result<Box<dyn Dataset>, DataError>,
+}
+
+impl DatasetEntry {
+    /// Its manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Manifest`] when the text that was compiled in is wrong, which a test excludes.
+    pub fn manifest(&self) -> Result<Manifest, DataError> {
+        Manifest::parse(self.manifest, self.name)
+    }
+}
+
+/// Every data set that can be opened by name.
+pub const DATASETS: &[DatasetEntry] = &[omniglot::BACKGROUND, omniglot::EVALUATION];
+
+/// The entry called `name`.
+///
+/// # Errors
+///
+/// [`DataError::UnknownDataset`], which lists the known names.
+pub fn find(name: &str) -> Result<&'static DatasetEntry, DataError> {
+    DATASETS
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| DataError::UnknownDataset {
+            name: name.to_owned(),
+            known: DATASETS
+                .iter()
+                .map(|entry| entry.name)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+}
+
+/// Opens the data set called `name` from `data_dir`, the folder that holds the manifests.
+///
+/// # Errors
+///
+/// [`DataError::UnknownDataset`] for an unknown name, [`DataError::MissingFile`] when its files are not there,
+/// [`DataError::Options`] for options it does not have, and errors about the contents of its files.
+pub fn open(name: &str, data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataError> {
+    (find(name)?.open)(data_dir, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_manifest_has_its_entry() {
+        for (i, entry) in DATASETS.iter().enumerate() {
+            assert!(
+                DATASETS[..i].iter().all(|other| other.name != entry.name),
+                "{}",
+                entry.name
+            );
+            assert!(
+                entry.manifest().unwrap().set(entry.name).is_some(),
+                "{}",
+                entry.name
+            );
+        }
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |name: &str, options: &Options| match open(name, dir.path(), options) {
+            Ok(_) => panic!("opened {name}"),
+            Err(error) => error.to_string(),
+        };
+        let unknown = message("omniglott", &Options::none());
+        assert!(
+            unknown.contains("omniglot-background, omniglot-evaluation"),
+            "{unknown}"
+        );
+        let missing = message("omniglot-evaluation", &Options::none());
+        assert!(missing.contains("images_evaluation.zip"), "{missing}");
+        assert!(missing.contains("brendenlake"), "{missing}");
+        let options = Options::none().with("drawers", 3);
+        let wrong = message("omniglot-evaluation", &options);
+        assert!(
+            wrong.contains("options of data set `omniglot-evaluation`"),
+            "{wrong}"
+        );
+    }
+}

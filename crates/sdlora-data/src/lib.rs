@@ -1,0 +1,80 @@
+//! Data sets, class order, tasks, streams and batches for class-incremental learning.
+//!
+//! ```text
+//! Dataset ──StreamConfig──▶ TaskStream ──▶ Task { train: TrainSet, test: EvalSet }
+//!                                              │
+//!                 TransformConfig ──▶ ImageSource ──LoaderConfig──▶ Loader ──▶ Batch
+//! ```
+//!
+//! A [`Dataset`] has classes with ids. A [`TaskStream`] puts the classes in an order, cuts the order into tasks and
+//! labels every sample with the position of its class in that order. A [`Loader`] turns the samples of one half of
+//! one task into batches. Each step is a pure function of its inputs and a seed.
+//!
+//! This crate knows no model: images and labels leave it as tensors on a device the caller names.
+//!
+//! ```
+//! use std::{path::Path, sync::Arc};
+//! use sdlora_data::{
+//!     Cache, ClassOrder, Dataset, ImageSource, LoaderConfig, Options, StreamConfig, TaskSplit, TaskStream,
+//!     TransformConfig, datasets,
+//! };
+//!
+//! # fn main() -> Result<(), sdlora_data::DataError> {
+//! let data_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+//! let dataset: Arc<dyn Dataset> =
+//!     datasets::open("omniglot-evaluation", &data_dir, &Options::none())?.into();
+//! let config = StreamConfig::new(TaskSplit::Increment { init_cls: 20, increment: 20 })
+//!     .with_class_order(ClassOrder::Numpy { seed: 1993 })
+//!     .with_n_tasks(10);
+//! let stream = TaskStream::new(dataset.as_ref(), &config)?;
+//! let task = &stream.tasks()[1];
+//! assert_eq!(task.labels(), 20..40);
+//!
+//! let transform = TransformConfig::omniglot(28).init()?;
+//! let source = ImageSource::new(dataset, &task.train, transform, Cache::Memory)?;
+//! let loader = LoaderConfig::training(64).init(Arc::new(source), 1)?;
+//! assert_eq!(loader.n_batches(), 5); // 300 images
+//! for batch in loader.host_epoch(0) {
+//!     let batch = batch?;
+//!     assert_eq!(batch.pixels.len(), batch.len() * 28 * 28);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod appearance;
+mod archive;
+mod augment;
+mod batch;
+mod class_order;
+mod dataset;
+pub mod datasets;
+mod error;
+mod image;
+mod loader;
+mod manifest;
+mod resize;
+mod seed;
+mod source;
+mod stream;
+mod task;
+#[cfg(test)]
+mod toy;
+mod transform;
+
+pub use appearance::Appearance;
+pub use augment::{AugmentConfig, RandomAffine, RandomCrop};
+pub use batch::{Batch, HostBatch};
+pub use class_order::{ClassOrder, numpy_permutation};
+pub use dataset::{ClassId, Dataset, Group, Options, Sample, SampleIdx, Split};
+pub use datasets::{DATASETS, DatasetEntry};
+pub use error::DataError;
+pub use image::Image;
+pub use loader::{Batches, EpochPlan, HostBatches, LastBatch, Loader, LoaderConfig, SampleOrder};
+pub use manifest::{Manifest, ManifestFile, ManifestSet};
+pub use source::{Cache, ImageSource};
+pub use stream::{GroupOrder, StreamConfig, TaskSplit, TaskStream};
+pub use task::{EvalSet, LabelledSample, SampleSet, Task, TrainSet};
+pub use transform::{
+    Background, BaseImage, Channels, Fit, Normalise, Polarity, Transform, TransformConfig,
+};

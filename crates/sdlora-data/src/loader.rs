@@ -1,0 +1,454 @@
+//! Batches of an epoch, prepared ahead by a thread.
+//!
+//! The order of an epoch is drawn from (seed, task, epoch), the augmentation of a sample from (seed, task, epoch,
+//! sample). So a batch depends neither on how many threads prepare it, nor on how far they are ahead, nor on whether
+//! the epoch started at its beginning: a run that resumes at batch k sees what the uninterrupted run saw.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+
+use burn::tensor::Device;
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use crate::batch::{Batch, HostBatch};
+use crate::error::DataError;
+use crate::seed::{Purpose, generator};
+use crate::source::ImageSource;
+
+/// Settings of a [`Loader`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoaderConfig {
+    /// Number of images of a batch, at least 1.
+    pub batch_size: usize,
+    /// Order of the samples.
+    #[serde(default)]
+    pub order: SampleOrder,
+    /// What becomes of samples that do not fill a batch.
+    #[serde(default)]
+    pub last_batch: LastBatch,
+    /// Number of batches prepared ahead; with 0 each is prepared when asked for, by the asking thread.
+    #[serde(default = "default_prefetch")]
+    pub prefetch: usize,
+    /// Number of threads that share the images of a batch, at least 1.
+    #[serde(default = "default_workers")]
+    pub workers: usize,
+}
+
+fn default_prefetch() -> usize {
+    2
+}
+
+fn default_workers() -> usize {
+    1
+}
+
+/// Order of the samples of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleOrder {
+    /// A new permutation in every epoch.
+    #[default]
+    Shuffled,
+    /// As in the sample set.
+    Sequential,
+}
+
+/// What becomes of samples that do not fill a batch at the end of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LastBatch {
+    /// They make a smaller batch.
+    #[default]
+    Keep,
+    /// They are left out of this epoch; a set smaller than one batch is refused.
+    Drop,
+}
+
+impl LoaderConfig {
+    /// Shuffled batches for training; a smaller last batch is kept.
+    pub fn training(batch_size: usize) -> Self {
+        Self {
+            batch_size,
+            order: SampleOrder::Shuffled,
+            last_batch: LastBatch::Keep,
+            prefetch: default_prefetch(),
+            workers: default_workers(),
+        }
+    }
+
+    /// Batches in the order of the set, for evaluation.
+    pub fn evaluation(batch_size: usize) -> Self {
+        Self {
+            order: SampleOrder::Sequential,
+            ..Self::training(batch_size)
+        }
+    }
+
+    /// Other treatment of the last batch.
+    #[must_use]
+    pub fn with_last_batch(mut self, last_batch: LastBatch) -> Self {
+        self.last_batch = last_batch;
+        self
+    }
+
+    /// Another number of batches prepared ahead.
+    #[must_use]
+    pub fn with_prefetch(mut self, prefetch: usize) -> Self {
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// Another number of threads.
+    #[must_use]
+    pub fn with_workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Makes the loader of `source`; `seed` is the run's.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Setting`] for a batch size or number of threads of 0, and with [`LastBatch::Drop`] for a set
+    /// smaller than one batch.
+    pub fn init(&self, source: Arc<ImageSource>, seed: u64) -> Result<Loader, DataError> {
+        for (name, value) in [("batch_size", self.batch_size), ("workers", self.workers)] {
+            if value == 0 {
+                return Err(DataError::setting(
+                    format!("loader.{name}"),
+                    0,
+                    "at least 1",
+                ));
+            }
+        }
+        let n_samples = source.set().len();
+        if self.last_batch == LastBatch::Drop && n_samples < self.batch_size {
+            return Err(DataError::setting(
+                "loader.batch_size",
+                self.batch_size,
+                format!(
+                    "at most the {n_samples} samples of the set when the last batch is dropped"
+                ),
+            ));
+        }
+        Ok(Loader {
+            config: self.clone(),
+            source,
+            seed,
+        })
+    }
+}
+
+/// Makes the batches of every epoch over one sample set.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    config: LoaderConfig,
+    source: Arc<ImageSource>,
+    seed: u64,
+}
+
+impl Loader {
+    /// The settings it was made of.
+    pub fn config(&self) -> &LoaderConfig {
+        &self.config
+    }
+
+    /// The images it reads.
+    pub fn source(&self) -> &ImageSource {
+        &self.source
+    }
+
+    /// Number of samples of the set.
+    pub fn n_samples(&self) -> usize {
+        self.source.set().len()
+    }
+
+    /// Number of batches of an epoch; 0 only for an empty set.
+    pub fn n_batches(&self) -> usize {
+        match self.config.last_batch {
+            LastBatch::Keep => self.n_samples().div_ceil(self.config.batch_size),
+            LastBatch::Drop => self.n_samples() / self.config.batch_size,
+        }
+    }
+
+    /// The order and cut of epoch `epoch_idx`.
+    pub fn plan(&self, epoch_idx: usize) -> EpochPlan {
+        let mut positions: Vec<usize> = (0..self.n_samples()).collect();
+        if self.config.order == SampleOrder::Shuffled {
+            let task_idx = self.source.set().task_idx() as u32;
+            let place = [task_idx, epoch_idx as u32, 0];
+            positions.shuffle(&mut generator(self.seed, Purpose::EpochOrder, place));
+        }
+        EpochPlan {
+            epoch_idx,
+            positions,
+            batch_size: self.config.batch_size,
+            n_batches: self.n_batches(),
+        }
+    }
+
+    /// The batches of epoch `epoch_idx`, from the first, uploaded to `device` by the thread that asks for them.
+    pub fn epoch(&self, epoch_idx: usize, device: &Device) -> Batches {
+        Batches {
+            host: self.host_epoch(epoch_idx),
+            device: device.clone(),
+        }
+    }
+
+    /// The batches of epoch `epoch_idx`, from the first, in host memory.
+    pub fn host_epoch(&self, epoch_idx: usize) -> HostBatches {
+        HostBatches {
+            loader: self.clone(),
+            plan: Arc::new(self.plan(epoch_idx)),
+            next: 0,
+            receiver: None,
+        }
+    }
+
+    /// Prepares batch `batch_idx` of a plan.
+    fn prepare(&self, plan: &EpochPlan, batch_idx: usize) -> Result<HostBatch, DataError> {
+        let positions = plan.batch(batch_idx);
+        let transform = self.source.transform();
+        let n_values = transform.n_values();
+        let mut pixels = vec![0.0; positions.len() * n_values];
+        let share = positions.len().div_ceil(self.config.workers).max(1);
+        if self.config.workers == 1 {
+            self.fill(plan, positions, &mut pixels)?;
+        } else {
+            thread::scope(|scope| {
+                let parts = positions
+                    .chunks(share)
+                    .zip(pixels.chunks_mut(share * n_values));
+                let workers: Vec<_> = parts
+                    .map(|(positions, pixels)| {
+                        thread::Builder::new()
+                            .name("sdlora-loader-worker".to_owned())
+                            .spawn_scoped(scope, move || self.fill(plan, positions, pixels))
+                            .map_err(|error| DataError::Worker {
+                                reason: error.to_string(),
+                            })
+                    })
+                    .collect();
+                workers.into_iter().try_for_each(|worker| {
+                    worker?.join().unwrap_or_else(|panic| {
+                        Err(DataError::Worker {
+                            reason: panic_message(panic.as_ref()),
+                        })
+                    })
+                })
+            })?;
+        }
+        let samples = self.source.set().samples();
+        Ok(HostBatch {
+            idx: batch_idx,
+            pixels,
+            shape: transform.shape(),
+            labels: positions
+                .iter()
+                .map(|&position| samples[position].label)
+                .collect(),
+        })
+    }
+
+    /// Writes the images at `positions` of the sample set one after another.
+    fn fill(
+        &self,
+        plan: &EpochPlan,
+        positions: &[usize],
+        pixels: &mut [f32],
+    ) -> Result<(), DataError> {
+        let transform = self.source.transform();
+        let set = self.source.set();
+        let augments = !transform.config().augment.is_none();
+        for (&position, out) in positions
+            .iter()
+            .zip(pixels.chunks_exact_mut(transform.n_values()))
+        {
+            let sample_idx = set.samples()[position].idx as u32;
+            let place = [set.task_idx() as u32, plan.epoch_idx as u32, sample_idx];
+            let mut rng = augments.then(|| generator(self.seed, Purpose::Augment, place));
+            self.source
+                .with_base(position, |base| transform.write(base, rng.as_mut(), out))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which samples make which batch of one epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochPlan {
+    epoch_idx: usize,
+    positions: Vec<usize>,
+    batch_size: usize,
+    n_batches: usize,
+}
+
+impl EpochPlan {
+    /// The epoch, from 0.
+    pub fn epoch_idx(&self) -> usize {
+        self.epoch_idx
+    }
+
+    /// Number of batches.
+    pub fn n_batches(&self) -> usize {
+        self.n_batches
+    }
+
+    /// Positions in the sample set of the samples of batch `batch_idx`; empty beyond the last batch.
+    pub fn batch(&self, batch_idx: usize) -> &[usize] {
+        if batch_idx >= self.n_batches {
+            return &[];
+        }
+        let start = batch_idx * self.batch_size;
+        let end = (start + self.batch_size).min(self.positions.len());
+        &self.positions[start..end]
+    }
+}
+
+/// Iterator over the batches of one epoch in host memory; ends after the first error.
+///
+/// The thread that works ahead starts with the first call of `next` and ends with the epoch, or when this is dropped.
+pub struct HostBatches {
+    loader: Loader,
+    plan: Arc<EpochPlan>,
+    next: usize,
+    receiver: Option<Receiver<Result<HostBatch, DataError>>>,
+}
+
+impl HostBatches {
+    /// Goes to batch `batch_idx` without preparing those before it; the number of batches goes to the end.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::OutOfRange`] beyond the end of the epoch.
+    pub fn skip_to(mut self, batch_idx: usize) -> Result<Self, DataError> {
+        let n_batches = self.plan.n_batches();
+        if batch_idx > n_batches {
+            return Err(DataError::OutOfRange {
+                what: "batch",
+                idx: batch_idx,
+                len: n_batches,
+            });
+        }
+        self.next = batch_idx;
+        self.receiver = None;
+        Ok(self)
+    }
+
+    fn start(&self) -> Result<Receiver<Result<HostBatch, DataError>>, DataError> {
+        let (sender, receiver) = sync_channel(self.loader.config.prefetch);
+        let (loader, plan, first) = (self.loader.clone(), Arc::clone(&self.plan), self.next);
+        let work = move || {
+            for batch_idx in first..plan.n_batches() {
+                let prepared = catch_unwind(AssertUnwindSafe(|| loader.prepare(&plan, batch_idx)))
+                    .unwrap_or_else(|panic| {
+                        Err(DataError::Worker {
+                            reason: panic_message(panic.as_ref()),
+                        })
+                    });
+                let failed = prepared.is_err();
+                // The receiver is gone when the epoch was left early.
+                if sender.send(prepared).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("sdlora-loader".to_owned())
+            .spawn(work)
+            .map_err(|error| DataError::Worker {
+                reason: error.to_string(),
+            })?;
+        Ok(receiver)
+    }
+
+    fn prepare_next(&mut self) -> Result<HostBatch, DataError> {
+        if self.loader.config.prefetch == 0 {
+            return self.loader.prepare(&self.plan, self.next);
+        }
+        if self.receiver.is_none() {
+            self.receiver = Some(self.start()?);
+        }
+        let ended = || DataError::Worker {
+            reason: "it ended early".to_owned(),
+        };
+        self.receiver
+            .as_ref()
+            .ok_or_else(ended)?
+            .recv()
+            .map_err(|_| ended())?
+    }
+}
+
+impl Iterator for HostBatches {
+    type Item = Result<HostBatch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let n_batches = self.plan.n_batches();
+        if self.next >= n_batches {
+            self.receiver = None;
+            return None;
+        }
+        let batch = self.prepare_next();
+        self.next = if batch.is_ok() {
+            self.next + 1
+        } else {
+            n_batches
+        };
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // An error ends the epoch early.
+        let rest = self.plan.n_batches() - self.next;
+        (rest.min(1), Some(rest))
+    }
+}
+
+/// Iterator over the batches of one epoch on a device; ends after the first error.
+pub struct Batches {
+    host: HostBatches,
+    device: Device,
+}
+
+impl Batches {
+    /// Goes to batch `batch_idx` without preparing those before it; the number of batches goes to the end.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::OutOfRange`] beyond the end of the epoch.
+    pub fn skip_to(self, batch_idx: usize) -> Result<Self, DataError> {
+        Ok(Self {
+            host: self.host.skip_to(batch_idx)?,
+            device: self.device,
+        })
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(
+            self.host
+                .next()?
+                .map(|batch| batch.into_batch(&self.device)),
+        )
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.host.size_hint()
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|message| (*message).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it panicked".to_owned())
+}

@@ -1,0 +1,199 @@
+//! One step of a stream: its new classes and its two halves, labelled.
+
+use crate::appearance::Appearance;
+use crate::dataset::{ClassId, SampleIdx, Split};
+use crate::error::DataError;
+use crate::seed::{Purpose, generator};
+use rand::seq::SliceRandom;
+
+/// A sample and what the head should predict for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelledSample {
+    /// Position in [`Dataset::samples`](crate::Dataset::samples) of the set's split.
+    pub idx: SampleIdx,
+    /// Position of its class in the class order of the stream.
+    pub label: usize,
+}
+
+/// Labelled samples of one split; what a loader reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSet {
+    pub(crate) task_idx: usize,
+    pub(crate) split: Split,
+    pub(crate) samples: Vec<LabelledSample>,
+    pub(crate) appearance: Vec<Appearance>,
+}
+
+impl SampleSet {
+    /// The task the samples belong to.
+    pub fn task_idx(&self) -> usize {
+        self.task_idx
+    }
+
+    /// The split that [`LabelledSample::idx`] refers to.
+    pub fn split(&self) -> Split {
+        self.split
+    }
+
+    /// The samples in the order of the data set.
+    pub fn samples(&self) -> &[LabelledSample] {
+        &self.samples
+    }
+
+    /// Changes of appearance that apply to every image of the set; empty for images as they are.
+    pub fn appearance(&self) -> &[Appearance] {
+        &self.appearance
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+}
+
+impl AsRef<SampleSet> for SampleSet {
+    fn as_ref(&self) -> &SampleSet {
+        self
+    }
+}
+
+/// What a trainer may read of a task: samples of its training half.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainSet(pub(crate) SampleSet);
+
+/// What an evaluator may read of a task: its test half, or samples held out of the training half.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalSet(pub(crate) SampleSet);
+
+impl AsRef<SampleSet> for TrainSet {
+    fn as_ref(&self) -> &SampleSet {
+        &self.0
+    }
+}
+
+impl AsRef<SampleSet> for EvalSet {
+    fn as_ref(&self) -> &SampleSet {
+        &self.0
+    }
+}
+
+impl TrainSet {
+    /// Splits off `n_per_class` random samples of every class for validation; the rest stays for training.
+    ///
+    /// Both parts keep the order of the data set. The same seed gives the same parts.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Setting`] when a class has no more than `n_per_class` samples.
+    pub fn hold_out(
+        &self,
+        n_per_class: usize,
+        seed: u64,
+    ) -> Result<(TrainSet, EvalSet), DataError> {
+        let set = &self.0;
+        let mut by_label: std::collections::BTreeMap<usize, Vec<usize>> = Default::default();
+        for (position, sample) in set.samples.iter().enumerate() {
+            by_label.entry(sample.label).or_default().push(position);
+        }
+        let mut is_held_out = vec![false; set.samples.len()];
+        for (&label, positions) in &mut by_label {
+            if positions.len() <= n_per_class {
+                return Err(DataError::setting(
+                    "hold_out",
+                    format!("{n_per_class} samples a class"),
+                    format!("fewer than the {} of label {label}", positions.len()),
+                ));
+            }
+            let mut rng = generator(
+                seed,
+                Purpose::HoldOut,
+                [set.task_idx as u32, label as u32, 0],
+            );
+            positions.shuffle(&mut rng);
+            for &position in &positions[..n_per_class] {
+                is_held_out[position] = true;
+            }
+        }
+        let part = |held_out: bool| SampleSet {
+            samples: set
+                .samples
+                .iter()
+                .zip(&is_held_out)
+                .filter_map(|(sample, &held)| (held == held_out).then_some(*sample))
+                .collect(),
+            appearance: set.appearance.clone(),
+            ..*set
+        };
+        Ok((TrainSet(part(false)), EvalSet(part(true))))
+    }
+}
+
+/// One task of a stream.
+///
+/// The halves are separate values so that each goes to its own room: `train` to the trainer, `test` to the evaluator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// Position in the stream, from 0.
+    pub idx: usize,
+    /// Its new classes; class `classes[i]` has label `first_label + i`.
+    pub classes: Vec<ClassId>,
+    /// Label of its first class, which is the number of classes seen before.
+    pub first_label: usize,
+    /// Training half.
+    pub train: TrainSet,
+    /// Test half; empty when the data set has no test images.
+    pub test: EvalSet,
+}
+
+impl Task {
+    /// Labels of the new classes, `first_label..first_label + classes.len()`.
+    pub fn labels(&self) -> std::ops::Range<usize> {
+        self.first_label..self.first_label + self.classes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn train_set(n_classes: usize, n_per_class: usize) -> TrainSet {
+        TrainSet(SampleSet {
+            task_idx: 0,
+            split: Split::Train,
+            samples: (0..n_classes * n_per_class)
+                .map(|idx| LabelledSample {
+                    idx,
+                    label: idx / n_per_class,
+                })
+                .collect(),
+            appearance: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn held_out_samples_and_the_rest_are_the_whole() {
+        let whole = train_set(3, 7);
+        let (train, held) = whole.hold_out(2, 1).unwrap();
+        for label in 0..3 {
+            let count = |set: &SampleSet| set.samples.iter().filter(|s| s.label == label).count();
+            assert_eq!((count(&train.0), count(&held.0)), (5, 2));
+        }
+        let mut all = [train.0.samples.clone(), held.0.samples.clone()].concat();
+        all.sort_by_key(|sample| sample.idx);
+        assert_eq!(all, whole.0.samples);
+        assert_eq!((train, held.clone()), whole.hold_out(2, 1).unwrap());
+        assert_ne!(held, whole.hold_out(2, 2).unwrap().1);
+    }
+
+    #[test]
+    fn a_class_is_never_emptied() {
+        assert!(train_set(2, 3).hold_out(2, 0).is_ok());
+        let message = train_set(2, 3).hold_out(3, 0).unwrap_err().to_string();
+        assert!(message.contains("label 0"), "{message}");
+    }
+}

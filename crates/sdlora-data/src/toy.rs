@@ -1,0 +1,100 @@
+//! A data set made in memory, for the tests of this crate.
+
+use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
+use crate::error::DataError;
+use crate::image::Image;
+
+/// Gray 8x8 images; each pixel depends on class, sample and position.
+#[derive(Clone, Debug)]
+pub(crate) struct ToyDataset {
+    class_names: Vec<String>,
+    groups: Vec<Group>,
+    train: Vec<Sample>,
+    test: Vec<Sample>,
+    /// Sample of the training half whose image fails, and how.
+    pub(crate) fault: Option<(SampleIdx, Fault)>,
+}
+
+/// How reading an image fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    Error,
+    Panic,
+}
+
+impl ToyDataset {
+    pub(crate) fn new(n_classes: usize, n_train: usize, n_test: usize) -> Self {
+        let samples = |n: usize, split: Split| {
+            (0..n_classes * n)
+                .map(|i| Sample {
+                    class_id: i / n,
+                    name: format!("{split}{i}"),
+                })
+                .collect()
+        };
+        Self {
+            class_names: (0..n_classes)
+                .map(|class| format!("class{class}"))
+                .collect(),
+            groups: Vec::new(),
+            train: samples(n_train, Split::Train),
+            test: samples(n_test, Split::Test),
+            fault: None,
+        }
+    }
+
+    pub(crate) fn with_groups(mut self, groups: &[&[usize]]) -> Self {
+        self.groups = groups
+            .iter()
+            .enumerate()
+            .map(|(i, classes)| Group {
+                name: format!("group{i}"),
+                classes: classes.to_vec(),
+            })
+            .collect();
+        self
+    }
+
+    pub(crate) fn without_test_images_of(mut self, class: usize) -> Self {
+        self.test.retain(|sample| sample.class_id != class);
+        self
+    }
+}
+
+impl Dataset for ToyDataset {
+    fn name(&self) -> &str {
+        "toy"
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    fn samples(&self, split: Split) -> &[Sample] {
+        match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        }
+    }
+
+    fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
+        match self.fault {
+            Some((at, Fault::Panic)) if at == idx => panic!("toy panic"),
+            Some((at, Fault::Error)) if at == idx => return Image::decode(b"?", "toy"),
+            _ => {}
+        }
+        let sample = self.samples(split).get(idx).ok_or(DataError::OutOfRange {
+            what: "sample",
+            idx,
+            len: self.samples(split).len(),
+        })?;
+        let pixels = (0..64)
+            .map(|p| (p * 3 + sample.class_id * 29 + idx * 7) as u8)
+            .collect();
+        Image::new(8, 8, 1, pixels)
+    }
+}
