@@ -1,0 +1,285 @@
+//! A direction: the low-rank factors one task learns on one site.
+//!
+//! `D = A B / ‖A B‖_F` (paper, section 4), with burn's layout: `a: [d_input, rank]`,
+//! `b: [rank, d_output]`, so that `x · a · b` is the update of `x · W`.
+//! PyTorch's `lora_A` is `aᵀ`, its `lora_B` is `bᵀ`; the paper's letters A and B are `lora_B` and
+//! `lora_A`.
+//!
+//! [`Direction`] is what the running task trains, [`PastDirections`] are the frozen ones of all
+//! earlier tasks on the same site, their factors side by side.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{Rng, RngExt};
+
+/// The factors of the running task on one site; both are trained.
+#[derive(Module, Debug)]
+pub struct Direction {
+    /// Down-projection `[d_input, rank]`.
+    pub a: Param<Tensor<2>>,
+    /// Up-projection `[rank, d_output]`.
+    pub b: Param<Tensor<2>>,
+}
+
+impl Direction {
+    /// The start of a task: `a ~ U(±1/√d_input)` (Kaiming uniform with a = √5, as the published
+    /// code draws it), `b = 0`, so the update is 0.
+    pub fn init(
+        d_input: usize,
+        d_output: usize,
+        rank: usize,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Self {
+        let bound = 1.0 / (d_input as f32).sqrt();
+        let a: Vec<f32> = (0..d_input * rank)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect();
+        Self::from_factors(
+            TensorData::new(a, [d_input, rank]),
+            TensorData::zeros::<f32, _>([rank, d_output]),
+            device,
+        )
+    }
+
+    /// A direction with the given factors `a: [d_input, rank]` and `b: [rank, d_output]`.
+    pub fn from_factors(a: TensorData, b: TensorData, device: &Device) -> Self {
+        Self {
+            a: Param::from_tensor(Tensor::from_data(a, device)),
+            b: Param::from_tensor(Tensor::from_data(b, device)),
+        }
+    }
+
+    /// Rank of the factors.
+    pub fn rank(&self) -> usize {
+        let [_, rank] = self.a.lazy_shape().dims();
+        rank
+    }
+
+    /// `‖A B‖_F²` as a tensor `[1, 1]` that passes gradients to both factors.
+    ///
+    /// Uses `‖A B‖_F² = Σ (AᵀA) ⊙ (B Bᵀ)`, so no `[d_input, d_output]` matrix is formed.
+    pub fn norm_squared(&self) -> Tensor<2> {
+        let (a, b) = (self.a.val(), self.b.val());
+        let gram_a = a.clone().transpose().matmul(a);
+        let gram_b = b.clone().matmul(b.transpose());
+        (gram_a * gram_b).sum().reshape([1, 1])
+    }
+
+    /// Copies the factors to the host.
+    pub fn to_host(&self) -> HostFactors {
+        HostFactors::from_tensors(self.a.val(), self.b.val())
+    }
+}
+
+/// The factors of one direction on the host, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostFactors {
+    /// `[d_input, rank]`.
+    pub a: Vec<f32>,
+    /// `[rank, d_output]`.
+    pub b: Vec<f32>,
+    /// Rank of the factors.
+    pub rank: usize,
+}
+
+impl HostFactors {
+    fn from_tensors(a: Tensor<2>, b: Tensor<2>) -> Self {
+        let [_, rank] = a.dims();
+        Self {
+            a: a.into_data().iter::<f32>().collect(),
+            b: b.into_data().iter::<f32>().collect(),
+            rank,
+        }
+    }
+
+    /// `‖A‖_F · ‖B‖_F`, in double precision.
+    pub fn factor_product_norm(&self) -> f64 {
+        let norm = |values: &[f32]| {
+            values
+                .iter()
+                .map(|&v| f64::from(v) * f64::from(v))
+                .sum::<f64>()
+                .sqrt()
+        };
+        norm(&self.a) * norm(&self.b)
+    }
+
+    /// `‖A B‖_F`, in double precision through the two `rank × rank` Gram matrices.
+    pub fn frobenius_norm(&self) -> f64 {
+        let r = self.rank;
+        let d_output = self.b.len() / r;
+        let mut gram_a = vec![0.0f64; r * r];
+        for row in self.a.chunks_exact(r) {
+            for i in 0..r {
+                for j in 0..r {
+                    gram_a[i * r + j] += f64::from(row[i]) * f64::from(row[j]);
+                }
+            }
+        }
+        let row = |i: usize| &self.b[i * d_output..(i + 1) * d_output];
+        let mut total = 0.0;
+        for i in 0..r {
+            for j in 0..r {
+                let gram_b: f64 = row(i)
+                    .iter()
+                    .zip(row(j))
+                    .map(|(&x, &y)| f64::from(x) * f64::from(y))
+                    .sum();
+                total += gram_a[i * r + j] * gram_b;
+            }
+        }
+        // Rounding can leave a tiny negative number where the product is 0.
+        total.max(0.0).sqrt()
+    }
+}
+
+/// The frozen directions of all finished tasks on one site, `n_tasks ≥ 1` of them.
+///
+/// The factors lie side by side, so all of them cost two products: `Σ_k α_k D_k` is
+/// `(a · diag(α · spread)) · b`.
+#[derive(Module, Debug)]
+pub struct PastDirections {
+    /// Down-projections `[d_input, Σ rank]`, as they were trained.
+    pub a: Param<Tensor<2>>,
+    /// Up-projections `[Σ rank, d_output]`, as they were trained.
+    pub b: Param<Tensor<2>>,
+    /// `[n_tasks, Σ rank]`: row k holds `1 / norm_k` at the columns of direction k, 0 elsewhere.
+    pub spread: Param<Tensor<2>>,
+    #[module(skip)]
+    ranks: Vec<usize>,
+}
+
+impl PastDirections {
+    /// Puts directions side by side, each with the norm that divides it; all frozen.
+    ///
+    /// A direction whose norm is 0 was never trained: its product is 0 and stays 0 instead of
+    /// becoming 0/0 as in the published code.
+    ///
+    /// # Panics
+    ///
+    /// If the lists are empty or of different length.
+    pub fn from_host(factors: &[HostFactors], norms: &[f64], device: &Device) -> Self {
+        assert!(
+            !factors.is_empty() && factors.len() == norms.len(),
+            "{} directions with {} norms",
+            factors.len(),
+            norms.len()
+        );
+        let ranks: Vec<usize> = factors.iter().map(|f| f.rank).collect();
+        let total: usize = ranks.iter().sum();
+        let d_input = factors[0].a.len() / factors[0].rank;
+        let d_output = factors[0].b.len() / factors[0].rank;
+
+        let mut a = vec![0.0f32; d_input * total];
+        let mut b = Vec::with_capacity(total * d_output);
+        let mut spread = vec![0.0f32; ranks.len() * total];
+        let mut first = 0;
+        for (k, (f, &norm)) in factors.iter().zip(norms).enumerate() {
+            for (to, from) in a.chunks_exact_mut(total).zip(f.a.chunks_exact(f.rank)) {
+                to[first..first + f.rank].copy_from_slice(from);
+            }
+            b.extend_from_slice(&f.b);
+            let inverse = if norm > 0.0 { (1.0 / norm) as f32 } else { 0.0 };
+            spread[k * total + first..k * total + first + f.rank].fill(inverse);
+            first += f.rank;
+        }
+        let frozen = |values, shape| {
+            Param::from_tensor(Tensor::<2>::from_data(
+                TensorData::new(values, shape),
+                device,
+            ))
+            .set_require_grad(false)
+        };
+        Self {
+            a: frozen(a, [d_input, total]),
+            b: frozen(b, [total, d_output]),
+            spread: frozen(spread, [ranks.len(), total]),
+            ranks,
+        }
+    }
+
+    /// Rank of each direction, in task order.
+    pub fn ranks(&self) -> &[usize] {
+        &self.ranks
+    }
+
+    /// Copies every direction to the host, in task order.
+    pub fn to_host(&self) -> Vec<HostFactors> {
+        let total: usize = self.ranks.iter().sum();
+        let a: Vec<f32> = self.a.val().into_data().iter::<f32>().collect();
+        let b: Vec<f32> = self.b.val().into_data().iter::<f32>().collect();
+        let d_output = b.len() / total;
+        let mut first = 0;
+        let mut out = Vec::with_capacity(self.ranks.len());
+        for &rank in &self.ranks {
+            out.push(HostFactors {
+                a: a.chunks_exact(total)
+                    .flat_map(|row| row[first..first + rank].iter().copied())
+                    .collect(),
+                b: b[first * d_output..(first + rank) * d_output].to_vec(),
+                rank,
+            });
+            first += rank;
+        }
+        out
+    }
+
+    /// The factor `1 / norm_k` of each direction, in task order; 0 where the norm was 0.
+    pub fn inverse_norms(&self) -> Vec<f64> {
+        let total: usize = self.ranks.iter().sum();
+        let spread: Vec<f32> = self.spread.val().into_data().iter::<f32>().collect();
+        let mut first = 0;
+        let mut out = Vec::with_capacity(self.ranks.len());
+        for (k, &rank) in self.ranks.iter().enumerate() {
+            out.push(f64::from(spread[k * total + first]));
+            first += rank;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_testkit::test_device;
+
+    fn factors() -> HostFactors {
+        HostFactors {
+            a: vec![1.0, 2.0, 0.0, 1.0, -1.0, 0.5],
+            b: vec![2.0, 0.0, 1.0, -1.0],
+            rank: 2,
+        }
+    }
+
+    #[test]
+    fn norms_agree_with_the_product_formed_by_hand() {
+        // A B = [[1,2],[0,1],[-1,.5]] · [[2,0],[1,-1]] = [[4,-2],[1,-1],[-1.5,-.5]]
+        let expected = (16.0 + 4.0 + 1.0 + 1.0 + 2.25 + 0.25f64).sqrt();
+        assert!((factors().frobenius_norm() - expected).abs() < 1e-12);
+        let product = (1.0 + 4.0 + 0.0 + 1.0 + 1.0 + 0.25f64).sqrt() * 6.0f64.sqrt();
+        assert!((factors().factor_product_norm() - product).abs() < 1e-12);
+
+        let device = test_device();
+        let direction = Direction::from_factors(
+            TensorData::new(factors().a, [3, 2]),
+            TensorData::new(factors().b, [2, 2]),
+            &device,
+        );
+        let squared: f32 = direction.norm_squared().into_scalar();
+        assert!((f64::from(squared) - expected * expected).abs() < 1e-5);
+    }
+
+    #[test]
+    fn past_directions_come_back_as_they_went_in() {
+        let other = HostFactors {
+            a: vec![3.0, 4.0, 5.0],
+            b: vec![6.0, 7.0],
+            rank: 1,
+        };
+        let past = PastDirections::from_host(&[factors(), other.clone()], &[2.0, 0.0], &test_device());
+        assert_eq!(past.ranks(), [2, 1]);
+        assert_eq!(past.to_host(), vec![factors(), other]);
+        assert_eq!(past.inverse_norms(), vec![0.5, 0.0]);
+    }
+}

@@ -1,0 +1,60 @@
+//! SD-LoRA: the update of a frozen, pre-trained weight by low-rank directions whose magnitudes
+//! stay trainable.
+//!
+//! ```text
+//! h = ( W0 + Σ_{k≤t} α_k · D_k ) x ,      D_k = A_k B_k / ‖A_k B_k‖_F
+//! ```
+//!
+//! | paper | here |
+//! |---|---|
+//! | direction D_k with its factors | [`Direction`] while trained, [`PastDirections`] once frozen |
+//! | magnitude α_k | [`Magnitudes`] |
+//! | all directions and magnitudes of a model | [`Adapter`] |
+//! | W0 + Σ α_k D_k | [`effective_weight`], used by [`adapted_linear`] |
+//!
+//! The crate knows linear maps, not images, tasks' data or transformers. The sum is formed in
+//! weight space once per step, so a step costs the same after twenty tasks as after one; see
+//! [`UpdateForm`] for the one place that may choose otherwise.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use rand::SeedableRng;
+//! use sdlora_core::{Adapter, ColumnUpdate, Projection, Site, UpdateForm, Variant, adapted_linear};
+//!
+//! let device = Device::default();
+//! let site = Site { block_idx: 0, projection: Projection::Query, d_input: 8, d_output: 8 };
+//! let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+//! let adapter = Adapter::new(Variant::Paper.config(), &[site])?
+//!     .begin_task(2, &mut rng, &device)?   // task 1
+//!     .begin_task(3, &mut rng, &device)?;  // task 2: direction 1 is frozen, its magnitude is not
+//! assert_eq!(adapter.ranks(), [2, 3]);
+//!
+//! let updates = adapter.updates();
+//! let update = updates.get(0, Projection::Query).expect("the site has an update");
+//! let x = Tensor::<3>::ones([1, 4, 8], &device);
+//! let w0 = Tensor::<2>::ones([8, 8], &device);
+//! let columns = [ColumnUpdate { first_column: 0, update }];
+//! let h = adapted_linear(x, w0, None, &columns, UpdateForm::Auto);
+//! assert_eq!(h.dims(), [1, 4, 8]);
+//! # Ok::<(), sdlora_core::CoreError>(())
+//! ```
+
+mod adapter;
+mod config;
+mod direction;
+mod error;
+mod linear;
+mod magnitude;
+mod site;
+mod update;
+
+pub use adapter::{Adapter, SiteDirections, Updates};
+pub use config::{
+    CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant,
+};
+pub use direction::{Direction, HostFactors, PastDirections};
+pub use error::CoreError;
+pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
+pub use magnitude::Magnitudes;
+pub use site::{Projection, Site};
+pub use update::{ScaledFactors, Update, UpdateForm};

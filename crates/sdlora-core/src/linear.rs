@@ -1,0 +1,166 @@
+//! The adapted linear map `h = (W0 + Σ_k α_k D_k) x` (paper, equation 4).
+//!
+//! `weight` is W0 in burn's layout `[d_input, d_output]` and may be a packed projection: an
+//! [`Update`] then covers the columns from `first_column` on (query and value of a fused qkv
+//! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
+
+use burn::tensor::Tensor;
+use burn::tensor::module::linear;
+
+use crate::update::{Update, UpdateForm};
+
+/// An update and the columns of the weight it belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct ColumnUpdate<'a> {
+    /// First output column the update covers.
+    pub first_column: usize,
+    /// The update.
+    pub update: &'a Update,
+}
+
+/// `x (W0 + ΔW) + bias` for `x: [batch, n_tokens, d_input]`, giving `[batch, n_tokens, d_output]`.
+///
+/// The updates must be sorted by column and must not overlap.
+///
+/// # Panics
+///
+/// If an update does not fit into the columns of the weight.
+pub fn adapted_linear(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    updates: &[ColumnUpdate<'_>],
+    form: UpdateForm,
+) -> Tensor<3> {
+    let [batch, n_tokens, d_input] = x.dims();
+    let [_, d_output] = weight.dims();
+    let Some(first) = updates.first() else {
+        return linear(x, weight, bias);
+    };
+    let (rank, width) = (first.update.rank(), first.update.d_output());
+    match form.resolve(batch * n_tokens, d_input, width, rank) {
+        UpdateForm::Factored => {
+            let rows = x.clone().reshape([batch * n_tokens, d_input]);
+            let parts = updates
+                .iter()
+                .map(|u| (u.first_column, u.update.apply(rows.clone())))
+                .collect();
+            let delta = embed(parts, batch * n_tokens, d_output);
+            linear(x, weight, bias) + delta.reshape([batch, n_tokens, d_output])
+        }
+        _ => linear(x, effective_weight(weight, updates), bias),
+    }
+}
+
+/// `W0 + ΔW`, `[d_input, d_output]`: formed once per step, and once for all when a model is merged.
+///
+/// # Panics
+///
+/// If an update does not fit into the columns of the weight, or two overlap.
+pub fn effective_weight(weight: Tensor<2>, updates: &[ColumnUpdate<'_>]) -> Tensor<2> {
+    if updates.is_empty() {
+        return weight;
+    }
+    let [d_input, d_output] = weight.dims();
+    let parts = updates
+        .iter()
+        .map(|u| (u.first_column, u.update.dense()))
+        .collect();
+    weight + embed(parts, d_input, d_output)
+}
+
+/// Sets blocks of columns into a matrix `[n_rows, n_columns]` that is 0 elsewhere.
+fn embed(blocks: Vec<(usize, Tensor<2>)>, n_rows: usize, n_columns: usize) -> Tensor<2> {
+    let device = blocks[0].1.device();
+    let mut pieces = Vec::with_capacity(2 * blocks.len() + 1);
+    let mut column = 0;
+    for (first, block) in blocks {
+        let [_, width] = block.dims();
+        assert!(
+            first >= column && first + width <= n_columns,
+            "an update of {width} columns at column {first} does not fit after column {column} \
+             of {n_columns}"
+        );
+        if first > column {
+            pieces.push(Tensor::zeros([n_rows, first - column], &device));
+        }
+        pieces.push(block);
+        column = first + width;
+    }
+    if column < n_columns {
+        pieces.push(Tensor::zeros([n_rows, n_columns - column], &device));
+    }
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    Tensor::cat(pieces, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::ScaledFactors;
+    use burn::tensor::{Device, TensorData};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use sdlora_testkit::{Tolerance, assert_close, test_device};
+
+    fn random(rng: &mut ChaCha8Rng, shape: [usize; 2], device: &Device) -> Tensor<2> {
+        let values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|_| rng.random_range(-1.0..1.0))
+            .collect();
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn update(rng: &mut ChaCha8Rng, d: usize, ranks: &[usize], device: &Device) -> Update {
+        Update::new(
+            ranks
+                .iter()
+                .map(|&r| ScaledFactors {
+                    a: random(rng, [d, r], device),
+                    b: random(rng, [r, d], device),
+                })
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn dense_and_factored_agree_on_a_packed_weight() {
+        let device = test_device();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let (d, n) = (8, 5);
+        let weight = random(&mut rng, [d, 3 * d], &device);
+        let bias = random(&mut rng, [1, 3 * d], &device).reshape([3 * d]);
+        let x = random(&mut rng, [2 * n, d], &device).reshape([2, n, d]);
+        let (q, v) = (
+            update(&mut rng, d, &[3, 2], &device),
+            update(&mut rng, d, &[4], &device),
+        );
+        let columns = [
+            ColumnUpdate { first_column: 0, update: &q },
+            ColumnUpdate { first_column: 2 * d, update: &v },
+        ];
+        let run = |form| {
+            adapted_linear(x.clone(), weight.clone(), Some(bias.clone()), &columns, form)
+        };
+        let (dense, factored) = (run(UpdateForm::Dense), run(UpdateForm::Factored));
+        let expected: Vec<f32> = dense.into_data().iter().collect();
+        assert_close(factored, &expected, Tolerance::RelMax(1e-5), "factored against dense");
+
+        // The key's columns are untouched.
+        let base = linear(x.clone(), weight.clone(), Some(bias.clone())).slice([0..2, 0..n, d..2 * d]);
+        let expected: Vec<f32> = base.into_data().iter().collect();
+        let key = run(UpdateForm::Dense).slice([0..2, 0..n, d..2 * d]);
+        assert_close(key, &expected, Tolerance::Abs(0.0), "key columns");
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn an_update_past_the_last_column_panics_with_the_numbers() {
+        let device = test_device();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let u = update(&mut rng, 4, &[1], &device);
+        let weight = random(&mut rng, [4, 6], &device);
+        effective_weight(weight, &[ColumnUpdate { first_column: 3, update: &u }]);
+    }
+}

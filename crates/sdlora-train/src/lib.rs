@@ -1,0 +1,1 @@
+//! Methods, trainer, evaluator and checkpoints for class-incremental learning

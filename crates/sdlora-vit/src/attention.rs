@@ -1,0 +1,84 @@
+//! Multi-head self-attention with one packed projection for query, key and value.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use rand::Rng;
+use sdlora_core::{ColumnUpdate, Projection, Update, Updates};
+
+use crate::config::VitConfig;
+use crate::layers::Linear;
+
+/// `softmax(q kᵀ / √d_head) v`, concatenated over the heads and projected.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// `[d_model, 3 · d_model]`: columns of query, key and value, each with its heads in order.
+    pub qkv: Linear,
+    /// `[d_model, d_model]`.
+    pub proj: Linear,
+    #[module(skip)]
+    n_heads: usize,
+}
+
+impl Attention {
+    /// Freshly drawn weights.
+    pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Self {
+        let d_model = config.d_model;
+        Self {
+            qkv: Linear::init(d_model, 3 * d_model, rng, device),
+            proj: Linear::init(d_model, d_model, rng, device),
+            n_heads: config.n_heads,
+        }
+    }
+
+    /// The packed projection of `x: [batch, n_tokens, d_model]`, `[batch, n_tokens, 3 · d_model]`.
+    pub fn project(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
+        self.qkv.forward(x, &self.qkv_updates(block_idx, updates))
+    }
+
+    /// Attends over `x: [batch, n_tokens, d_model]`; the result has the same shape.
+    pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
+        let qkv = self.project(x, block_idx, updates);
+        let attended = sdlora_kernels::qkv_attention(qkv, self.n_heads);
+        self.proj.forward(
+            attended,
+            &whole(updates.get(block_idx, Projection::Output)),
+        )
+    }
+
+    /// The layer with the updates inside its weights.
+    pub fn merged(mut self, block_idx: usize, updates: &Updates) -> Self {
+        let columns = self.qkv_updates(block_idx, updates);
+        self.qkv = self.qkv.merged(&columns);
+        self.proj = self
+            .proj
+            .merged(&whole(updates.get(block_idx, Projection::Output)));
+        self
+    }
+
+    fn qkv_updates<'a>(&self, block_idx: usize, updates: &'a Updates) -> Vec<ColumnUpdate<'a>> {
+        let [d_model, _] = self.qkv.weight.lazy_shape().dims();
+        [Projection::Query, Projection::Key, Projection::Value]
+            .into_iter()
+            .enumerate()
+            .filter_map(|(part, projection)| {
+                updates
+                    .get(block_idx, projection)
+                    .map(|update| ColumnUpdate {
+                        first_column: part * d_model,
+                        update,
+                    })
+            })
+            .collect()
+    }
+}
+
+/// An update that covers all columns of its weight.
+pub(crate) fn whole(update: Option<&Update>) -> Vec<ColumnUpdate<'_>> {
+    update
+        .map(|update| ColumnUpdate {
+            first_column: 0,
+            update,
+        })
+        .into_iter()
+        .collect()
+}

@@ -1,0 +1,64 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+use crate::weights::WeightReport;
+
+/// What can be wrong with a shape or a weight file.
+#[derive(Debug, thiserror::Error)]
+pub enum VitError {
+    /// A number of the configuration does not fit the others.
+    #[error("backbone setting `{field}` is {found}: give it {expected}")]
+    Shape {
+        /// Name of the setting.
+        field: &'static str,
+        /// Its value.
+        found: usize,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A preset name nobody knows.
+    #[error("no backbone preset is called `{name}`: choose one of {known}, or give a weight file")]
+    UnknownPreset {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A weight file cannot be read or written.
+    #[error("cannot {action} weight file {path}: {source}; check the path and the free space")]
+    Io {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The reason given by the system.
+        source: std::io::Error,
+    },
+    /// A weight file is not safetensors, or is cut off.
+    #[error("{path} is not a whole safetensors file: {source}; fetch or write it again")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The reason given by the reader.
+        source: safetensors::SafeTensorError,
+    },
+    /// A weight file does not say what the model needs to be built.
+    #[error("{path} does not describe a ViT this version can build: {problem}")]
+    NotAVit {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or odd, and what to do about it.
+        problem: String,
+    },
+    /// Tensors of the file and of the model do not match.
+    #[error(
+        "{path} does not fit the model: {report}; choose the matching preset or another file"
+    )]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Everything that did and did not fit.
+        report: WeightReport,
+    },
+}

@@ -1,0 +1,162 @@
+//! The Vision Transformer: patches, class token, positions, blocks, final norm, pooling.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::Rng;
+use sdlora_core::Updates;
+
+use crate::block::Block;
+use crate::config::{Pooling, VitConfig};
+use crate::error::VitError;
+use crate::layers::{LayerNorm, truncated_normal};
+use crate::patch_embed::PatchEmbed;
+
+/// A pre-norm ViT without head; its output is the feature of an image.
+#[derive(Module, Debug)]
+pub struct Vit {
+    /// Patches to tokens.
+    pub patch_embed: PatchEmbed,
+    /// `[1, 1, d_model]`, in front of the patch tokens.
+    pub cls_token: Option<Param<Tensor<3>>>,
+    /// `[1, n_tokens, d_model]`, row 0 belongs to the class token if there is one.
+    pub pos_embed: Param<Tensor<3>>,
+    /// The transformer blocks.
+    pub blocks: Vec<Block>,
+    /// After the last block.
+    pub norm: LayerNorm,
+    #[module(skip)]
+    config: VitConfig,
+}
+
+impl Vit {
+    /// A model with freshly drawn weights; positions start as sine and cosine of the patch's row
+    /// and column, from which small data sets learn faster than from random ones.
+    ///
+    /// # Errors
+    ///
+    /// [`VitError::Shape`] when the numbers do not describe a model.
+    pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Result<Self, VitError> {
+        config.check()?;
+        let positions = sine_cosine_positions(config);
+        Ok(Self {
+            patch_embed: PatchEmbed::init(config, rng, device),
+            cls_token: config
+                .class_token
+                .then(|| truncated_normal([1, 1, config.d_model], rng, device)),
+            pos_embed: Param::from_tensor(Tensor::from_data(
+                TensorData::new(positions, [1, config.n_tokens(), config.d_model]),
+                device,
+            )),
+            blocks: (0..config.depth)
+                .map(|_| Block::init(config, rng, device))
+                .collect(),
+            norm: LayerNorm::init(config.d_model, config.norm_eps, device),
+            config: config.clone(),
+        })
+    }
+
+    /// The shape of the model.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// Tokens before the first block, `[batch, n_tokens, d_model]`.
+    ///
+    /// # Panics
+    ///
+    /// If the images are not `[batch, n_channels, image_size, image_size]`.
+    pub fn embed(&self, images: Tensor<4>) -> Tensor<3> {
+        let c = &self.config;
+        let [batch, n_channels, height, width] = images.dims();
+        assert!(
+            n_channels == c.n_channels && height == c.image_size && width == c.image_size,
+            "images of {n_channels} x {height} x {width} for a backbone of {} x {} x {}",
+            c.n_channels,
+            c.image_size,
+            c.image_size
+        );
+        let mut tokens = self.patch_embed.forward(images);
+        if let Some(cls_token) = &self.cls_token {
+            let cls = cls_token.val().expand([batch, 1, c.d_model]);
+            tokens = Tensor::cat(vec![cls, tokens], 1);
+        }
+        tokens + self.pos_embed.val()
+    }
+
+    /// Tokens after the final norm, `[batch, n_tokens, d_model]`.
+    pub fn forward_tokens(&self, images: Tensor<4>, updates: &Updates) -> Tensor<3> {
+        let mut tokens = self.embed(images);
+        for (block_idx, block) in self.blocks.iter().enumerate() {
+            tokens = block.forward(tokens, block_idx, updates);
+        }
+        self.norm.forward(tokens)
+    }
+
+    /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`, with
+    /// the updates of an adapter added to the weights.
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have the size of the model.
+    pub fn forward(&self, images: Tensor<4>, updates: &Updates) -> Tensor<2> {
+        self.pool(self.forward_tokens(images, updates))
+    }
+
+    /// The feature of normed tokens `[batch, n_tokens, d_model]`, `[batch, d_model]`.
+    pub fn pool(&self, tokens: Tensor<3>) -> Tensor<2> {
+        let [batch, n_tokens, d_model] = tokens.dims();
+        match self.config.pooling {
+            Pooling::ClassToken => tokens
+                .slice([0..batch, 0..1, 0..d_model])
+                .reshape([batch, d_model]),
+            Pooling::Average => {
+                let first = usize::from(self.config.class_token);
+                let patches = if first == 0 {
+                    tokens
+                } else {
+                    tokens.slice([0..batch, first..n_tokens, 0..d_model])
+                };
+                patches.mean_dim(1).reshape([batch, d_model])
+            }
+        }
+    }
+
+    /// The model with the updates inside its weights: the same function at the cost of the plain
+    /// backbone.
+    pub fn merged(mut self, updates: &Updates) -> Self {
+        self.blocks = self
+            .blocks
+            .into_iter()
+            .enumerate()
+            .map(|(block_idx, block)| block.merged(block_idx, updates))
+            .collect();
+        self
+    }
+}
+
+/// Base of the geometric sequence of wavelengths (Vaswani et al. 2017, section 3.5).
+const WAVELENGTH_BASE: f32 = 10_000.0;
+
+/// Fixed positions `[n_tokens, d_model]`: a quarter of the width each for sine and cosine of the
+/// row and of the column; 0 for the class token and for widths beyond a multiple of 4.
+fn sine_cosine_positions(config: &VitConfig) -> Vec<f32> {
+    let quarter = config.d_model / 4;
+    let mut out = Vec::with_capacity(config.n_tokens() * config.d_model);
+    if config.class_token {
+        out.resize(config.d_model, 0.0);
+    }
+    for row in 0..config.grid() {
+        for column in 0..config.grid() {
+            let start = out.len();
+            for position in [row, column] {
+                let angles: Vec<f32> = (0..quarter)
+                    .map(|i| position as f32 / WAVELENGTH_BASE.powf(i as f32 / quarter as f32))
+                    .collect();
+                out.extend(angles.iter().map(|a| a.sin()));
+                out.extend(angles.iter().map(|a| a.cos()));
+            }
+            out.resize(start + config.d_model, 0.0);
+        }
+    }
+    out
+}
