@@ -139,7 +139,7 @@ impl Vit {
     /// Calls `f` for every parameter with its timm name: the one list of names there is.
     fn each_weight(&mut self, f: &mut dyn FnMut(String, Slot<'_>)) {
         let config = self.config().clone();
-        let mut linear = |f: &mut dyn FnMut(String, Slot<'_>), name: String, layer| {
+        let linear = |f: &mut dyn FnMut(String, Slot<'_>), name: String, layer| {
             let layer: &mut Linear = layer;
             f(format!("{name}.weight"), Slot::Linear(&mut layer.weight));
             f(format!("{name}.bias"), Slot::Vector(&mut layer.bias));
@@ -291,12 +291,35 @@ impl Vit {
         header.insert(CONFIG_KEY.into(), shape);
         header.insert("format".into(), "pt".into());
         let bytes = safetensors::serialize(views, Some(header)).map_err(format)?;
+        let bytes = with_sorted_header(bytes);
         write_atomically(path, &bytes).map_err(|source| VitError::Io {
             action: "write",
             path: path.into(),
             source,
         })
     }
+}
+
+/// The same file with the keys of its JSON header sorted, so that equal models give equal bytes;
+/// the writer's own order is that of a hash map.
+fn with_sorted_header(bytes: Vec<u8>) -> Vec<u8> {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return bytes;
+    };
+    let length = u64::from_le_bytes(*length) as usize;
+    let (header, body) = rest.split_at(length);
+    let Ok(header) = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header) else {
+        return bytes;
+    };
+    let Ok(mut header) = serde_json::to_vec(&header) else {
+        return bytes;
+    };
+    // The body starts at a multiple of 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.extend(header);
+    out.extend(body);
+    out
 }
 
 /// Writes to a temporary file in the same folder, syncs, renames.
