@@ -19,8 +19,12 @@ impl Archive {
     /// Unpacks every file but those that operating systems add (`__MACOSX/`, names with a leading dot).
     ///
     /// The archive is not trusted: a member larger than `max_member_bytes` once unpacked is refused, whatever its
-    /// header says, and so is one whose checksum is wrong.
-    pub(crate) fn read(path: &Path, max_member_bytes: u64) -> Result<Self, DataError> {
+    /// header says, and so is one whose checksum is wrong, or an archive of more than `max_total_bytes` in all.
+    pub(crate) fn read(
+        path: &Path,
+        max_member_bytes: u64,
+        max_total_bytes: u64,
+    ) -> Result<Self, DataError> {
         let file = std::fs::read(path).map_err(|source| DataError::Io {
             path: path.to_owned(),
             source,
@@ -47,15 +51,20 @@ impl Archive {
                 continue;
             }
             let start = bytes.len();
+            let left = max_total_bytes.saturating_sub(start as u64);
+            let limit = max_member_bytes.min(left);
             let n_read = member
-                .take(max_member_bytes + 1)
+                .take(limit.saturating_add(1))
                 .read_to_end(&mut bytes)
                 .map_err(|source| archive_error(&name, zip::result::ZipError::Io(source)))?;
-            if n_read as u64 > max_member_bytes {
+            if n_read as u64 > limit {
                 return Err(DataError::Member {
                     path: path.to_owned(),
                     member: name,
-                    problem: format!("unpacks to more than {max_member_bytes} bytes"),
+                    problem: format!(
+                        "unpacks to more than {max_member_bytes} bytes, or all members together to more than \
+                         {max_total_bytes}"
+                    ),
                 });
             }
             members.push((name, start..bytes.len()));
@@ -123,7 +132,7 @@ mod tests {
             ("b/.DS_Store", b"x"),
             ("a/1", b"one"),
         ]);
-        let archive = Archive::read(&path, 100).unwrap();
+        let archive = Archive::read(&path, 100, 100).unwrap();
         assert_eq!(archive.names(), ["a/1", "b/2"]);
         assert_eq!(
             (archive.bytes(0), archive.bytes(1)),
@@ -132,14 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_unpacks_too_large_is_refused() {
-        let (_dir, path) = written(&[("bomb", &[0; 5000])]);
-        assert!(Archive::read(&path, 5000).is_ok());
-        let message = Archive::read(&path, 4999).unwrap_err().to_string();
-        assert!(
-            message.contains("bomb") && message.contains("4999"),
-            "{message}"
-        );
+    fn members_that_unpack_too_large_are_refused() {
+        let (_dir, path) = written(&[("bomb", &[0; 5000]), ("tail", &[0; 10])]);
+        assert!(Archive::read(&path, 5000, 5010).is_ok());
+        for (member, total, culprit) in [(4999, 5010, "bomb"), (5000, 5009, "tail")] {
+            let message = Archive::read(&path, member, total).unwrap_err().to_string();
+            assert!(message.contains(culprit), "{message}");
+        }
     }
 
     #[test]
@@ -147,10 +155,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("not.zip");
         std::fs::write(&path, "hello").unwrap();
-        let message = Archive::read(&path, 1).unwrap_err().to_string();
+        let message = Archive::read(&path, 1, 1).unwrap_err().to_string();
         assert!(message.contains("not.zip"), "{message}");
         assert!(matches!(
-            Archive::read(&dir.path().join("none.zip"), 1),
+            Archive::read(&dir.path().join("none.zip"), 1, 1),
             Err(DataError::Io { .. })
         ));
     }

@@ -452,3 +452,193 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "it panicked".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::{AugmentConfig, RandomAffine};
+    use crate::source::Cache;
+    use crate::stream::{StreamConfig, TaskSplit, TaskStream};
+    use crate::toy::{Fault, ToyDataset};
+    use crate::transform::{Channels, TransformConfig};
+
+    /// 21 samples of the second task of a toy stream, with augmentation.
+    fn loader_of(dataset: ToyDataset, config: LoaderConfig, cache: Cache, seed: u64) -> Loader {
+        let split = TaskSplit::Sizes(vec![1, 3]);
+        let stream = TaskStream::new(&dataset, &StreamConfig::new(split)).unwrap();
+        let affine = Some(RandomAffine::default());
+        let transform = TransformConfig::new(4, Channels::Gray)
+            .with_augment(AugmentConfig {
+                affine,
+                ..Default::default()
+            })
+            .init()
+            .unwrap();
+        let train = &stream.tasks()[1].train;
+        let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
+        config.init(Arc::new(source), seed).unwrap()
+    }
+
+    fn loader(config: LoaderConfig) -> Loader {
+        loader_of(ToyDataset::new(4, 7, 1), config, Cache::Memory, 5)
+    }
+
+    fn batches(loader: &Loader, epoch_idx: usize) -> Vec<HostBatch> {
+        loader
+            .host_epoch(epoch_idx)
+            .collect::<Result<_, _>>()
+            .unwrap()
+    }
+
+    #[test]
+    fn an_epoch_shows_every_sample_once() {
+        let loader = loader(LoaderConfig::training(4));
+        let plan = loader.plan(3);
+        let mut positions: Vec<usize> = (0..6).flat_map(|i| plan.batch(i).to_vec()).collect();
+        assert_eq!(
+            (plan.n_batches(), plan.batch(5).len(), plan.batch(6).len()),
+            (6, 1, 0)
+        );
+        assert_ne!(positions, (0..21).collect::<Vec<_>>());
+        positions.sort_unstable();
+        assert_eq!(positions, (0..21).collect::<Vec<_>>());
+        let labels: Vec<usize> = batches(&loader, 3)
+            .into_iter()
+            .flat_map(|b| b.labels)
+            .collect();
+        assert_eq!(labels.iter().filter(|&&label| label == 2).count(), 7);
+    }
+
+    #[test]
+    fn the_last_batch_is_kept_or_dropped() {
+        let dropping = LoaderConfig::training(4).with_last_batch(LastBatch::Drop);
+        assert_eq!(batches(&loader(dropping.clone()), 0).len(), 5);
+        let too_large = LoaderConfig {
+            batch_size: 22,
+            ..dropping
+        };
+        let source = Arc::clone(&loader(LoaderConfig::training(4)).source);
+        assert!(too_large.init(source, 0).is_err());
+        let sequential = batches(&loader(LoaderConfig::evaluation(20)), 0);
+        assert_eq!(
+            sequential[0].labels,
+            [[1; 7].as_slice(), &[2; 7], &[3; 6]].concat()
+        );
+        assert_eq!(sequential[1].labels, [3]);
+    }
+
+    #[test]
+    fn batches_do_not_depend_on_threads_prefetch_or_cache() {
+        let expected = batches(&loader(LoaderConfig::training(4).with_prefetch(0)), 1);
+        for prefetch in [0, 1, 3] {
+            for workers in [1, 2, 3, 9] {
+                for cache in [Cache::Memory, Cache::None] {
+                    let config = LoaderConfig::training(4)
+                        .with_prefetch(prefetch)
+                        .with_workers(workers);
+                    let loader = loader_of(ToyDataset::new(4, 7, 1), config, cache, 5);
+                    assert_eq!(
+                        batches(&loader, 1),
+                        expected,
+                        "{prefetch} {workers} {cache:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn skipping_gives_the_rest_of_the_epoch() {
+        let loader = loader(LoaderConfig::training(4));
+        let whole = batches(&loader, 2);
+        for first in 0..=whole.len() {
+            let rest: Result<Vec<_>, _> = loader.host_epoch(2).skip_to(first).unwrap().collect();
+            assert_eq!(rest.unwrap(), whole[first..]);
+        }
+        assert!(loader.host_epoch(2).skip_to(whole.len() + 1).is_err());
+        let mut started = loader.host_epoch(2);
+        started.next().unwrap().unwrap();
+        assert_eq!(
+            started.skip_to(4).unwrap().next().unwrap().unwrap(),
+            whole[4]
+        );
+    }
+
+    #[test]
+    fn epoch_and_seed_change_order_and_augmentation() {
+        let sorted_first_values = |seed, epoch_idx| {
+            let config = LoaderConfig::evaluation(21);
+            let loader = loader_of(ToyDataset::new(4, 7, 1), config, Cache::Memory, seed);
+            batches(&loader, epoch_idx).swap_remove(0).pixels
+        };
+        assert_ne!(sorted_first_values(5, 0), sorted_first_values(5, 1));
+        assert_ne!(sorted_first_values(5, 0), sorted_first_values(6, 0));
+        let shuffled = loader(LoaderConfig::training(4));
+        assert_ne!(shuffled.plan(0).batch(0), shuffled.plan(1).batch(0));
+    }
+
+    #[test]
+    fn tensors_hold_what_the_host_batch_holds() {
+        let device = sdlora_testkit::test_device();
+        let loader = loader(LoaderConfig::training(4));
+        let host = batches(&loader, 0);
+        for (batch, host) in loader.epoch(0, &device).zip(host) {
+            let batch = batch.unwrap();
+            assert_eq!(batch.images.dims(), [host.len(), 1, 4, 4]);
+            assert_eq!(
+                batch.images.into_data().to_vec::<f32>().unwrap(),
+                host.pixels
+            );
+            let labels: Vec<i64> = batch.labels.into_data().iter::<i64>().collect();
+            assert_eq!(
+                labels,
+                host.labels.iter().map(|&l| l as i64).collect::<Vec<_>>()
+            );
+            assert_eq!(batch.labels_host, host.labels);
+        }
+    }
+
+    #[test]
+    fn a_failing_image_is_an_error_and_ends_the_epoch() {
+        for (fault, word) in [(Fault::Error, "toy"), (Fault::Panic, "toy panic")] {
+            for (prefetch, workers) in [(2, 1), (2, 3), (0, 3)] {
+                let mut dataset = ToyDataset::new(4, 7, 1);
+                dataset.fault = Some((15, fault));
+                let config = LoaderConfig::training(4)
+                    .with_prefetch(prefetch)
+                    .with_workers(workers);
+                let loader = loader_of(dataset, config, Cache::None, 0);
+                let results: Vec<_> = loader.host_epoch(0).collect();
+                let (last, before) = results.split_last().unwrap();
+                assert!(before.iter().all(Result::is_ok));
+                let message = last.as_ref().unwrap_err().to_string();
+                assert!(message.contains(word), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_epoch_left_early_does_not_block() {
+        let loader = loader(LoaderConfig::training(1).with_prefetch(1));
+        for _ in 0..20 {
+            let mut epoch = loader.host_epoch(0);
+            epoch.next().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn zero_sizes_are_refused() {
+        let source = Arc::clone(&loader(LoaderConfig::training(4)).source);
+        assert!(
+            LoaderConfig::training(0)
+                .init(Arc::clone(&source), 0)
+                .is_err()
+        );
+        assert!(
+            LoaderConfig::training(1)
+                .with_workers(0)
+                .init(source, 0)
+                .is_err()
+        );
+    }
+}

@@ -15,7 +15,7 @@ use crate::archive::Archive;
 use crate::dataset::{ClassId, Dataset, Group, Options, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
-use crate::manifest::{Manifest, ManifestSet};
+use crate::manifest::Manifest;
 
 const MANIFEST: &str = include_str!("../../../../datasets/omniglot.toml");
 
@@ -53,8 +53,9 @@ pub(super) const EVALUATION: DatasetEntry = DatasetEntry {
 const N_DRAWERS: usize = 20;
 /// Width and height of every image in pixels.
 const SIDE: u32 = 105;
-/// The largest PNG of the release has under 2 KiB.
+/// Largest accepted image, and all images together, in bytes; those of the release have under 2 KiB and under 5 MiB.
 const MAX_MEMBER_BYTES: u64 = 64 * 1024;
+const MAX_TOTAL_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Options of the Omniglot sets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,9 @@ pub struct Omniglot {
     test: Half,
 }
 
+/// Archive member of each drawer, by alphabet and character.
+type Characters = BTreeMap<(String, String), [Option<usize>; N_DRAWERS]>;
+
 /// Samples of a split and the archive members with their images.
 #[derive(Debug, Default)]
 struct Half {
@@ -99,7 +103,7 @@ fn open(
     let path = manifest.locate(data_dir, Path::new(&format!("{folder}.zip")))?;
     let omniglot = Omniglot::read(name, &path, folder, &options)?;
     if let Some(set) = manifest.set(name) {
-        ManifestSet::verify(set, &omniglot)?;
+        set.verify(&omniglot)?;
     }
     Ok(Box::new(omniglot))
 }
@@ -124,7 +128,7 @@ impl Omniglot {
                 format!("1 to {N_DRAWERS}"),
             ));
         }
-        let archive = Archive::read(path, MAX_MEMBER_BYTES)?;
+        let archive = Archive::read(path, MAX_MEMBER_BYTES, MAX_TOTAL_BYTES)?;
         let mut omniglot = Self {
             name: name.to_owned(),
             class_names: Vec::new(),
@@ -163,13 +167,9 @@ impl Omniglot {
     }
 
     /// Archive members by alphabet and character, then by drawer.
-    #[allow(clippy::type_complexity)]
-    fn characters(
-        &self,
-        folder: &str,
-    ) -> Result<BTreeMap<(String, String), [Option<usize>; N_DRAWERS]>, DataError> {
+    fn characters(&self, folder: &str) -> Result<Characters, DataError> {
         let archive = &self.archive;
-        let mut characters = BTreeMap::new();
+        let mut characters = Characters::new();
         for (member, name) in archive.names().iter().enumerate() {
             let Some((alphabet, character, drawer)) = parse(name, folder) else {
                 let expected =
@@ -179,7 +179,7 @@ impl Omniglot {
             if let Some(problem) = problem_of_png(archive.bytes(member)) {
                 return Err(archive.member_error(member, problem));
             }
-            let drawers: &mut [Option<usize>; N_DRAWERS] = characters
+            let drawers = characters
                 .entry((alphabet.to_owned(), character.to_owned()))
                 .or_insert([None; N_DRAWERS]);
             if drawers[drawer - 1].replace(member).is_some() {
@@ -275,5 +275,43 @@ impl Dataset for Omniglot {
             )
         };
         Image::decode(self.archive.bytes(member), &name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn member_names_are_taken_apart() {
+        let parse = |name| parse(name, "images_background");
+        assert_eq!(
+            parse("images_background/Early_Aramaic/character07/0101_20.png"),
+            Some(("Early_Aramaic", "character07", 20))
+        );
+        for wrong in [
+            "images_evaluation/Early_Aramaic/character07/0101_20.png",
+            "images_background/Early_Aramaic/character7/0101_20.png",
+            "images_background/Early_Aramaic/character07/0101_21.png",
+            "images_background/Early_Aramaic/character07/0101_00.png",
+            "images_background/Early_Aramaic/character07/0101_+1.png",
+            "images_background/Early_Aramaic/character07/0101_01.jpg",
+            "images_background//character07/0101_01.png",
+            "images_background/a/character07/b/0101_01.png",
+            "images_background/a/character07",
+            "",
+        ] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_png_is_checked() {
+        let mut header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x69\0\0\0\x69".to_vec();
+        assert_eq!(problem_of_png(&header), None);
+        header[23] = 28;
+        assert!(problem_of_png(&header).is_some_and(|problem| problem.contains("105x28")));
+        assert!(problem_of_png(&header[..23]).is_some());
+        assert!(problem_of_png(b"GIF89a").is_some());
     }
 }
