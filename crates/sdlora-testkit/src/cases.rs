@@ -36,7 +36,7 @@ pub struct MetricsCase {
     pub accuracy: Vec<Vec<f64>>,
     /// Number of test images of each task.
     #[serde(default)]
-    pub test_counts: Option<Vec<u64>>,
+    pub test_counts: Option<Vec<usize>>,
     /// Accuracy on each task before any training, for forward transfer.
     #[serde(default)]
     pub baseline: Option<Vec<f64>>,

@@ -283,7 +283,7 @@ mod tests {
         );
         assert_close(
             golden.int_tensor::<1>("count", &device),
-            &[7.0f32, -8.0],
+            [7.0f32, -8.0],
             Tolerance::Abs(0.0),
             "count",
         );

@@ -1,0 +1,440 @@
+//! The accuracy matrix `acc[after][on]`: accuracy on task `on` after training task `after`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::MetricsError;
+
+/// Accuracies of one run, fractions 0 to 1, one row for each trained task.
+///
+/// Row `after` has one entry per seen task (`after + 1`), or one per task where tasks not yet trained were tested
+/// too. A row may be missing: a run on all tasks at once knows only its last row. What the matrix holds is checked
+/// whenever it is built, extended or read.
+///
+/// Serialised as `{"n_tasks", "acc": [[…], null, …], "test_counts", "baseline"}`; the last two are left out where
+/// unknown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawMatrix", into = "RawMatrix")]
+pub struct AccuracyMatrix {
+    n_tasks: usize,
+    rows: Vec<Option<Vec<f64>>>,
+    test_counts: Option<Vec<usize>>,
+    baseline: Option<Vec<f64>>,
+}
+
+impl AccuracyMatrix {
+    /// A matrix for `n_tasks` tasks, without rows.
+    pub fn new(n_tasks: usize) -> Self {
+        Self {
+            n_tasks,
+            rows: Vec::new(),
+            test_counts: None,
+            baseline: None,
+        }
+    }
+
+    /// A matrix of as many tasks as there are rows.
+    ///
+    /// # Errors
+    ///
+    /// As [`AccuracyMatrix::push_row`].
+    pub fn from_rows(rows: Vec<Vec<f64>>) -> Result<Self, MetricsError> {
+        let mut matrix = Self::new(rows.len());
+        for row in rows {
+            matrix.push_row(row)?;
+        }
+        Ok(matrix)
+    }
+
+    /// A matrix of which only the last row is known, as that of a run on all tasks at once; one entry per task.
+    ///
+    /// # Errors
+    ///
+    /// If an accuracy is NaN or outside 0..=1.
+    pub fn from_last_row(row: Vec<f64>) -> Result<Self, MetricsError> {
+        let mut matrix = Self::new(row.len());
+        for _ in 1..row.len() {
+            matrix.push_missing_row()?;
+        }
+        if !row.is_empty() {
+            matrix.push_row(row)?;
+        }
+        Ok(matrix)
+    }
+
+    /// Adds the number of test images of each task, which the means over images need.
+    ///
+    /// # Errors
+    ///
+    /// If there is not one count per task, or a count is 0.
+    pub fn with_test_counts(mut self, test_counts: Vec<usize>) -> Result<Self, MetricsError> {
+        check_length("test counts", test_counts.len(), self.n_tasks)?;
+        check_counts(&test_counts, 0)?;
+        self.test_counts = Some(test_counts);
+        Ok(self)
+    }
+
+    /// Adds the accuracy on each task before any training, which forward transfer needs.
+    ///
+    /// # Errors
+    ///
+    /// If there is not one entry per task, or an entry is NaN or outside 0..=1.
+    pub fn with_baseline(mut self, baseline: Vec<f64>) -> Result<Self, MetricsError> {
+        check_length("baseline", baseline.len(), self.n_tasks)?;
+        if let Some((on, value)) = first_outside(&baseline) {
+            return Err(MetricsError::Baseline { on, value });
+        }
+        self.baseline = Some(baseline);
+        Ok(self)
+    }
+
+    /// Adds the row of the next task: one accuracy per seen task, or one per task.
+    ///
+    /// # Errors
+    ///
+    /// If the row has another length, an accuracy is NaN or outside 0..=1, or all tasks have their row. The matrix
+    /// is then as before.
+    pub fn push_row(&mut self, row: Vec<f64>) -> Result<(), MetricsError> {
+        let after = self.next_task()?;
+        if row.len() != after + 1 && row.len() != self.n_tasks {
+            return Err(MetricsError::RowLength {
+                after,
+                found: row.len(),
+                n_tasks: self.n_tasks,
+            });
+        }
+        if let Some((on, value)) = first_outside(&row) {
+            return Err(MetricsError::Accuracy { after, on, value });
+        }
+        self.rows.push(Some(row));
+        Ok(())
+    }
+
+    /// Notes that nothing was tested after the next task.
+    ///
+    /// # Errors
+    ///
+    /// If all tasks have their row.
+    pub fn push_missing_row(&mut self) -> Result<(), MetricsError> {
+        self.next_task()?;
+        self.rows.push(None);
+        Ok(())
+    }
+
+    /// Prolongs the stream by `n_tasks` tasks: a model that is taught again later.
+    ///
+    /// `test_counts` are those of the added tasks, given if and only if the matrix has counts.
+    ///
+    /// # Errors
+    ///
+    /// If the counts do not fit, or a row or the baseline already covers tasks not yet trained.
+    pub fn add_tasks(
+        &mut self,
+        n_tasks: usize,
+        test_counts: Option<&[usize]>,
+    ) -> Result<(), MetricsError> {
+        let full_row = (0..self.n_rows())
+            .find(|&after| self.row(after).is_some_and(|row| row.len() > after + 1));
+        if let Some(after) = full_row {
+            return Err(self.closed(format!("the row after task {after}")));
+        }
+        if self.baseline.is_some() {
+            return Err(self.closed("the baseline".into()));
+        }
+        match (&mut self.test_counts, test_counts) {
+            (None, None) => {}
+            (Some(kept), Some(added)) => {
+                check_length("test counts", added.len(), n_tasks)?;
+                check_counts(added, self.n_tasks)?;
+                kept.extend_from_slice(added);
+            }
+            // With nothing trained and no task declared, the first addition decides.
+            (None, Some(added)) if self.n_tasks == 0 => {
+                check_length("test counts", added.len(), n_tasks)?;
+                check_counts(added, 0)?;
+                self.test_counts = Some(added.to_vec());
+            }
+            (kept, given) => {
+                let word = |present: bool| if present { "with" } else { "without" };
+                return Err(MetricsError::MixedCounts {
+                    given: word(given.is_some()),
+                    kept: word(kept.is_some()),
+                });
+            }
+        }
+        self.n_tasks = self.n_tasks.saturating_add(n_tasks);
+        Ok(())
+    }
+
+    /// Number of tasks of the stream, trained or not.
+    pub fn n_tasks(&self) -> usize {
+        self.n_tasks
+    }
+
+    /// Number of tasks trained so far, T in all metrics; missing rows count.
+    pub fn n_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether every task has been trained.
+    pub fn is_complete(&self) -> bool {
+        self.n_rows() == self.n_tasks
+    }
+
+    /// Accuracies after task `after`, `None` if that row is missing or not there yet.
+    pub fn row(&self, after: usize) -> Option<&[f64]> {
+        self.rows.get(after)?.as_deref()
+    }
+
+    /// Accuracies on the seen tasks after task `after`: the first `after + 1` entries of its row.
+    pub fn seen(&self, after: usize) -> Option<&[f64]> {
+        self.row(after)?.get(..=after)
+    }
+
+    /// Accuracies on the seen tasks after the task trained last.
+    pub fn last_seen(&self) -> Option<&[f64]> {
+        self.seen(self.n_rows().checked_sub(1)?)
+    }
+
+    /// Accuracy on task `on` after task `after`, `None` if it was not tested.
+    pub fn get(&self, after: usize, on: usize) -> Option<f64> {
+        self.row(after)?.get(on).copied()
+    }
+
+    /// Number of test images of each task.
+    pub fn test_counts(&self) -> Option<&[usize]> {
+        self.test_counts.as_deref()
+    }
+
+    /// Accuracy on each task before any training.
+    pub fn baseline(&self) -> Option<&[f64]> {
+        self.baseline.as_deref()
+    }
+
+    fn next_task(&self) -> Result<usize, MetricsError> {
+        if self.is_complete() {
+            return Err(MetricsError::TooManyRows {
+                n_tasks: self.n_tasks,
+            });
+        }
+        Ok(self.n_rows())
+    }
+
+    fn closed(&self, what: String) -> MetricsError {
+        MetricsError::Closed {
+            what,
+            n_tasks: self.n_tasks,
+        }
+    }
+}
+
+/// The matrix as it is written, before its checks.
+#[derive(Serialize, Deserialize)]
+struct RawMatrix {
+    n_tasks: usize,
+    acc: Vec<Option<Vec<f64>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    test_counts: Option<Vec<usize>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    baseline: Option<Vec<f64>>,
+}
+
+impl TryFrom<RawMatrix> for AccuracyMatrix {
+    type Error = MetricsError;
+
+    fn try_from(raw: RawMatrix) -> Result<Self, MetricsError> {
+        let mut matrix = Self::new(raw.n_tasks);
+        for row in raw.acc {
+            match row {
+                Some(row) => matrix.push_row(row)?,
+                None => matrix.push_missing_row()?,
+            }
+        }
+        if let Some(test_counts) = raw.test_counts {
+            matrix = matrix.with_test_counts(test_counts)?;
+        }
+        if let Some(baseline) = raw.baseline {
+            matrix = matrix.with_baseline(baseline)?;
+        }
+        Ok(matrix)
+    }
+}
+
+impl From<AccuracyMatrix> for RawMatrix {
+    fn from(matrix: AccuracyMatrix) -> Self {
+        Self {
+            n_tasks: matrix.n_tasks,
+            acc: matrix.rows,
+            test_counts: matrix.test_counts,
+            baseline: matrix.baseline,
+        }
+    }
+}
+
+fn first_outside(accuracies: &[f64]) -> Option<(usize, f64)> {
+    // NaN is in no range, so it is found too.
+    let is_outside = |value: &f64| !(0.0..=1.0).contains(value);
+    let on = accuracies.iter().position(is_outside)?;
+    Some((on, accuracies[on]))
+}
+
+fn check_length(what: &'static str, found: usize, n_tasks: usize) -> Result<(), MetricsError> {
+    if found == n_tasks {
+        return Ok(());
+    }
+    Err(MetricsError::ListLength {
+        what,
+        found,
+        n_tasks,
+    })
+}
+
+fn check_counts(counts: &[usize], first_task: usize) -> Result<(), MetricsError> {
+    match counts.iter().position(|&count| count == 0) {
+        Some(on) => Err(MetricsError::ZeroCount {
+            on: first_task + on,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grown() -> AccuracyMatrix {
+        AccuracyMatrix::from_rows(vec![vec![0.9], vec![0.8, 0.88], vec![0.7, 0.84, 0.95]]).unwrap()
+    }
+
+    #[test]
+    fn rows_are_seen_tasks_or_all_tasks() {
+        let mut matrix = AccuracyMatrix::new(3);
+        matrix.push_row(vec![0.9, 0.1, 0.2]).unwrap();
+        let error = matrix.push_row(vec![0.5]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the row after task 1 has 1 entries: give 2 (seen tasks) or 3 (all tasks)"
+        );
+        matrix.push_row(vec![0.8, 0.7]).unwrap();
+        assert!(!matrix.is_complete());
+        matrix.push_missing_row().unwrap();
+        assert!(matrix.is_complete());
+        assert!(matches!(
+            matrix.push_row(vec![0.1; 4]),
+            Err(MetricsError::TooManyRows { n_tasks: 3 })
+        ));
+        assert_eq!(matrix.seen(0), Some([0.9].as_slice()));
+        assert_eq!(matrix.get(0, 2), Some(0.2));
+        assert_eq!(matrix.get(1, 2), None);
+        assert_eq!(matrix.row(2), None);
+        assert_eq!(matrix.last_seen(), None);
+    }
+
+    #[test]
+    fn a_refused_row_leaves_the_matrix_as_it_was() {
+        for bad in [f64::NAN, f64::INFINITY, -0.001, 93.5] {
+            let mut matrix = grown();
+            matrix.add_tasks(1, None).unwrap();
+            let before = matrix.clone();
+            let error = matrix.push_row(vec![0.1, 0.2, bad, 0.4]).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    MetricsError::Accuracy {
+                        after: 3,
+                        on: 2,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            assert_eq!(matrix, before);
+        }
+    }
+
+    #[test]
+    fn counts_and_baseline_are_one_per_task() {
+        assert!(matches!(
+            grown().with_test_counts(vec![1, 2]),
+            Err(MetricsError::ListLength {
+                found: 2,
+                n_tasks: 3,
+                ..
+            })
+        ));
+        assert!(matches!(
+            grown().with_test_counts(vec![1, 0, 2]),
+            Err(MetricsError::ZeroCount { on: 1 })
+        ));
+        assert!(matches!(
+            grown().with_baseline(vec![0.1, 0.1, 10.0]),
+            Err(MetricsError::Baseline { on: 2, .. })
+        ));
+        assert!(grown().with_test_counts(vec![1, 2, 3]).is_ok());
+    }
+
+    #[test]
+    fn tasks_are_added_with_counts_or_without() {
+        let mut matrix = grown().with_test_counts(vec![1, 2, 3]).unwrap();
+        assert!(matches!(
+            matrix.add_tasks(1, None),
+            Err(MetricsError::MixedCounts {
+                given: "without",
+                kept: "with"
+            })
+        ));
+        assert!(matches!(
+            matrix.add_tasks(1, Some(&[0])),
+            Err(MetricsError::ZeroCount { on: 3 })
+        ));
+        assert!(matrix.add_tasks(2, Some(&[1])).is_err());
+        assert_eq!(matrix.n_tasks(), 3);
+        matrix.add_tasks(1, Some(&[4])).unwrap();
+        assert_eq!(matrix.test_counts(), Some([1, 2, 3, 4].as_slice()));
+        matrix.push_row(vec![0.1; 4]).unwrap();
+
+        let mut full = AccuracyMatrix::new(2);
+        full.push_row(vec![0.1, 0.2]).unwrap();
+        assert!(matches!(
+            full.add_tasks(1, None),
+            Err(MetricsError::Closed { .. })
+        ));
+
+        let mut empty = AccuracyMatrix::new(0);
+        empty.add_tasks(1, Some(&[5])).unwrap();
+        assert_eq!(empty.test_counts(), Some([5].as_slice()));
+    }
+
+    #[test]
+    fn only_the_last_row() {
+        let matrix = AccuracyMatrix::from_last_row(vec![0.5, 0.6]).unwrap();
+        assert_eq!(matrix.row(0), None);
+        assert_eq!(matrix.last_seen(), Some([0.5, 0.6].as_slice()));
+        assert_eq!(AccuracyMatrix::from_last_row(vec![]).unwrap().n_tasks(), 0);
+    }
+
+    #[test]
+    fn json_is_checked_like_everything_else() {
+        let json = serde_json::to_string(&AccuracyMatrix::from_last_row(vec![0.5, 0.25]).unwrap())
+            .unwrap();
+        assert_eq!(json, r#"{"n_tasks":2,"acc":[null,[0.5,0.25]]}"#);
+        for (bad, message) in [
+            (
+                r#"{"n_tasks":1,"acc":[[0.5],[0.5,0.5]]}"#,
+                "already has rows",
+            ),
+            (r#"{"n_tasks":3,"acc":[[0.5,0.5]]}"#, "has 2 entries"),
+            (r#"{"n_tasks":1,"acc":[[50.0]]}"#, "not within 0..=1"),
+            (
+                r#"{"n_tasks":1,"acc":[],"test_counts":[0]}"#,
+                "no test image",
+            ),
+            (
+                r#"{"n_tasks":1,"acc":[],"baseline":[0.1,0.2]}"#,
+                "2 entries for 1 tasks",
+            ),
+        ] {
+            let error = serde_json::from_str::<AccuracyMatrix>(bad).unwrap_err();
+            assert!(error.to_string().contains(message), "{bad}: {error}");
+        }
+    }
+}
