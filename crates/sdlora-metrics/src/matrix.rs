@@ -399,6 +399,15 @@ mod tests {
             Err(MetricsError::Closed { .. })
         ));
 
+        let mut measured = grown().with_baseline(vec![0.1; 3]).unwrap();
+        let error = measured.add_tasks(1, None).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("the baseline covers all 3 tasks"),
+            "{error}"
+        );
+
         let mut empty = AccuracyMatrix::new(0);
         empty.add_tasks(1, Some(&[5])).unwrap();
         assert_eq!(empty.test_counts(), Some([5].as_slice()));

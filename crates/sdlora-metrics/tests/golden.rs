@@ -1,5 +1,8 @@
 //! Every case of `metrics.json` against the values in the file; percent there, fractions here.
 
+// Clippy spares the unwraps of test functions only, not those of their helpers.
+#![allow(clippy::unwrap_used)]
+
 use sdlora_metrics::{AccuracyMatrix, Summary};
 use sdlora_testkit::{MetricsCase, MetricsFile};
 

@@ -1,5 +1,8 @@
 //! Facts that hold for every accuracy matrix.
 
+// Clippy spares the unwraps of test functions only, not those of their helpers.
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use sdlora_metrics::{AccuracyMatrix, MetricsError, Spread, Summary, from_csv, to_csv};
 
