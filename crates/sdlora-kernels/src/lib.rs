@@ -19,6 +19,8 @@
 
 pub mod generic;
 
+#[cfg(feature = "flex")]
+mod flex;
 mod ops;
 
 pub use ops::{gelu, layer_norm, linear, qkv_attention};

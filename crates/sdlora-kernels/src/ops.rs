@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "flex")]
+use crate::flex;
 use crate::generic;
 
 /// Exact GELU, element by element: `x Φ(x)` with `Φ` the cumulative normal distribution.
@@ -9,6 +11,10 @@ use crate::generic;
 /// This is the form with `erf`, the default of PyTorch and of timm's ViTs, not the `tanh`
 /// approximation.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) {
+        return flex::gelu(x);
+    }
     generic::gelu(x)
 }
 
@@ -39,6 +45,10 @@ pub fn layer_norm<const D: usize>(
         "layer_norm: gamma has width {d_gamma} and beta {d_beta}, the last axis of x has \
          {d_model}: pass parameters of that width"
     );
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) && flex::takes(&gamma) && flex::takes(&beta) {
+        return flex::layer_norm(x, gamma, beta, eps);
+    }
     generic::layer_norm(x, gamma, beta, eps)
 }
 
