@@ -1,0 +1,282 @@
+//! Checkpoints: everything that is needed to continue a run bit for bit.
+//!
+//! A checkpoint is a folder of three files. It is written under a temporary name, synced and then
+//! renamed, so a folder with a final name is always whole; `state.json` holds the hashes of the
+//! other two, so a damaged one is noticed. Parameter ids are part of the record, which is how the
+//! optimiser's state finds its parameters again.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::optim::{ModuleOptimizer, OptimizerRecord};
+use burn::store::ModuleRecord;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::TrainError;
+
+const MODEL: &str = "model.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+const STATE: &str = "state.json";
+/// Version of the layout; raised when older checkpoints can no longer be read.
+const VERSION: u32 = 1;
+/// Folders under construction start with this; they are never read.
+const TEMPORARY: &str = ".writing-";
+
+/// A checkpoint that was read back.
+pub struct Checkpoint<S> {
+    /// Parameters with their ids.
+    pub model: ModuleRecord,
+    /// State of the optimiser; absent between tasks.
+    pub optimizer: Option<OptimizerRecord>,
+    /// Position and logs of the run.
+    pub state: S,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StateFile<S> {
+    version: u32,
+    model_sha256: String,
+    optimizer_sha256: Option<String>,
+    state: S,
+}
+
+/// Writes the checkpoint `name` into `folder`, replacing one of the same name, and returns its path.
+///
+/// # Errors
+///
+/// [`TrainError::Io`] when the file system refuses, [`TrainError::Checkpoint`] when a part cannot be
+/// serialised; an earlier checkpoint is then still whole.
+pub fn save<S: Serialize>(
+    folder: &Path,
+    name: &str,
+    model: ModuleRecord,
+    optimizer: Option<&ModuleOptimizer>,
+    state: &S,
+) -> Result<PathBuf, TrainError> {
+    let path = folder.join(name);
+    let damaged = |problem: String| TrainError::Checkpoint {
+        path: path.clone(),
+        problem,
+    };
+    fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .tempdir_in(folder)
+        .map_err(TrainError::io("create", folder))?;
+
+    let model = model
+        .into_bytes()
+        .map_err(|e| damaged(format!("the model cannot be serialised: {e}")))?;
+    write_synced(&temporary.path().join(MODEL), &model)?;
+    let optimizer_sha256 = match optimizer {
+        None => None,
+        Some(optimizer) => {
+            let bytes = optimizer
+                .into_bytes()
+                .map_err(|e| damaged(format!("the optimiser cannot be serialised: {e}")))?;
+            write_synced(&temporary.path().join(OPTIMIZER), &bytes)?;
+            Some(hash(&bytes))
+        }
+    };
+    let state = StateFile {
+        version: VERSION,
+        model_sha256: hash(&model),
+        optimizer_sha256,
+        state,
+    };
+    let json = serde_json::to_vec(&state)
+        .map_err(|e| damaged(format!("the state cannot be serialised: {e}")))?;
+    write_synced(&temporary.path().join(STATE), &json)?;
+
+    if path.exists() {
+        fs::remove_dir_all(&path).map_err(TrainError::io("replace", &path))?;
+    }
+    fs::rename(temporary.path(), &path).map_err(TrainError::io("rename", &path))?;
+    // The folder has its final name now and must not be removed with the temporary one.
+    let _ = temporary.keep();
+    sync_folder(folder);
+    Ok(path)
+}
+
+/// Reads a checkpoint.
+///
+/// # Errors
+///
+/// [`TrainError::Io`] when a file is missing, [`TrainError::Checkpoint`] when one is damaged or of
+/// another version.
+pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainError> {
+    let damaged = |problem: String| TrainError::Checkpoint {
+        path: path.into(),
+        problem,
+    };
+    let read = |name: &str| {
+        let file = path.join(name);
+        fs::read(&file).map_err(TrainError::io("read", file))
+    };
+    let state: StateFile<S> = serde_json::from_slice(&read(STATE)?)
+        .map_err(|e| damaged(format!("{STATE} is unreadable ({e})")))?;
+    if state.version != VERSION {
+        return Err(damaged(format!(
+            "it has version {} and this program reads version {VERSION}",
+            state.version
+        )));
+    }
+    let checked = |name: &str, expected: &str| {
+        let bytes = read(name)?;
+        if hash(&bytes) == expected {
+            Ok(burn::tensor::Bytes::from_bytes_vec(bytes))
+        } else {
+            Err(damaged(format!("{name} does not have the hash in {STATE}")))
+        }
+    };
+    let model = ModuleRecord::from_bytes(checked(MODEL, &state.model_sha256)?)
+        .map_err(|e| damaged(format!("{MODEL} is unreadable ({e})")))?;
+    let optimizer = match &state.optimizer_sha256 {
+        None => None,
+        Some(expected) => Some(
+            OptimizerRecord::from_bytes(checked(OPTIMIZER, expected)?)
+                .map_err(|e| damaged(format!("{OPTIMIZER} is unreadable ({e})")))?,
+        ),
+    };
+    Ok(Checkpoint {
+        model,
+        optimizer,
+        state: state.state,
+    })
+}
+
+/// The newest checkpoint of a folder: the last by name, because names carry the position.
+pub fn latest(folder: &Path) -> Option<PathBuf> {
+    names(folder).pop().map(|name| folder.join(name))
+}
+
+/// Names of the whole checkpoints of a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.') && folder.join(name).join(STATE).is_file())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Removes checkpoints, and what a killed run left half written.
+pub fn remove(folder: &Path, names: &[String]) {
+    // What cannot be removed only takes space, so a failure is no reason to stop a run.
+    for name in names {
+        let _ = fs::remove_dir_all(folder.join(name));
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Writes a file of a run: temporary name, sync, rename.
+///
+/// # Errors
+///
+/// [`TrainError::Io`] when the file system refuses; an earlier file of that name is then intact.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file =
+        tempfile::NamedTempFile::new_in(folder).map_err(TrainError::io("create", path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(TrainError::io("write", path))?;
+    file.persist(path)
+        .map_err(|e| TrainError::io("rename", path)(e.error))?;
+    sync_folder(folder);
+    Ok(())
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+    let mut file = File::create(path).map_err(TrainError::io("create", path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(TrainError::io("write", path))
+}
+
+/// Makes a rename durable. Not every file system can sync a folder; the rename is atomic anyway.
+fn sync_folder(folder: &Path) {
+    if let Ok(file) = File::open(folder) {
+        let _ = file.sync_all();
+    }
+}
+
+fn hash(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head::LinearHead;
+    use burn::module::Module;
+    use rand::SeedableRng;
+    use sdlora_testkit::test_device;
+
+    fn head(seed: u64) -> LinearHead {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        LinearHead::init(4, 3, &mut rng, &test_device())
+    }
+
+    fn weights(head: &LinearHead) -> Vec<f32> {
+        head.weight.val().into_data().iter().collect()
+    }
+
+    #[test]
+    fn the_newest_checkpoint_comes_back_as_it_was_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, seed) in [("task-001", 1), ("task-002", 2), ("task-002", 3)] {
+            save(folder.path(), name, head(seed).into_record(), None, &seed).unwrap();
+        }
+        assert_eq!(names(folder.path()), ["task-001", "task-002"]);
+        let path = latest(folder.path()).unwrap();
+        let checkpoint: Checkpoint<u64> = load(&path).unwrap();
+        assert_eq!(checkpoint.state, 3);
+        let restored = head(9).load_record(checkpoint.model);
+        assert_eq!(weights(&restored), weights(&head(3)));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save(folder.path(), "a", head(1).into_record(), None, &()).unwrap();
+        let file = path.join(MODEL);
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let error = load::<()>(&path).err().unwrap().to_string();
+        assert!(error.contains("hash") && error.contains("remove it"), "{error}");
+        fs::write(path.join(STATE), "{").unwrap();
+        assert!(load::<()>(&path).is_err());
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_never_read_and_can_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(format!("{TEMPORARY}x"))).unwrap();
+        fs::write(folder.path().join(format!("{TEMPORARY}x")).join(STATE), "{}").unwrap();
+        assert_eq!(latest(folder.path()), None);
+        remove(folder.path(), &[]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

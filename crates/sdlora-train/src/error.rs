@@ -1,0 +1,130 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+use sdlora_core::CoreError;
+use sdlora_data::DataError;
+use sdlora_metrics::MetricsError;
+use sdlora_vit::VitError;
+
+/// What can go wrong between a configuration and its report.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A setting has a value that cannot work.
+    #[error("setting `{setting}` is {found}: give it {expected}")]
+    Setting {
+        /// Name of the setting, as in the configuration file.
+        setting: String,
+        /// Its value.
+        found: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A configuration that is not valid TOML or has unknown keys.
+    #[error("configuration is not usable: {source}")]
+    Config {
+        /// The reason with line and column, given by the reader.
+        source: Box<toml::de::Error>,
+    },
+    /// The loss became infinite or not a number.
+    #[error(
+        "the loss is {loss} in task {task_idx}, step {step}: lower `optimizer.lr`, or start from \
+         another seed; the last checkpoint is intact"
+    )]
+    Diverged {
+        /// Task of the step, from 0.
+        task_idx: usize,
+        /// Step in the task, from 0.
+        step: usize,
+        /// The loss.
+        loss: f64,
+    },
+    /// A file or folder of a run cannot be read or written.
+    #[error("cannot {action} {path}: {source}; check the path and the free space")]
+    Io {
+        /// `read`, `write`, `create` or `rename`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason given by the system.
+        source: std::io::Error,
+    },
+    /// A checkpoint is damaged or belongs to another run.
+    #[error("checkpoint {path} cannot be used: {problem}; remove it to continue from the one before")]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A run was asked to start in a folder that holds one.
+    #[error(
+        "{path} already holds a run: add `--resume` to continue it, or choose another `--name`"
+    )]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Nothing to continue.
+    #[error("{path} holds no run to continue: leave out `--resume` to start one")]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run to continue was started with other settings.
+    #[error(
+        "{path} was started with another plan ({difference}): use the same settings to continue \
+         it, or another `--name` to start anew"
+    )]
+    PlanChanged {
+        /// The folder.
+        path: PathBuf,
+        /// The first lines that differ.
+        difference: String,
+    },
+    /// From the SD-LoRA layer.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// From data sets and streams.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// From the accuracy matrix.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// From the backbone and its weights.
+    #[error(transparent)]
+    Vit(#[from] VitError),
+}
+
+impl TrainError {
+    pub(crate) fn setting(
+        setting: impl Into<String>,
+        found: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Setting {
+            setting: setting.into(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the user's input is at fault (exit code 2) rather than the run (exit code 1).
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Setting { .. }
+                | Self::Config { .. }
+                | Self::RunExists { .. }
+                | Self::NoRun { .. }
+                | Self::PlanChanged { .. }
+                | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })
+                | Self::Vit(VitError::UnknownPreset { .. })
+        )
+    }
+}

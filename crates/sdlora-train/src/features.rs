@@ -1,0 +1,154 @@
+//! Features of whole sample sets, and the class means that classify without training.
+
+use burn::tensor::Device;
+use sdlora_core::Updates;
+use sdlora_data::Loader;
+use sdlora_vit::Vit;
+
+use crate::error::TrainError;
+
+/// Features of samples with their labels, in host memory.
+#[derive(Debug, Clone, Default)]
+pub struct FeatureTable {
+    /// `[n, d_model]`, row-major.
+    pub features: Vec<f32>,
+    /// Width of a feature.
+    pub d_model: usize,
+    /// Label of every row.
+    pub labels: Vec<usize>,
+}
+
+impl FeatureTable {
+    /// Features of all samples of a loader in its order, by a backbone on `device` (without
+    /// autodiff, merged: an evaluation costs what the plain backbone costs).
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    pub fn extract(vit: &Vit, loader: &Loader, device: &Device) -> Result<Self, TrainError> {
+        let none = Updates::default();
+        let mut table = Self {
+            d_model: vit.config().d_model,
+            ..Self::default()
+        };
+        for batch in loader.epoch(0, device) {
+            let batch = batch?;
+            let features = vit.forward(batch.images, &none);
+            table.features.extend(features.into_data().iter::<f32>());
+            table.labels.extend(batch.labels_host);
+        }
+        Ok(table)
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.features[i * self.d_model..(i + 1) * self.d_model]
+    }
+}
+
+/// The mean direction of every class: nearest class mean by cosine.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClassMeans {
+    /// `[n_classes, d_model]`, rows of unit length; a class without samples has a row of zeros.
+    pub means: Vec<f32>,
+    /// Width of a mean.
+    pub d_model: usize,
+}
+
+impl ClassMeans {
+    /// Means of the unit-length features of each label from 0 to the largest of the table.
+    pub fn of(table: &FeatureTable) -> Self {
+        let n_classes = table.labels.iter().max().map_or(0, |&label| label + 1);
+        let d = table.d_model;
+        let mut sums = vec![0.0f64; n_classes * d];
+        for (i, &label) in table.labels.iter().enumerate() {
+            let unit = unit(table.row(i));
+            for (sum, value) in sums[label * d..(label + 1) * d].iter_mut().zip(unit) {
+                *sum += value;
+            }
+        }
+        let means = sums
+            .chunks_exact(d.max(1))
+            .flat_map(|sum| {
+                let sum: Vec<f32> = sum.iter().map(|&v| v as f32).collect();
+                unit(&sum).map(|v| v as f32).collect::<Vec<_>>()
+            })
+            .collect();
+        Self { means, d_model: d }
+    }
+
+    /// Number of classes.
+    pub fn n_classes(&self) -> usize {
+        self.means.len() / self.d_model.max(1)
+    }
+
+    /// The class of largest cosine for every row of a table.
+    pub fn predict(&self, table: &FeatureTable) -> Vec<usize> {
+        (0..table.len())
+            .map(|i| {
+                let row = table.row(i);
+                let dot = |mean: &[f32]| mean.iter().zip(row).map(|(a, b)| a * b).sum::<f32>();
+                let mut best = (0, f32::NEG_INFINITY);
+                for (label, mean) in self.means.chunks_exact(self.d_model).enumerate() {
+                    let score = dot(mean);
+                    if score > best.1 {
+                        best = (label, score);
+                    }
+                }
+                best.0
+            })
+            .collect()
+    }
+}
+
+/// Share of equal entries; 0 for empty lists.
+pub fn accuracy(predictions: &[usize], labels: &[usize]) -> f64 {
+    if labels.is_empty() {
+        return 0.0;
+    }
+    let hits = predictions.iter().zip(labels).filter(|(a, b)| a == b).count();
+    hits as f64 / labels.len() as f64
+}
+
+fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
+    let norm = row
+        .iter()
+        .map(|&v| f64::from(v) * f64::from(v))
+        .sum::<f64>()
+        .sqrt();
+    let inverse = if norm > 0.0 { 1.0 / norm } else { 0.0 };
+    row.iter().map(move |&v| f64::from(v) * inverse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_mean_is_the_nearest_by_angle_not_by_length() {
+        let train = FeatureTable {
+            features: vec![1.0, 0.0, 2.0, 0.2, 0.0, 9.0],
+            d_model: 2,
+            labels: vec![0, 0, 1],
+        };
+        let means = ClassMeans::of(&train);
+        assert_eq!(means.n_classes(), 2);
+        let test = FeatureTable {
+            features: vec![100.0, 30.0, 0.1, 0.2],
+            d_model: 2,
+            labels: vec![0, 1],
+        };
+        assert_eq!(means.predict(&test), [0, 1]);
+        assert_eq!(accuracy(&means.predict(&test), &test.labels), 1.0);
+    }
+}

@@ -1,0 +1,86 @@
+//! What a run tells the outside while it goes on. Nothing here prints; the command line does.
+
+use std::path::Path;
+
+use sdlora_metrics::AccuracyMatrix;
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The run continues from a checkpoint.
+    Resumed {
+        /// The checkpoint.
+        path: &'a Path,
+    },
+    /// A task begins, or goes on after a resume.
+    TaskStarted {
+        /// Task, from 0.
+        task_idx: usize,
+        /// Tasks of the stream.
+        n_tasks: usize,
+        /// Classes of this task.
+        n_new_classes: usize,
+        /// Classes of all tasks so far, this one included.
+        n_seen_classes: usize,
+        /// Training images of this task.
+        n_images: usize,
+        /// Steps of this task; 0 for a method that does not step.
+        n_steps: usize,
+        /// Parameters that receive gradients.
+        n_trained: usize,
+    },
+    /// A step was made.
+    Step {
+        /// Task, from 0.
+        task_idx: usize,
+        /// Epoch of the task, from 0.
+        epoch: usize,
+        /// Step of the task, from 0.
+        step: usize,
+        /// Steps of this task.
+        n_steps: usize,
+        /// Images of this step.
+        n_images: usize,
+        /// Loss before the step.
+        loss: f64,
+        /// Learning rate of the step.
+        lr: f64,
+    },
+    /// A task was trained; its evaluation begins.
+    TaskTrained {
+        /// Task, from 0.
+        task_idx: usize,
+        /// Seconds of training, over all sessions.
+        seconds: f64,
+        /// Magnitudes after the task, one row per group; empty for methods without.
+        magnitudes: &'a [Vec<f64>],
+    },
+    /// A row of the accuracy matrix is known.
+    Evaluated {
+        /// Task, from 0.
+        task_idx: usize,
+        /// All rows so far.
+        matrix: &'a AccuracyMatrix,
+        /// Seconds of evaluation.
+        seconds: f64,
+    },
+    /// A checkpoint was written.
+    Checkpointed {
+        /// The checkpoint.
+        path: &'a Path,
+    },
+}
+
+/// Is told every event of a run.
+pub trait Observer {
+    /// Called in order, on the thread that runs.
+    fn event(&mut self, event: &Event<'_>);
+}
+
+/// Ignores everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&mut self, _: &Event<'_>) {}
+}

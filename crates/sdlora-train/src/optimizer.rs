@@ -1,0 +1,378 @@
+//! Optimisers and learning-rate schedules, with PyTorch's conventions.
+//!
+//! burn's optimisers do the arithmetic; this file sets the defaults that make them PyTorch's
+//! (dampening 0, Adam eps 1e-8) and adds a gradient norm over all parameters, which burn has per
+//! parameter only.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+
+/// The rule that turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "rule", deny_unknown_fields)]
+pub enum Rule {
+    /// Stochastic gradient descent; `v ← momentum · v + (1 − dampening) · g`, started with `v = g`.
+    Sgd {
+        /// Share of the last velocity, from 0 to below 1.
+        #[serde(default = "default_momentum")]
+        momentum: f64,
+        /// Reduction of the new gradient, from 0 to 1.
+        #[serde(default)]
+        dampening: f64,
+        /// Looks one velocity ahead.
+        #[serde(default)]
+        nesterov: bool,
+    },
+    /// Adam with bias correction; weight decay is added to the gradient.
+    Adam {
+        /// Decay of the first moment.
+        #[serde(default = "default_beta1")]
+        beta1: f64,
+        /// Decay of the second moment.
+        #[serde(default = "default_beta2")]
+        beta2: f64,
+        /// Added to the root of the second moment.
+        #[serde(default = "default_eps")]
+        eps: f64,
+    },
+    /// Adam with decoupled weight decay.
+    AdamW {
+        /// Decay of the first moment.
+        #[serde(default = "default_beta1")]
+        beta1: f64,
+        /// Decay of the second moment.
+        #[serde(default = "default_beta2")]
+        beta2: f64,
+        /// Added to the root of the second moment.
+        #[serde(default = "default_eps")]
+        eps: f64,
+    },
+}
+
+fn default_momentum() -> f64 {
+    0.9
+}
+
+fn default_beta1() -> f64 {
+    0.9
+}
+
+fn default_beta2() -> f64 {
+    0.999
+}
+
+fn default_eps() -> f64 {
+    1e-8
+}
+
+/// The learning rate over the steps of one task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case", tag = "shape", deny_unknown_fields)]
+pub enum Schedule {
+    /// The same in every step.
+    #[default]
+    Constant,
+    /// `½ lr (1 + cos(π k / n_steps))`, after `warmup` of the steps rising in a line from 0.
+    Cosine {
+        /// Share of the steps, from 0 to below 1.
+        #[serde(default)]
+        warmup: f64,
+    },
+    /// Multiplied by `gamma` at the start of each of these epochs.
+    MultiStep {
+        /// Epochs, from 0, increasing.
+        milestones: Vec<usize>,
+        /// Factor at each of them.
+        gamma: f64,
+    },
+}
+
+impl Schedule {
+    /// Factor on the learning rate in step `step` of `n_steps`, which lies in epoch `epoch`.
+    pub fn factor(&self, step: usize, n_steps: usize, epoch: usize) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Cosine { warmup } => {
+                let n_warmup = (warmup * n_steps as f64).floor();
+                let k = step as f64;
+                if k < n_warmup {
+                    return (k + 1.0) / n_warmup;
+                }
+                let share = (k - n_warmup) / (n_steps as f64 - n_warmup);
+                0.5 * (1.0 + (std::f64::consts::PI * share).cos())
+            }
+            Self::MultiStep { milestones, gamma } => {
+                let passed = milestones.iter().filter(|&&m| epoch >= m).count();
+                gamma.powi(passed as i32)
+            }
+        }
+    }
+}
+
+/// Settings of an optimiser; a new one is made at the start of every task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerConfig {
+    /// The rule.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Learning rate, greater than 0.
+    pub lr: f64,
+    /// Weight decay, at least 0.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Largest norm of the gradient over all parameters together; not bounded when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// The learning rate over the steps of a task.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+impl OptimizerConfig {
+    /// SGD with momentum 0.9 and nothing else, as the published code uses it.
+    pub fn sgd(lr: f64) -> Self {
+        Self {
+            rule: Rule::Sgd {
+                momentum: default_momentum(),
+                dampening: 0.0,
+                nesterov: false,
+            },
+            lr,
+            weight_decay: 0.0,
+            max_grad_norm: None,
+            schedule: Schedule::Constant,
+        }
+    }
+
+    /// AdamW with PyTorch's moments.
+    pub fn adamw(lr: f64, weight_decay: f64) -> Self {
+        Self {
+            rule: Rule::AdamW {
+                beta1: default_beta1(),
+                beta2: default_beta2(),
+                eps: default_eps(),
+            },
+            weight_decay,
+            ..Self::sgd(lr)
+        }
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] for the first value outside its range.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let refuse = |name: &str, value: f64, expected: &str| {
+            Err(TrainError::setting(format!("optimizer.{name}"), value, expected))
+        };
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return refuse("lr", self.lr, "a finite number greater than 0");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return refuse("weight_decay", self.weight_decay, "a finite number from 0");
+        }
+        if let Some(norm) = self.max_grad_norm
+            && !(norm.is_finite() && norm > 0.0)
+        {
+            return refuse("max_grad_norm", norm, "a finite number greater than 0, or leave it out");
+        }
+        match self.rule {
+            Rule::Sgd { momentum, dampening, nesterov } => {
+                if !(0.0..1.0).contains(&momentum) {
+                    return refuse("momentum", momentum, "a number from 0 to below 1");
+                }
+                if !(0.0..=1.0).contains(&dampening) {
+                    return refuse("dampening", dampening, "a number from 0 to 1");
+                }
+                if nesterov && (momentum == 0.0 || dampening != 0.0) {
+                    return refuse("nesterov", 1.0, "false, or a momentum and no dampening");
+                }
+            }
+            Rule::Adam { beta1, beta2, eps } | Rule::AdamW { beta1, beta2, eps } => {
+                for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+                    if !(0.0..1.0).contains(&beta) {
+                        return refuse(name, beta, "a number from 0 to below 1");
+                    }
+                }
+                if !(eps.is_finite() && eps > 0.0) {
+                    return refuse("eps", eps, "a finite number greater than 0");
+                }
+            }
+        }
+        match &self.schedule {
+            Schedule::Cosine { warmup } if !(0.0..1.0).contains(warmup) => {
+                refuse("schedule.warmup", *warmup, "a share from 0 to below 1")
+            }
+            Schedule::MultiStep { gamma, .. } if !(gamma.is_finite() && *gamma > 0.0) => {
+                refuse("schedule.gamma", *gamma, "a finite number greater than 0")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A fresh optimiser.
+    pub fn init(&self) -> ModuleOptimizer {
+        let decay = (self.weight_decay > 0.0)
+            .then(|| WeightDecayConfig::new(self.weight_decay as f32));
+        match self.rule {
+            Rule::Sgd { momentum, dampening, nesterov } => {
+                let momentum = (momentum > 0.0).then(|| {
+                    MomentumConfig::new()
+                        .with_momentum(momentum)
+                        .with_dampening(dampening)
+                        .with_nesterov(nesterov)
+                });
+                SgdConfig::new()
+                    .with_momentum(momentum)
+                    .with_weight_decay(decay)
+                    .init()
+            }
+            Rule::Adam { beta1, beta2, eps } => AdamConfig::new()
+                .with_beta_1(beta1 as f32)
+                .with_beta_2(beta2 as f32)
+                .with_epsilon(eps as f32)
+                .with_weight_decay(decay)
+                .init(),
+            Rule::AdamW { beta1, beta2, eps } => AdamWConfig::new()
+                .with_beta_1(beta1 as f32)
+                .with_beta_2(beta2 as f32)
+                .with_epsilon(eps as f32)
+                .with_weight_decay(self.weight_decay as f32)
+                .init(),
+        }
+    }
+
+    /// One step: gradients of `loss`, bounded as the settings say, applied to `module`.
+    pub fn step<M: Module>(
+        &self,
+        optimizer: &mut ModuleOptimizer,
+        module: M,
+        loss: &Tensor<1>,
+        lr_factor: f64,
+    ) -> M {
+        let mut grads = GradientsParams::from_grads(loss.backward(), &module);
+        if let Some(max_norm) = self.max_grad_norm {
+            grads = clip_grad_norm(grads, &module, max_norm);
+        }
+        optimizer.step(self.lr * lr_factor, module, grads)
+    }
+}
+
+/// Scales all gradients by one factor so that their norm together is at most `max_norm`
+/// (`torch.nn.utils.clip_grad_norm_`).
+fn clip_grad_norm<M: Module>(
+    grads: GradientsParams,
+    module: &M,
+    max_norm: f64,
+) -> GradientsParams {
+    struct SumOfSquares<'a> {
+        grads: &'a GradientsParams,
+        sum: Option<Tensor<1>>,
+    }
+    impl ModuleVisitor for SumOfSquares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let Some(grad) = self.grads.get::<D>(param.id) else {
+                return;
+            };
+            let square = (grad.clone() * grad).sum();
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + square,
+                None => square,
+            });
+        }
+    }
+    struct Scale<'a> {
+        grads: &'a mut GradientsParams,
+        factor: Tensor<1>,
+    }
+    impl ModuleVisitor for Scale<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = self.grads.remove::<D>(param.id) {
+                let scaled = grad * self.factor.clone().reshape([1; D]);
+                self.grads.register(param.id, scaled);
+            }
+        }
+    }
+    let mut squares = SumOfSquares { grads: &grads, sum: None };
+    module.visit(&mut squares);
+    let Some(sum) = squares.sum else {
+        return grads;
+    };
+    // PyTorch's guard against a division by 0.
+    let factor = (sum.sqrt() + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
+    let mut grads = grads;
+    module.visit(&mut Scale { grads: &mut grads, factor });
+    grads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+    use sdlora_testkit::test_device_autodiff;
+
+    #[derive(Module, Debug)]
+    struct Two {
+        x: Param<Tensor<1>>,
+        y: Param<Tensor<2>>,
+    }
+
+    fn two() -> Two {
+        let device = test_device_autodiff();
+        Two {
+            x: Param::from_tensor(Tensor::from_data([3.0f32], &device)),
+            y: Param::from_tensor(Tensor::from_data(TensorData::from([[4.0f32]]), &device)),
+        }
+    }
+
+    #[test]
+    fn one_norm_bounds_all_gradients_together() {
+        // loss = ½ (3² + 4²): gradient (3, 4), norm 5, bounded to 1.
+        let model = two();
+        let loss = (model.x.val().powf_scalar(2.0).sum()
+            + model.y.val().powf_scalar(2.0).sum())
+            .mul_scalar(0.5);
+        let mut config = OptimizerConfig::sgd(1.0);
+        config.max_grad_norm = Some(1.0);
+        let model = config.step(&mut config.init(), model, &loss, 1.0);
+        assert!((model.x.val().into_scalar::<f32>() - 2.4).abs() < 1e-5);
+        assert!((model.y.val().into_scalar::<f32>() - 3.2).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_small_gradient_is_left_alone() {
+        let model = two();
+        let loss = model.x.val().sum().mul_scalar(0.5);
+        let mut config = OptimizerConfig::sgd(1.0);
+        config.max_grad_norm = Some(1.0);
+        let model = config.step(&mut config.init(), model, &loss, 1.0);
+        assert_eq!(model.x.val().into_scalar::<f32>(), 2.5);
+    }
+
+    #[test]
+    fn schedules_by_hand() {
+        let cosine = Schedule::Cosine { warmup: 0.2 };
+        let factors: Vec<f64> = (0..10).map(|k| cosine.factor(k, 10, 0)).collect();
+        assert_eq!(factors[..3], [0.5, 1.0, 1.0]);
+        assert!((factors[6] - 0.5).abs() < 1e-12);
+        let steps = Schedule::MultiStep { milestones: vec![2, 4], gamma: 0.1 };
+        assert_eq!(steps.factor(0, 1, 1), 1.0);
+        assert!((steps.factor(0, 1, 4) - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        let mut config = OptimizerConfig::sgd(0.0);
+        assert!(config.check().unwrap_err().to_string().contains("optimizer.lr"));
+        config.lr = 0.1;
+        config.rule = Rule::Sgd { momentum: 1.0, dampening: 0.0, nesterov: false };
+        assert!(config.check().unwrap_err().to_string().contains("momentum"));
+    }
+}
