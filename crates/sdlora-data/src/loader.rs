@@ -586,7 +586,7 @@ mod tests {
             let batch = batch.unwrap();
             assert_eq!(batch.images.dims(), [host.len(), 1, 4, 4]);
             assert_eq!(
-                batch.images.into_data().to_vec::<f32>().unwrap(),
+                batch.images.into_data().try_to_vec::<f32>().unwrap(),
                 host.pixels
             );
             let labels: Vec<i64> = batch.labels.into_data().iter::<i64>().collect();

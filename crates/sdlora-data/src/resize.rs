@@ -122,8 +122,8 @@ pub(crate) fn sample_affine(
             let inside = (0.0..=source_width).contains(&source_x)
                 && (0.0..=source_height).contains(&source_y);
             if !inside {
-                for channel in 0..channels {
-                    write(channel, pixel, f32::from(background[channel]));
+                for (channel, &level) in background.iter().enumerate().take(channels) {
+                    write(channel, pixel, f32::from(level));
                 }
                 continue;
             }

@@ -22,8 +22,11 @@ pub struct DatasetEntry {
     /// Text of its manifest, as it ships.
     pub manifest: &'static str,
     /// Opens it from the data directory.
-    pub open: fn(&Path, &Options) -> Result<Box<dyn Dataset>, DataError>,
+    pub open: OpenDataset,
 }
+
+/// Opens a data set from the data directory.
+pub type OpenDataset = fn(&Path, &Options) -> Result<Box<dyn Dataset>, DataError>;
 
 impl DatasetEntry {
     /// Its manifest.
