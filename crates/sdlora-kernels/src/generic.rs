@@ -24,10 +24,10 @@ pub fn layer_norm<const D: usize>(
 ///
 /// # Panics
 ///
-/// If the last axis is not three times a multiple of `n_heads`.
+/// If the last axis is not three times a multiple of `n_heads`, or `n_heads` is 0.
 pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
     let [batch, n_tokens, d_packed] = qkv.dims();
-    let d_model = d_model_of(d_packed, n_heads);
+    let d_model = d_packed / 3;
     let d_head = d_model / n_heads;
 
     let parts = qkv
@@ -54,18 +54,4 @@ pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
 /// Linear map of the last axis, see [`crate::linear`].
 pub fn linear(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
     module::linear(x, weight, bias)
-}
-
-/// Width of the model in a packed axis of `d_packed` features, checked against the head count.
-///
-/// # Panics
-///
-/// If `d_packed` is not three times a multiple of `n_heads`, or `n_heads` is 0.
-pub(crate) fn d_model_of(d_packed: usize, n_heads: usize) -> usize {
-    assert!(
-        n_heads > 0 && d_packed.is_multiple_of(3 * n_heads),
-        "qkv_attention: packed width {d_packed} is not 3 x {n_heads} heads x a whole head width: \
-         pass q|k|v of equal width, each divisible by the number of heads"
-    );
-    d_packed / 3
 }

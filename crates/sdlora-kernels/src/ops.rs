@@ -66,6 +66,16 @@ pub fn layer_norm<const D: usize>(
 ///
 /// If the last axis is not three times a multiple of `n_heads`, or `n_heads` is 0.
 pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
+    let [_, _, d_packed] = qkv.dims();
+    assert!(
+        n_heads > 0 && d_packed.is_multiple_of(3 * n_heads),
+        "qkv_attention: packed width {d_packed} is not 3 x {n_heads} heads x a whole head width: \
+         pass q|k|v of equal width, each divisible by the number of heads"
+    );
+    #[cfg(feature = "flex")]
+    if flex::takes(&qkv) {
+        return flex::qkv_attention(qkv, n_heads);
+    }
     generic::qkv_attention(qkv, n_heads)
 }
 

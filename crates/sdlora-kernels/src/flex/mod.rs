@@ -9,9 +9,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 
+mod attention;
 mod buffer;
 mod gelu;
 mod layer_norm;
+mod product;
 mod simd;
 
 /// The operations `flex` gains. Inputs are `f32` and have been checked for shape.
@@ -25,6 +27,8 @@ trait FusedOps: Backend {
         beta: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self>;
+
+    fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self>;
 }
 
 impl FusedOps for Flex {
@@ -40,6 +44,10 @@ impl FusedOps for Flex {
     ) -> FloatTensor<Self> {
         layer_norm::forward(x, gamma, beta, eps)
     }
+
+    fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self> {
+        attention::forward(qkv, n_heads)
+    }
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
@@ -54,6 +62,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         eps: f64,
     ) -> FloatTensor<Self> {
         layer_norm::autodiff::<C>(x, gamma, beta, eps)
+    }
+
+    fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self> {
+        attention::autodiff::<C>(qkv, n_heads)
     }
 }
 
@@ -84,4 +96,9 @@ pub(crate) fn layer_norm<const D: usize>(
         beta.into_dispatch(),
         eps,
     ))
+}
+
+/// See [`crate::qkv_attention`].
+pub(crate) fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::fused_attention(qkv.into_dispatch(), n_heads))
 }

@@ -1,0 +1,600 @@
+//! Multi-head self-attention on packed `q|k|v`.
+//!
+//! For one head `P = softmax(q kᵀ s)` with `s = 1 / √d_head` and `o = P v`.
+//! With `dP = do vᵀ` and `dS = P (dP − Σⱼ P dP) s` row by row, the backward is `dq = dS k`,
+//! `dk = dSᵀ q`, `dv = Pᵀ do`.
+//!
+//! One task handles one head of one image, reads its columns of the packed rows in place and
+//! writes its columns of the result: nothing is permuted, sliced or joined.
+//! The probabilities are not kept but computed again in the backward pass, from the same scores
+//! and the same two numbers a row, hence to the same bits.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::backend::autodiff::{
+    NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::flex::FlexTensor;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::Shape;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer;
+use super::product::{Left, Right, product, write};
+use super::simd::{Vector, sums, vectorize};
+
+/// Rows of scores in flight: one tile of [`product`].
+const BLOCK: usize = 4;
+/// Products of one task at the least, about 50 microseconds of work.
+const TASK_PRODUCTS: usize = 1 << 20;
+
+/// Attention over packed `q|k|v` `[batch, n_tokens, 3 * d_model]`.
+pub(super) fn forward(qkv: FlexTensor, n_heads: usize) -> FlexTensor {
+    attend(&buffer::contiguous(qkv), n_heads).0
+}
+
+fn attend(qkv: &FlexTensor, n_heads: usize) -> (FlexTensor, Vec<Softmax>) {
+    let sizes = Sizes::new(qkv, n_heads);
+    let Sizes {
+        batch,
+        n_tokens,
+        d_model,
+        ..
+    } = sizes;
+    let mut softmax = vec![Softmax::default(); batch * n_heads * n_tokens];
+    let images = buffer::values(qkv)
+        .par_chunks((n_tokens * 3 * d_model).max(1))
+        .zip(softmax.par_chunks_mut((n_heads * n_tokens).max(1)));
+    let out = buffer::build(
+        batch * n_tokens * d_model,
+        n_tokens * d_model,
+        images,
+        |out, (qkv, softmax)| {
+            heads(out, d_model, sizes.d_head)
+                .into_par_iter()
+                .zip(softmax.par_chunks_mut(n_tokens))
+                .enumerate()
+                .with_min_len(sizes.heads_per_task())
+                .for_each(|(head, (out, softmax))| {
+                    vectorize(Forward {
+                        sizes,
+                        qkv,
+                        head,
+                        out,
+                        softmax,
+                    });
+                });
+        },
+    );
+    let out = buffer::tensor(out, Shape::new([batch, n_tokens, d_model]));
+    (out, softmax)
+}
+
+/// [`forward`] with its backward.
+pub(super) fn autodiff<C: CheckpointStrategy>(
+    qkv: FloatTensor<Autodiff<Flex, C>>,
+    n_heads: usize,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    match Attention
+        .prepare::<C>([qkv.node()])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(mut prep) => {
+            let qkv_id = prep.checkpoint(&qkv);
+            let (out, softmax) = attend(&buffer::contiguous(qkv.into_primitive()), n_heads);
+            let state = State {
+                qkv: qkv_id,
+                n_heads,
+                softmax: softmax.into(),
+            };
+            prep.finish(state, out)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(forward(qkv.into_primitive(), n_heads)),
+    }
+}
+
+#[derive(Debug)]
+struct Attention;
+
+#[derive(Clone, Debug)]
+struct State {
+    qkv: NodeId,
+    n_heads: usize,
+    softmax: Arc<[Softmax]>,
+}
+
+impl Backward<Flex, 1> for Attention {
+    type State = State;
+
+    fn backward(self, ops: Ops<State, 1>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let State {
+            qkv,
+            n_heads,
+            softmax,
+        } = ops.state;
+        let grad = buffer::contiguous(grads.consume::<Flex>(&ops.node));
+        let qkv = buffer::contiguous(checkpointer.retrieve_node_output::<FlexTensor>(qkv));
+        if let Some(node) = node {
+            let grad = gradient(&grad, &qkv, n_heads, &softmax);
+            grads.register::<Flex>(node.id, grad);
+        }
+    }
+}
+
+/// The gradient of the packed input.
+fn gradient(
+    grad: &FlexTensor,
+    qkv: &FlexTensor,
+    n_heads: usize,
+    softmax: &[Softmax],
+) -> FlexTensor {
+    let sizes = Sizes::new(qkv, n_heads);
+    let Sizes {
+        batch,
+        n_tokens,
+        d_model,
+        ..
+    } = sizes;
+    let images = buffer::values(qkv)
+        .par_chunks((n_tokens * 3 * d_model).max(1))
+        .zip(buffer::values(grad).par_chunks((n_tokens * d_model).max(1)))
+        .zip(softmax.par_chunks((n_heads * n_tokens).max(1)));
+    let out = buffer::build(
+        batch * n_tokens * 3 * d_model,
+        n_tokens * 3 * d_model,
+        images,
+        |out, ((qkv, grad), softmax)| {
+            let mut queries = heads(out, 3 * d_model, sizes.d_head);
+            let mut keys = queries.split_off(n_heads);
+            let values = keys.split_off(n_heads);
+            queries
+                .into_par_iter()
+                .zip(keys)
+                .zip(values)
+                .zip(softmax.par_chunks(n_tokens))
+                .enumerate()
+                .with_min_len(sizes.heads_per_task())
+                .for_each(|(head, (((d_q, d_k), d_v), softmax))| {
+                    vectorize(Gradient {
+                        sizes,
+                        qkv,
+                        grad,
+                        head,
+                        softmax,
+                        d_q,
+                        d_k,
+                        d_v,
+                    });
+                });
+        },
+    );
+    buffer::tensor(out, Shape::new([batch, n_tokens, 3 * d_model]))
+}
+
+/// The columns of one head in every token's row.
+type Head<'a> = Vec<&'a mut [f32]>;
+
+/// Cuts the rows of one image, each `width` long, into the columns of its heads.
+fn heads(rows: &mut [f32], width: usize, d_head: usize) -> Vec<Head<'_>> {
+    let n_tokens = rows.len() / width;
+    let mut heads: Vec<_> = (0..width / d_head)
+        .map(|_| Vec::with_capacity(n_tokens))
+        .collect();
+    for row in rows.chunks_exact_mut(width) {
+        for (head, columns) in heads.iter_mut().zip(row.chunks_exact_mut(d_head)) {
+            head.push(columns);
+        }
+    }
+    heads
+}
+
+/// What turns the scores of one row into probabilities: `exp((score − max) s) · inv_sum`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Softmax {
+    max: f32,
+    inv_sum: f32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    batch: usize,
+    n_tokens: usize,
+    d_model: usize,
+    d_head: usize,
+}
+
+impl Sizes {
+    fn new(qkv: &FlexTensor, n_heads: usize) -> Self {
+        let shape = qkv.layout().shape();
+        let d_model = shape[2] / 3;
+        Self {
+            batch: shape[0],
+            n_tokens: shape[1],
+            d_model,
+            d_head: d_model / n_heads,
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.d_head as f32).sqrt()
+    }
+
+    fn heads_per_task(&self) -> usize {
+        TASK_PRODUCTS / (self.n_tokens * self.n_tokens * self.d_head).max(1) + 1
+    }
+
+    /// One head's columns within a packed row: part 0 is q, 1 is k, 2 is v.
+    fn packed(&self, part: usize, head: usize) -> Columns {
+        Columns {
+            row: 3 * self.d_model,
+            start: part * self.d_model + head * self.d_head,
+            width: self.d_head,
+        }
+    }
+
+    /// One head's columns within a row of the output.
+    fn joined(&self, head: usize) -> Columns {
+        Columns {
+            row: self.d_model,
+            start: head * self.d_head,
+            width: self.d_head,
+        }
+    }
+}
+
+/// A range of columns in rows of `row` values.
+#[derive(Clone, Copy)]
+struct Columns {
+    row: usize,
+    start: usize,
+    width: usize,
+}
+
+impl Columns {
+    fn of<'a>(&self, rows: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        let Self { row, start, width } = *self;
+        rows.chunks_exact(row)
+            .map(move |row| &row[start..start + width])
+    }
+
+    /// The columns as left operand, beginning with row `first`.
+    fn left<'a>(&self, rows: &'a [f32], first: usize) -> Left<'a> {
+        Left {
+            values: &rows[first * self.row + self.start..],
+            row: self.row,
+            column: 1,
+        }
+    }
+
+    /// Copies the columns to rows of `stride` values, the rest of each row 0.
+    fn pack(&self, rows: &[f32], stride: usize, to: &mut [f32]) {
+        for (to, from) in to.chunks_exact_mut(stride).zip(self.of(rows)) {
+            to[..self.width].copy_from_slice(from);
+            to[self.width..].fill(0.0);
+        }
+    }
+
+    /// Copies the columns transposed to rows of `stride` values, the rest of each row 0.
+    fn pack_transposed(&self, rows: &[f32], stride: usize, to: &mut [f32]) {
+        let n_rows = rows.len() / self.row;
+        for (idx, from) in self.of(rows).enumerate() {
+            for (to, &value) in to.chunks_exact_mut(stride).zip(from) {
+                to[idx] = value;
+            }
+        }
+        for to in to.chunks_exact_mut(stride) {
+            to[n_rows..].fill(0.0);
+        }
+    }
+}
+
+thread_local! {
+    /// Working memory of one task; kept, because fresh pages cost more than the work in them.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `task` with slices of the given lengths, contents arbitrary.
+#[inline(always)]
+fn with_scratch<const N: usize>(lengths: [usize; N], task: impl FnOnce([&mut [f32]; N])) {
+    let mut scratch = SCRATCH.take();
+    let total: usize = lengths.iter().sum();
+    if scratch.len() < total {
+        scratch.resize(total, 0.0);
+    }
+    let mut rest = scratch.as_mut_slice();
+    task(lengths.map(|len| {
+        let (slice, others) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = others;
+        slice
+    }));
+    SCRATCH.set(scratch);
+}
+
+/// Scores `q kᵀ` of the rows from `first`, the columns past the last token −∞.
+#[inline(always)]
+fn scores<S: Simd>(
+    simd: S,
+    n_rows: usize,
+    sizes: &Sizes,
+    queries: Left<'_>,
+    keys: Right<'_>,
+    scores: &mut [f32],
+) {
+    product(
+        simd,
+        n_rows,
+        sizes.d_head,
+        queries,
+        keys,
+        |row, column, sums| {
+            write(
+                simd,
+                sums,
+                &mut scores[row * keys.stride..][column..keys.stride],
+            );
+        },
+    );
+    for row in scores.chunks_exact_mut(keys.stride).take(n_rows) {
+        row[sizes.n_tokens..].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// Overwrites a row of scores, a whole number of vectors, by `exp((score − max) s)`.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, row: &mut [f32], max: f32, scale: f32) {
+    let (max, scale) = (Vector::splat(simd, max), Vector::splat(simd, scale));
+    for score in S::as_mut_simd_f32s(row).0 {
+        *score = ((Vector::new(simd, *score) - max) * scale).exp().lanes();
+    }
+}
+
+struct Forward<'a> {
+    sizes: Sizes,
+    /// Packed rows of one image.
+    qkv: &'a [f32],
+    head: usize,
+    out: Head<'a>,
+    softmax: &'a mut [Softmax],
+}
+
+impl WithSimd for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            sizes,
+            qkv,
+            head,
+            mut out,
+            softmax,
+        } = self;
+        let Sizes {
+            n_tokens, d_head, ..
+        } = sizes;
+        let lanes = Vector::<S>::LANES;
+        let (n_padded, d_padded) = (
+            n_tokens.next_multiple_of(lanes),
+            d_head.next_multiple_of(lanes),
+        );
+        let lengths = [d_head * n_padded, n_tokens * d_padded, BLOCK * n_padded];
+        with_scratch(lengths, |[keys, values, block]| {
+            sizes.packed(1, head).pack_transposed(qkv, n_padded, keys);
+            sizes.packed(2, head).pack(qkv, d_padded, values);
+            let keys = Right {
+                values: keys,
+                stride: n_padded,
+            };
+            let values = Right {
+                values,
+                stride: d_padded,
+            };
+            let blocks = out.chunks_mut(BLOCK).zip(softmax.chunks_mut(BLOCK));
+            for (idx, (out, softmax)) in blocks.enumerate() {
+                let queries = sizes.packed(0, head).left(qkv, idx * BLOCK);
+                scores(simd, out.len(), &sizes, queries, keys, block);
+                for (row, softmax) in block.chunks_exact_mut(n_padded).zip(softmax.iter_mut()) {
+                    let max = S::as_simd_f32s(row)
+                        .0
+                        .iter()
+                        .map(|&scores| Vector::new(simd, scores))
+                        .fold(Vector::splat(simd, f32::NEG_INFINITY), Vector::max)
+                        .largest();
+                    exponentials(simd, row, max, sizes.scale());
+                    let [sum] = sums(simd, [&*row], |[x]| [x]);
+                    *softmax = Softmax {
+                        max,
+                        inv_sum: 1.0 / sum,
+                    };
+                }
+                let left = Left {
+                    values: block,
+                    row: n_padded,
+                    column: 1,
+                };
+                product(
+                    simd,
+                    out.len(),
+                    n_tokens,
+                    left,
+                    values,
+                    |row, column, sums| {
+                        let inv_sum = Vector::splat(simd, softmax[row].inv_sum);
+                        for (idx, &sum) in sums.iter().enumerate() {
+                            let column = column + idx * lanes;
+                            if column < d_head {
+                                write(simd, &[sum * inv_sum], &mut out[row][column..]);
+                            }
+                        }
+                    },
+                );
+            }
+        });
+    }
+}
+
+struct Gradient<'a> {
+    sizes: Sizes,
+    /// Packed rows of one image.
+    qkv: &'a [f32],
+    /// Rows of the output's gradient of that image.
+    grad: &'a [f32],
+    head: usize,
+    softmax: &'a [Softmax],
+    d_q: Head<'a>,
+    d_k: Head<'a>,
+    d_v: Head<'a>,
+}
+
+impl WithSimd for Gradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            sizes,
+            qkv,
+            grad,
+            head,
+            softmax,
+            mut d_q,
+            mut d_k,
+            mut d_v,
+        } = self;
+        let Sizes {
+            n_tokens, d_head, ..
+        } = sizes;
+        let lanes = Vector::<S>::LANES;
+        let (n_padded, d_padded) = (
+            n_tokens.next_multiple_of(lanes),
+            d_head.next_multiple_of(lanes),
+        );
+        let transposed = d_head * n_padded;
+        let (packed, square) = (n_tokens * d_padded, n_tokens * n_padded);
+        let lengths = [
+            transposed, transposed, packed, packed, packed, square, square,
+        ];
+        with_scratch(lengths, |scratch| {
+            let [
+                keys_t,
+                values_t,
+                queries,
+                keys,
+                grads,
+                probabilities,
+                d_scores,
+            ] = scratch;
+            sizes.packed(1, head).pack_transposed(qkv, n_padded, keys_t);
+            sizes
+                .packed(2, head)
+                .pack_transposed(qkv, n_padded, values_t);
+            sizes.packed(0, head).pack(qkv, d_padded, queries);
+            sizes.packed(1, head).pack(qkv, d_padded, keys);
+            sizes.joined(head).pack(grad, d_padded, grads);
+            let narrow = |values| Right {
+                values,
+                stride: n_padded,
+            };
+            let (keys_t, values_t) = (narrow(&*keys_t), narrow(&*values_t));
+
+            let blocks = probabilities
+                .chunks_mut(BLOCK * n_padded)
+                .zip(d_scores.chunks_mut(BLOCK * n_padded))
+                .zip(softmax.chunks(BLOCK))
+                .enumerate();
+            for (idx, ((probabilities, d_scores), softmax)) in blocks {
+                let first = idx * BLOCK;
+                let n_rows = softmax.len();
+                let left = sizes.packed(0, head).left(qkv, first);
+                scores(simd, n_rows, &sizes, left, keys_t, probabilities);
+                let left = sizes.joined(head).left(grad, first);
+                product(simd, n_rows, d_head, left, values_t, |row, column, sums| {
+                    write(
+                        simd,
+                        sums,
+                        &mut d_scores[row * n_padded..][column..n_padded],
+                    );
+                });
+                let rows = probabilities
+                    .chunks_exact_mut(n_padded)
+                    .zip(d_scores.chunks_exact_mut(n_padded));
+                for ((probabilities, d_scores), softmax) in rows.zip(softmax) {
+                    exponentials(simd, probabilities, softmax.max, sizes.scale());
+                    score_gradients(
+                        simd,
+                        probabilities,
+                        d_scores,
+                        softmax.inv_sum,
+                        sizes.scale(),
+                    );
+                }
+            }
+
+            let right = |values| Right {
+                values,
+                stride: d_padded,
+            };
+            let rows = |values| Left {
+                values,
+                row: n_padded,
+                column: 1,
+            };
+            let columns = |values| Left {
+                values,
+                row: 1,
+                column: n_padded,
+            };
+            let products = [
+                (rows(&*d_scores), right(&*keys), &mut d_q),
+                (columns(&*d_scores), right(&*queries), &mut d_k),
+                (columns(&*probabilities), right(&*grads), &mut d_v),
+            ];
+            for (left, right, out) in products {
+                product(
+                    simd,
+                    n_tokens,
+                    n_tokens,
+                    left,
+                    right,
+                    |row, column, sums| {
+                        write(simd, sums, &mut out[row][column..]);
+                    },
+                );
+            }
+        });
+    }
+}
+
+/// Turns one row of exponentials into probabilities and of `dP` into `dS`.
+#[inline(always)]
+fn score_gradients<S: Simd>(
+    simd: S,
+    probabilities: &mut [f32],
+    d_scores: &mut [f32],
+    inv_sum: f32,
+    scale: f32,
+) {
+    let inv_sum = Vector::splat(simd, inv_sum);
+    let scale = Vector::splat(simd, scale);
+    for p in S::as_mut_simd_f32s(probabilities).0 {
+        *p = (Vector::new(simd, *p) * inv_sum).lanes();
+    }
+    let [mean] = sums(simd, [&*probabilities, &*d_scores], |[p, d]| [p * d]);
+    let mean = Vector::splat(simd, mean);
+    let row = S::as_simd_f32s(probabilities)
+        .0
+        .iter()
+        .zip(S::as_mut_simd_f32s(d_scores).0);
+    for (&p, d) in row {
+        let p = Vector::new(simd, p);
+        *d = (p * (Vector::new(simd, *d) - mean) * scale).lanes();
+    }
+}

@@ -1,0 +1,217 @@
+//! Products of the small matrices of one attention head.
+//!
+//! A general matrix product packs both operands and pays for it only when they are large.
+//! Here the right operand comes with rows padded to whole vectors, the left one is read in place
+//! in either direction, and a tile of the result stays in registers.
+
+use pulp::Simd;
+
+use super::simd::Vector;
+
+/// Rows of a tile. A ViT has `4 k + 1` tokens, so four leaves one row over.
+const ROWS: usize = 4;
+
+/// The left operand: `values[i * row + k * column]` at row `i` and inner index `k`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) row: usize,
+    pub(super) column: usize,
+}
+
+/// The right operand: one row of `stride` values, a whole number of vectors, per inner index.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// `left · right` over `n_rows` rows of `left` and `n_inner` inner indices.
+///
+/// `store` receives the result in pieces: row, first column, vectors.
+#[inline(always)]
+pub(super) fn product<S: Simd>(
+    simd: S,
+    n_rows: usize,
+    n_inner: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    mut store: impl FnMut(usize, usize, &[Vector<S>]),
+) {
+    let mut row = 0;
+    while row + ROWS <= n_rows {
+        panels::<S, ROWS>(simd, row, n_inner, left, right, &mut store);
+        row += ROWS;
+    }
+    while row < n_rows {
+        panels::<S, 1>(simd, row, n_inner, left, right, &mut store);
+        row += 1;
+    }
+}
+
+/// `N` rows of the product, by tiles as wide as the registers allow.
+#[inline(always)]
+fn panels<S: Simd, const N: usize>(
+    simd: S,
+    row: usize,
+    n_inner: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    store: &mut impl FnMut(usize, usize, &[Vector<S>]),
+) {
+    // Four rows by four vectors need 16 registers for the sums alone.
+    let wide = S::REGISTER_COUNT >= 32;
+    let lanes = Vector::<S>::LANES;
+    let mut column = 0;
+    while wide && column + 4 * lanes <= right.stride {
+        tile::<S, N, 4>(simd, row, column, n_inner, left, right, store);
+        column += 4 * lanes;
+    }
+    while column + 2 * lanes <= right.stride {
+        tile::<S, N, 2>(simd, row, column, n_inner, left, right, store);
+        column += 2 * lanes;
+    }
+    if column < right.stride {
+        tile::<S, N, 1>(simd, row, column, n_inner, left, right, store);
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const N: usize, const VECTORS: usize>(
+    simd: S,
+    row: usize,
+    column: usize,
+    n_inner: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    store: &mut impl FnMut(usize, usize, &[Vector<S>]),
+) {
+    let mut sums = [[Vector::splat(simd, 0.0); VECTORS]; N];
+    for inner in 0..n_inner {
+        let right = &right.values[inner * right.stride + column..][..VECTORS * Vector::<S>::LANES];
+        let (right, _) = S::as_simd_f32s(right);
+        for (offset, sums) in sums.iter_mut().enumerate() {
+            let factor = left.values[(row + offset) * left.row + inner * left.column];
+            let factor = Vector::splat(simd, factor);
+            for (sum, &right) in sums.iter_mut().zip(right) {
+                *sum = factor.mul_add(Vector::new(simd, right), *sum);
+            }
+        }
+    }
+    for (offset, sums) in sums.iter().enumerate() {
+        store(row + offset, column, sums);
+    }
+}
+
+/// Writes `vectors` to the start of `to`, dropping the lanes beyond its end.
+#[inline(always)]
+pub(super) fn write<S: Simd>(simd: S, vectors: &[Vector<S>], to: &mut [f32]) {
+    let (whole, rest) = S::as_mut_simd_f32s(to);
+    let n_whole = whole.len().min(vectors.len());
+    for (to, vector) in whole.iter_mut().zip(vectors) {
+        *to = vector.lanes();
+    }
+    if let Some(vector) = vectors.get(n_whole) {
+        simd.partial_store_f32s(rest, vector.lanes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flex::simd::vectorize;
+    use pulp::WithSimd;
+
+    /// `left [n_rows, n_inner] · right [n_inner, n_columns]`, the left operand as it is or stored
+    /// transposed.
+    struct Product<'a> {
+        left: Left<'a>,
+        right: &'a [f32],
+        n_columns: usize,
+        n_inner: usize,
+        out: &'a mut [f32],
+    }
+
+    impl WithSimd for Product<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let n = self.n_columns;
+            let stride = n.next_multiple_of(Vector::<S>::LANES);
+            let mut right = vec![0.0; self.n_inner * stride];
+            for (to, from) in right.chunks_exact_mut(stride).zip(self.right.chunks(n)) {
+                to[..n].copy_from_slice(from);
+            }
+            let right = Right {
+                values: &right,
+                stride,
+            };
+            let n_rows = self.out.len() / n;
+            product(
+                simd,
+                n_rows,
+                self.n_inner,
+                self.left,
+                right,
+                |row, column, sums| {
+                    write(simd, sums, &mut self.out[row * n..][column..n]);
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn small_integers_multiply_exactly_in_every_shape() {
+        for (n_rows, n_inner, n_columns) in [
+            (1, 1, 1),
+            (4, 3, 16),
+            (5, 7, 33),
+            (9, 2, 64),
+            (17, 32, 17),
+            (6, 0, 5),
+            (2, 5, 130),
+        ] {
+            let left: Vec<f32> = (0..n_rows * n_inner)
+                .map(|x| (x % 7) as f32 - 3.0)
+                .collect();
+            let right: Vec<f32> = (0..n_inner * n_columns)
+                .map(|x| (x % 5) as f32 - 2.0)
+                .collect();
+            let transposed: Vec<f32> = (0..n_inner * n_rows)
+                .map(|x| left[x % n_rows * n_inner + x / n_rows])
+                .collect();
+            let mut expected = vec![0.0; n_rows * n_columns];
+            for (idx, sum) in expected.iter_mut().enumerate() {
+                let (row, column) = (idx / n_columns, idx % n_columns);
+                for k in 0..n_inner {
+                    *sum += left[row * n_inner + k] * right[k * n_columns + column];
+                }
+            }
+            for (values, row, column) in [(&left, n_inner, 1), (&transposed, 1, n_rows)] {
+                let left = Left {
+                    values,
+                    row,
+                    column,
+                };
+                let check = |width: &str, run: &dyn Fn(Product)| {
+                    let mut out = vec![f32::NAN; expected.len()];
+                    run(Product {
+                        left,
+                        right: &right,
+                        n_columns,
+                        n_inner,
+                        out: &mut out,
+                    });
+                    assert_eq!(out, expected, "{n_rows} x {n_inner} x {n_columns}, {width}");
+                };
+                check("widest", &|kernel| vectorize(kernel));
+                check("scalar", &|kernel| Simd::vectorize(pulp::Scalar, kernel));
+                #[cfg(target_arch = "x86_64")]
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    check("256 bits", &|kernel| Simd::vectorize(simd, kernel));
+                }
+            }
+        }
+    }
+}
