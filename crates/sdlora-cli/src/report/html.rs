@@ -290,8 +290,29 @@ mod tests {
         }
         assert!(page.contains("<p class=\"value\">−10.00 %</p>"));
         for element in [
-            "div", "section", "figure", "svg", "table", "tr", "td", "th", "text", "title", "g",
-            "p", "h2",
+            "div",
+            "section",
+            "figure",
+            "svg",
+            "table",
+            "tr",
+            "td",
+            "th",
+            "text",
+            "title",
+            "g",
+            "p",
+            "h2",
+            "figcaption",
+            "dl",
+            "dt",
+            "dd",
+            "thead",
+            "tbody",
+            "details",
+            "summary",
+            "pre",
+            "span",
         ] {
             let opened = page.matches(&format!("<{element}>")).count()
                 + page.matches(&format!("<{element} ")).count();
