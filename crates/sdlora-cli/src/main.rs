@@ -1,1 +1,58 @@
-fn main(){}
+//! `sdlora`: train, pretrain, compare and predict from the command line.
+//!
+//! The only crate that prints, chooses a device and picks an exit code: 0 done, 1 the run failed,
+//! 2 the command or its settings are wrong.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod commands;
+mod device;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+// Large tensors come and go every step; glibc hands each back to the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A mistake of the user rather than a failed run.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// Class-incremental learning on a frozen, pre-trained ViT.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pretrain(commands::pretrain::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Pretrain(args) => commands::pretrain::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<UsageError>()
+            || cause
+                .downcast_ref::<sdlora_train::TrainError>()
+                .is_some_and(sdlora_train::TrainError::is_usage)
+    })
+}

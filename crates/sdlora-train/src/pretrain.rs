@@ -27,6 +27,7 @@ use crate::features::{ClassMeans, FeatureTable, accuracy};
 use crate::head::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
+use crate::rooms::EVAL_BATCH;
 
 /// Everything a pre-training run depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -256,9 +257,6 @@ fn evaluation_loader(
     };
     Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), 0)?)
 }
-
-/// Images per batch of an evaluation; large enough to keep all cores busy, small in memory.
-pub const EVAL_BATCH: usize = 256;
 
 /// What the model card says of the run, as flat text for the metadata of the weight file.
 pub fn card_metadata(config: &PretrainConfig, log: &PretrainLog, ncm: f64) -> BTreeMap<String, String> {

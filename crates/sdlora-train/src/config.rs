@@ -1,0 +1,155 @@
+//! What a run is: [`RunConfig`] is what was typed, [`Plan`] is what was checked.
+//!
+//! Only a plan can run. It is written to the run folder before training starts, and a resumed run
+//! must have the same one.
+
+use std::path::PathBuf;
+
+use sdlora_data::{Options, StreamConfig, TransformConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::methods::{self, LossOver, Method};
+use crate::model::HeadKind;
+use crate::optimizer::OptimizerConfig;
+
+/// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of drawn weights, order of images and augmentation.
+    pub seed: u64,
+    /// Name of the data set.
+    pub dataset: String,
+    /// Passes over the data of each task.
+    pub n_epochs: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// What classifies.
+    #[serde(default)]
+    pub head: HeadKind,
+    /// Classes the loss of a task runs over.
+    #[serde(default)]
+    pub loss: LossOver,
+    /// Steps between two checkpoints inside a task.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: usize,
+    /// Training images of every class that are held out and take the place of the test half: for
+    /// tuning, where test images must stay unseen. 0 evaluates on the test half.
+    #[serde(default)]
+    pub hold_out: usize,
+    /// Options of the data set.
+    #[serde(default)]
+    pub dataset_options: Options,
+    /// The method.
+    pub method: MethodConfig,
+    /// The backbone.
+    pub backbone: BackboneConfig,
+    /// The stream of tasks.
+    pub stream: StreamConfig,
+    /// How images are prepared.
+    pub transform: TransformConfig,
+    /// The optimiser, made anew for every task.
+    pub optimizer: OptimizerConfig,
+}
+
+fn default_checkpoint_every() -> usize {
+    500
+}
+
+/// A method and its own options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodConfig {
+    /// Name in [`METHODS`](crate::methods::METHODS).
+    pub name: String,
+    /// Options, known to the method alone.
+    #[serde(flatten)]
+    pub options: toml::Table,
+}
+
+/// Where the pre-trained weights are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneConfig {
+    /// A safetensors file with timm's names; relative paths start at the data folder.
+    pub weights: PathBuf,
+    /// Name of the shape, when the file does not carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+}
+
+impl RunConfig {
+    /// Reads a TOML text.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Config`] with line and column for unknown or missing keys and wrong types.
+    pub fn parse(text: &str) -> Result<Self, TrainError> {
+        toml::from_str(text).map_err(|source| TrainError::Config {
+            source: Box::new(source),
+        })
+    }
+
+    /// Checks that the settings hold together.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] naming the first one that does not.
+    pub fn check(self) -> Result<Plan, TrainError> {
+        for (name, value) in [
+            ("n_epochs", self.n_epochs),
+            ("batch_size", self.batch_size),
+            ("checkpoint_every", self.checkpoint_every),
+        ] {
+            if value == 0 {
+                return Err(TrainError::setting(name, value, "at least 1"));
+            }
+        }
+        self.optimizer.check()?;
+        self.transform.init()?;
+        let method = methods::build(&self.method.name, &self.method.options)?;
+        if !method.takes_steps() && self.head != HeadKind::Ncm {
+            return Err(TrainError::setting(
+                "head",
+                "linear",
+                "ncm, because this method trains no classifier",
+            ));
+        }
+        Ok(Plan {
+            config: self,
+            method,
+            version: env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+/// A checked configuration, ready to run.
+#[derive(Debug)]
+pub struct Plan {
+    config: RunConfig,
+    method: Box<dyn Method>,
+    version: &'static str,
+}
+
+impl Plan {
+    /// The settings.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The method.
+    pub fn method(&self) -> &dyn Method {
+        self.method.as_ref()
+    }
+
+    /// The text of `plan.toml`.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] when a value has no TOML form.
+    pub fn to_toml(&self) -> Result<String, TrainError> {
+        let body = toml::to_string(&self.config)
+            .map_err(|e| TrainError::setting("configuration", "unwritable", e.to_string()))?;
+        Ok(format!("# written by sdlora {}\n{body}", self.version))
+    }
+}

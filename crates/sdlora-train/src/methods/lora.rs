@@ -1,0 +1,59 @@
+//! One LoRA for all tasks, fine-tuned in sequence: `W = W0 + A B`, nothing rescaled, nothing kept.
+
+use sdlora_core::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig};
+use serde::{Deserialize, Serialize};
+
+use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
+use crate::error::TrainError;
+use crate::model::Model;
+
+pub(super) const ENTRY: MethodEntry = MethodEntry {
+    name: "lora",
+    summary: "one LoRA, fine-tuned in sequence",
+    build: |options| Ok(Box::new(parse::<Lora>("lora", options)?)),
+};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lora {
+    /// Rank of the factors.
+    #[serde(default = "default_rank")]
+    rank: usize,
+    /// Adapted projections of every block.
+    #[serde(default = "query_and_value")]
+    projections: Vec<Projection>,
+}
+
+/// One slot of coefficient 1 that never ends.
+pub(super) fn constant_coefficient() -> SdLoraConfig {
+    SdLoraConfig {
+        past_norm: PastNorm::Frobenius,
+        current: CurrentForm::Raw,
+        start: MagnitudeStart::Keep { value: 1.0 },
+        sharing: MagnitudeSharing::Shared,
+    }
+}
+
+/// Starts the slot in the first task; later tasks go on with it.
+pub(super) fn one_slot(model: Model, task: &TaskContext, rank: usize) -> Result<Model, TrainError> {
+    if task.task_idx > 0 {
+        return Ok(model);
+    }
+    let mut model = task.begin_direction(model, rank)?;
+    model.adapter = model.adapter.with_current_magnitude_trainable(false);
+    Ok(model)
+}
+
+impl Method for Lora {
+    fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        Ok(task.grow_head(one_slot(model, task, self.rank)?))
+    }
+
+    fn adapter(&self) -> SdLoraConfig {
+        constant_coefficient()
+    }
+
+    fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+}

@@ -1,0 +1,160 @@
+//! The methods: what grows, what is trained and how a classifier comes about.
+//!
+//! A method is one file and one line in [`METHODS`]. Help text, configuration check and contract
+//! tests read the same slice.
+
+mod finetune;
+mod joint;
+mod linear;
+mod lora;
+mod ncm;
+mod sdlora;
+
+use std::fmt::Debug;
+
+use burn::tensor::{Device, Tensor};
+use sdlora_core::{Projection, SdLoraConfig};
+use serde::de::DeserializeOwned;
+
+use crate::error::TrainError;
+use crate::model::{Model, generator};
+
+/// What a method may know of a task before it trains: its size and place, no image.
+#[derive(Debug, Clone)]
+pub struct TaskContext {
+    /// Task, from 0.
+    pub task_idx: usize,
+    /// Classes of this task.
+    pub n_new_classes: usize,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Device with autodiff.
+    pub device: Device,
+}
+
+impl TaskContext {
+    /// The model with a head grown by the new classes.
+    pub fn grow_head(&self, model: Model) -> Model {
+        let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
+        model.with_grown_head(self.n_new_classes, &mut rng, &self.device)
+    }
+
+    /// The model with a new direction on every adapted site.
+    ///
+    /// # Errors
+    ///
+    /// When the rank does not fit a site.
+    pub fn begin_direction(&self, mut model: Model, rank: usize) -> Result<Model, TrainError> {
+        let mut rng = generator(self.seed, DIRECTION_DRAW, self.task_idx);
+        model.adapter = model.adapter.begin_task(rank, &mut rng, &self.device)?;
+        Ok(model)
+    }
+}
+
+/// Streams of the generator, so that changing what one part draws leaves the others as they were.
+const HEAD_DRAW: u64 = 1;
+const DIRECTION_DRAW: u64 = 2;
+
+/// Over which classes the loss of a task runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossOver {
+    /// The classes of the task only; old columns of the head receive no gradient (published code).
+    #[default]
+    NewClasses,
+    /// All classes seen so far.
+    SeenClasses,
+}
+
+/// A way to learn a stream. The trainer only sequences its answers.
+pub trait Method: Debug + Send + Sync {
+    /// Grows the model and says what is trained, before the first step of a task.
+    ///
+    /// # Errors
+    ///
+    /// When the settings do not fit the model.
+    fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
+
+    /// Settings of the adapter.
+    fn adapter(&self) -> SdLoraConfig {
+        sdlora_core::Variant::Reference.config()
+    }
+
+    /// Projections of every block that are adapted; none leaves the features as they are.
+    fn projections(&self) -> &[Projection] {
+        &[]
+    }
+
+    /// Whether gradient steps are made at all.
+    fn takes_steps(&self) -> bool {
+        true
+    }
+
+    /// Whether features never change, so they can be computed once.
+    fn keeps_features(&self) -> bool {
+        false
+    }
+
+    /// Whether all tasks are trained at once: an upper bound, not continual learning.
+    fn is_joint(&self) -> bool {
+        false
+    }
+
+    /// Added to the loss of every step.
+    fn penalty(&self, _model: &Model) -> Option<Tensor<1>> {
+        None
+    }
+}
+
+/// A registered method.
+#[derive(Debug)]
+pub struct MethodEntry {
+    /// Name in configuration files.
+    pub name: &'static str,
+    /// One line for the help text.
+    pub summary: &'static str,
+    /// Reads the options of the method.
+    pub build: fn(&toml::Table) -> Result<Box<dyn Method>, TrainError>,
+}
+
+/// Every method there is.
+pub const METHODS: &[MethodEntry] = &[
+    sdlora::ENTRY,
+    lora::ENTRY,
+    finetune::ENTRY,
+    linear::ENTRY,
+    ncm::ENTRY,
+    joint::ENTRY,
+];
+
+/// Builds the method of that name with its options.
+///
+/// # Errors
+///
+/// [`TrainError::Setting`] for an unknown name or option.
+pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, TrainError> {
+    let entry = METHODS.iter().find(|m| m.name == name).ok_or_else(|| {
+        let known: Vec<_> = METHODS.iter().map(|m| m.name).collect();
+        TrainError::setting("method.name", name, format!("one of {}", known.join(", ")))
+    })?;
+    (entry.build)(options)
+}
+
+/// Reads options as the type of a method, which denies unknown fields.
+fn parse<T: DeserializeOwned>(method: &str, options: &toml::Table) -> Result<T, TrainError> {
+    options.clone().try_into().map_err(|e: toml::de::Error| {
+        TrainError::setting(
+            format!("method ({method})"),
+            toml::to_string(options).unwrap_or_default().trim().replace('\n', ", "),
+            format!("options it knows: {}", e.message()),
+        )
+    })
+}
+
+fn default_rank() -> usize {
+    10
+}
+
+fn query_and_value() -> Vec<Projection> {
+    vec![Projection::Query, Projection::Value]
+}

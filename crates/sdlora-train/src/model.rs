@@ -1,0 +1,173 @@
+//! What a method trains: backbone, adapter and head together.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use sdlora_core::Adapter;
+use sdlora_vit::Vit;
+
+use crate::error::TrainError;
+use crate::features::{ClassMeans, FeatureTable};
+use crate::head::LinearHead;
+
+/// Backbone, adapter and classifier of a run.
+#[derive(Module, Debug)]
+pub struct Model {
+    /// The pre-trained backbone; frozen unless the method trains it.
+    pub backbone: Vit,
+    /// The directions and magnitudes; without directions it changes nothing.
+    pub adapter: Adapter,
+    /// The trained classifier; absent before the first task and for class means.
+    pub head: Option<LinearHead>,
+    /// Unit-length class means `[n_classes, d_model]`, frozen; only with [`HeadKind::Ncm`].
+    pub class_means: Option<Param<Tensor<2>>>,
+}
+
+/// What turns features into a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadKind {
+    /// The trained linear classifier.
+    #[default]
+    Linear,
+    /// Nearest class mean by cosine; stores `d_model` numbers per class and no image.
+    Ncm,
+}
+
+impl Model {
+    /// A model before its first task; the backbone is frozen.
+    pub fn new(backbone: Vit, adapter: Adapter) -> Self {
+        Self {
+            backbone: backbone.no_grad(),
+            adapter,
+            head: None,
+            class_means: None,
+        }
+    }
+
+    /// The model with a head of `n_new` more classes, new columns drawn from `seed`.
+    pub fn with_grown_head(mut self, n_new: usize, rng: &mut ChaCha8Rng, device: &Device) -> Self {
+        let new = LinearHead::init(self.backbone.config().d_model, n_new, rng, device);
+        self.head = Some(match self.head.take() {
+            Some(old) => old.grown(new),
+            None => new,
+        });
+        self
+    }
+
+    /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
+    pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
+        self.backbone.forward(images, &self.adapter.updates())
+    }
+
+    /// Number of classes the trained head tells apart.
+    pub fn n_head_classes(&self) -> usize {
+        self.head.as_ref().map_or(0, LinearHead::n_classes)
+    }
+
+    /// Number of parameters that receive gradients.
+    pub fn n_trained(&self) -> usize {
+        struct Count(usize);
+        impl ModuleVisitor for Count {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if param.is_require_grad() {
+                    self.0 += param.lazy_shape().num_elements();
+                }
+            }
+        }
+        let mut count = Count(0);
+        self.visit(&mut count);
+        count.0
+    }
+
+    /// The backbone with the updates inside its weights, without autodiff: what evaluates,
+    /// predicts and is exported.
+    pub fn merged_backbone(&self) -> Vit {
+        let inner = self.valid();
+        let updates = inner.adapter.updates();
+        inner.backbone.merged(&updates)
+    }
+
+    /// Adds the means of new classes to the class means; rows of earlier classes stay as they were.
+    pub fn with_class_means(
+        mut self,
+        table: &FeatureTable,
+        first_label: usize,
+        device: &Device,
+    ) -> Self {
+        let new = ClassMeans::of(table);
+        let d = new.d_model;
+        let mut means = self.class_means_host().means;
+        means.truncate(first_label * d);
+        means.extend_from_slice(&new.means[first_label * d..]);
+        let shape = [means.len() / d, d];
+        let tensor = Tensor::from_data(TensorData::new(means, shape), device);
+        self.class_means = Some(Param::from_tensor(tensor).set_require_grad(false));
+        self
+    }
+
+    /// The class means on the host.
+    pub fn class_means_host(&self) -> ClassMeans {
+        ClassMeans {
+            means: self.class_means.as_ref().map_or(Vec::new(), |means| {
+                means.val().into_data().iter::<f32>().collect()
+            }),
+            d_model: self.backbone.config().d_model,
+        }
+    }
+
+    /// The predicted label, over all classes seen, of every row of a table of features.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] when the model has no classifier yet.
+    pub fn predict(&self, table: &FeatureTable, head: HeadKind) -> Result<Vec<usize>, TrainError> {
+        match (head, &self.head) {
+            (HeadKind::Ncm, _) => Ok(self.class_means_host().predict(table)),
+            (HeadKind::Linear, Some(head)) => {
+                let d = table.d_model;
+                let [_, n_classes] = head.weight.lazy_shape().dims();
+                let weight: Vec<f32> = head.weight.val().into_data().iter::<f32>().collect();
+                let bias: Vec<f32> = head.bias.val().into_data().iter::<f32>().collect();
+                let mut logits = vec![0.0f32; n_classes];
+                Ok((0..table.len())
+                    .map(|i| {
+                        logits.copy_from_slice(&bias);
+                        for (&x, w) in table.row(i).iter().zip(weight.chunks_exact(n_classes)) {
+                            for (logit, &w) in logits.iter_mut().zip(w) {
+                                *logit += x * w;
+                            }
+                        }
+                        argmax(&logits)
+                    })
+                    .inspect(|_| debug_assert_eq!(weight.len(), d * n_classes))
+                    .collect())
+            }
+            (HeadKind::Linear, None) => Err(TrainError::setting(
+                "head",
+                "linear",
+                "ncm, because this method trains no classifier",
+            )),
+        }
+    }
+}
+
+/// Position of the largest entry, the first of equals.
+fn argmax(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, &value) in values.iter().enumerate() {
+        if value > values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// A generator for one purpose in one task: nothing has to be carried from task to task, so a
+/// resumed run draws what an unbroken one does.
+pub fn generator(seed: u64, purpose: u64, task_idx: usize) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream((purpose << 32) | task_idx as u64);
+    rng
+}

@@ -1,0 +1,231 @@
+//! The driver: for each task grow, train, evaluate, save.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::optim::ModuleOptimizer;
+use burn::tensor::Device;
+use sdlora_core::Adapter;
+use sdlora_data::{Dataset, TaskStream};
+use sdlora_metrics::AccuracyMatrix;
+use sdlora_vit::{Vit, VitConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint;
+use crate::config::Plan;
+use crate::error::TrainError;
+use crate::evaluator::evaluate;
+use crate::methods::TaskContext;
+use crate::model::{HeadKind, Model};
+use crate::observer::{Event, Observer};
+use crate::resume::{Position, claim, restore, save};
+use crate::rooms::Rooms;
+use crate::trainer::{TaskData, TaskLog, Trainer};
+
+/// Everything a run learned besides its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunLog {
+    /// Accuracy after each task on each task seen.
+    pub matrix: AccuracyMatrix,
+    /// Losses and seconds of every task; the last may be in progress.
+    pub tasks: Vec<TaskLog>,
+    /// Seconds of evaluation after every task.
+    pub eval_seconds: Vec<f64>,
+    /// Magnitudes after every task, one row per group.
+    pub magnitudes: Vec<Vec<Vec<f64>>>,
+    /// Parameters that received gradients in every task.
+    pub n_trained: Vec<usize>,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Finished {
+    /// The model after the last task, on the autodiff device.
+    pub model: Model,
+    /// Its log.
+    pub log: RunLog,
+    /// Class ids in the order of their labels.
+    pub class_order: Vec<usize>,
+    /// Names of the classes in the order of their labels.
+    pub class_names: Vec<String>,
+}
+
+/// Whether a run may continue an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The folder must hold no run.
+    Fresh,
+    /// The folder must hold a run of the same plan.
+    Resume,
+}
+
+/// Runs a plan in `folder` on `device` (autodiff is added).
+///
+/// # Errors
+///
+/// Those of settings, files, images and training; what was checkpointed stays usable.
+pub fn run(
+    plan: &Plan,
+    data_dir: &Path,
+    device: &Device,
+    folder: &Path,
+    start: Start,
+    observer: &mut dyn Observer,
+) -> Result<Finished, TrainError> {
+    let (config, method) = (plan.config(), plan.method());
+    let device = device.clone().inner().autodiff();
+    let dataset: Arc<dyn Dataset> =
+        sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
+    let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
+    let rooms = Rooms::split(plan, &stream)?;
+    let fresh = new_model(plan, data_dir, &device)?;
+    let tests = rooms.test_loaders(&dataset, config)?;
+    claim(folder, plan, start)?;
+
+    let checkpoints = folder.join("checkpoints");
+    let (mut model, mut optimizer, mut log, n_done) = match checkpoint::latest(&checkpoints) {
+        Some(path) if start == Start::Resume => {
+            observer.event(&Event::Resumed { path: &path });
+            restore(fresh, &path, &config.optimizer, &device)?
+        }
+        _ => {
+            let matrix = AccuracyMatrix::new(rooms.n_tasks()).with_test_counts(rooms.test_counts())?;
+            (fresh, None, RunLog::new(matrix), 0)
+        }
+    };
+    let trainer = Trainer {
+        method,
+        n_epochs: config.n_epochs,
+        optimizer: &config.optimizer,
+        loss: config.loss,
+        checkpoint_every: config.checkpoint_every,
+        device: device.clone(),
+    };
+
+    for round in n_done..rooms.n_rounds() {
+        let loader = rooms.train_loader(round, &dataset, config)?;
+        if log.tasks.len() == round {
+            let task = TaskContext {
+                task_idx: round,
+                n_new_classes: rooms.n_new_classes(round),
+                seed: config.seed,
+                device: device.clone(),
+            };
+            model = method.before_task(model, &task)?;
+            log.tasks.push(TaskLog::default());
+            log.n_trained.push(if method.takes_steps() { model.n_trained() } else { 0 });
+        }
+        observer.event(&Event::TaskStarted {
+            task_idx: round,
+            n_tasks: rooms.n_rounds(),
+            n_new_classes: rooms.n_new_classes(round),
+            n_seen_classes: rooms.n_seen_classes(round),
+            n_images: loader.n_images(),
+            n_steps: trainer.n_steps(&loader),
+            n_trained: log.n_trained[round],
+        });
+
+        // Features that never change are computed once.
+        let features = if method.keeps_features() && config.transform.augment.is_none() {
+            Some(rooms.train_features(round, &model, &dataset, config, &device)?)
+        } else {
+            None
+        };
+        let data = TaskData {
+            task_idx: round,
+            first_label: rooms.first_label(round),
+            loader: &loader,
+            features: features.as_ref(),
+        };
+        let position = log.tasks[round].clone();
+        let mut on_checkpoint = |model: &Model, optimizer: &ModuleOptimizer, task: &TaskLog| {
+            log.tasks[round] = task.clone();
+            let name = format!("task-{round:03}-step-{:07}", task.losses.len());
+            save(&checkpoints, &name, model, Some(optimizer), Position::of(model, round, &log))
+                .map(drop)
+        };
+        let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
+        let (trained, task) =
+            trainer.train(model, optimizer, position, &data, observer, &mut on_checkpoint)?;
+        (model, log.tasks[round]) = (trained, task);
+
+        if config.head == HeadKind::Ncm {
+            let table = match features {
+                Some(table) => table,
+                None => rooms.train_features(round, &model, &dataset, config, &device)?,
+            };
+            model = model.with_class_means(&table, rooms.first_label(round), &device);
+        }
+        log.magnitudes.push(model.adapter.magnitude_rows());
+        observer.event(&Event::TaskTrained {
+            task_idx: round,
+            seconds: log.tasks[round].seconds,
+            magnitudes: &log.magnitudes[round],
+        });
+
+        let clock = Instant::now();
+        let n_seen = rooms.n_seen_tasks(round);
+        let row = evaluate(&model, config.head, &tests[..n_seen], &device)?;
+        while log.matrix.n_rows() + 1 < n_seen {
+            log.matrix.push_missing_row()?;
+        }
+        log.matrix.push_row(row)?;
+        log.eval_seconds.push(clock.elapsed().as_secs_f64());
+        observer.event(&Event::Evaluated {
+            task_idx: n_seen - 1,
+            matrix: &log.matrix,
+            seconds: log.eval_seconds[round],
+        });
+
+        let name = format!("task-{round:03}-trained");
+        let path = save(&checkpoints, &name, &model, None, Position::of(&model, round + 1, &log))?;
+        observer.event(&Event::Checkpointed { path: &path });
+    }
+
+    let names = dataset.class_names();
+    Ok(Finished {
+        model,
+        log,
+        class_names: stream.class_order().iter().map(|&id| names[id].clone()).collect(),
+        class_order: stream.class_order().to_vec(),
+    })
+}
+
+impl RunLog {
+    fn new(matrix: AccuracyMatrix) -> Self {
+        Self {
+            matrix,
+            tasks: Vec::new(),
+            eval_seconds: Vec::new(),
+            magnitudes: Vec::new(),
+            n_trained: Vec::new(),
+        }
+    }
+}
+
+/// The pre-trained backbone with the method's adapter, before any task.
+fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, TrainError> {
+    let (config, method) = (plan.config(), plan.method());
+    let shape = match &config.backbone.preset {
+        Some(name) => Some(VitConfig::preset(name)?),
+        None => None,
+    };
+    let path = data_dir.join(&config.backbone.weights);
+    let (backbone, _) = Vit::load(&path, shape.as_ref(), device)?;
+    let (vit, transform) = (backbone.config(), &config.transform);
+    if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {
+        return Err(TrainError::setting(
+            "transform",
+            format!("{} channels of {} pixels", transform.channels.count(), transform.side),
+            format!(
+                "the {} channels of {} pixels the backbone {} takes",
+                vit.n_channels,
+                vit.image_size,
+                path.display()
+            ),
+        ));
+    }
+    let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections()))?;
+    Ok(Model::new(backbone, adapter))
+}
