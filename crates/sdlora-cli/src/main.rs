@@ -5,8 +5,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod commands;
+mod config;
 mod device;
 mod progress;
+mod report;
+mod results;
+mod run_log;
 
 use std::process::ExitCode;
 
@@ -31,13 +35,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Train(commands::train::Args),
     Pretrain(commands::pretrain::Args),
+    Compare(commands::compare::Args),
+    Predict(commands::predict::Args),
+    Presets(commands::presets::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
+        Command::Train(args) => commands::train::run(args),
         Command::Pretrain(args) => commands::pretrain::run(args),
+        Command::Compare(args) => commands::compare::run(args),
+        Command::Predict(args) => commands::predict::run(args),
+        Command::Presets(args) => commands::presets::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

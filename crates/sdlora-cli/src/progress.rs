@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sdlora_train::{Event, Observer};
 
+use crate::report::AccuracyTable;
+
 /// Shows what a run tells; without a terminal a line every few seconds.
 pub struct Progress {
     bar: ProgressBar,
@@ -14,10 +16,14 @@ pub struct Progress {
     since: Instant,
     loss: f64,
     last_line: Instant,
+    has_header: bool,
+    n_rows: usize,
 }
 
 /// Between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
+/// Columns of the accuracy table.
+const TABLE_WIDTH: usize = 120;
 /// Weight of the newest loss in the one shown.
 const SMOOTHING: f64 = 0.05;
 
@@ -41,6 +47,8 @@ impl Progress {
             since: Instant::now(),
             loss: f64::NAN,
             last_line: Instant::now(),
+            has_header: false,
+            n_rows: 0,
         }
     }
 
@@ -103,7 +111,20 @@ impl Observer for Progress {
                 }
                 self.bar.set_message(message);
             }
-            Event::TaskTrained { .. } | Event::Evaluated { .. } | Event::Checkpointed { .. } => {}
+            Event::Evaluated { task_idx, matrix, .. } => {
+                let table = AccuracyTable::new(matrix.n_tasks(), TABLE_WIDTH);
+                if !self.has_header {
+                    self.println(&table.header());
+                    self.has_header = true;
+                }
+                for after in self.n_rows..=*task_idx {
+                    if matrix.row(after).is_some() {
+                        self.println(&table.row(matrix, after));
+                    }
+                }
+                self.n_rows = task_idx + 1;
+            }
+            Event::TaskTrained { .. } | Event::Checkpointed { .. } => {}
         }
     }
 }

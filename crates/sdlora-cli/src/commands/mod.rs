@@ -1,6 +1,10 @@
 //! One file per command.
 
+pub mod compare;
+pub mod predict;
+pub mod presets;
 pub mod pretrain;
+pub mod train;
 
 use std::path::{Path, PathBuf};
 

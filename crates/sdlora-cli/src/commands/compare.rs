@@ -1,0 +1,154 @@
+//! `sdlora compare`: every method of a suite on one stream, over several seeds, as one table.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use sdlora_metrics::Summary;
+use sdlora_train::checkpoint::write_file;
+use sdlora_train::{PLAN_FILE, Silent, Start};
+use serde::Deserialize;
+
+use crate::UsageError;
+use crate::commands::train::execute;
+use crate::commands::{Common, presets, read_text};
+use crate::config::with_settings;
+use crate::report::{Comparison, compare_table};
+use crate::results;
+
+/// The suites inside the binary.
+const SUITES: &[(&str, &str)] = &[
+    ("omniglot", include_str!("../../presets/suite-omniglot.toml")),
+    ("omniglot-shift", include_str!("../../presets/suite-omniglot-shift.toml")),
+];
+
+/// Compare methods on one stream over several seeds; finished runs are not repeated
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Suite inside the binary (omniglot, omniglot-shift), or a file
+    #[arg(long, default_value = "omniglot")]
+    suite: String,
+    /// Seeds of class order, drawn weights and order of images
+    #[arg(long, value_delimiter = ',', default_values_t = [1993u32, 1994, 1995])]
+    seeds: Vec<u32>,
+    /// Only the entries whose label contains this
+    #[arg(long)]
+    only: Option<String>,
+    /// Set a key in every run
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Folder of the runs
+    #[arg(long, default_value = "runs/compare")]
+    runs: PathBuf,
+    /// File for the table, besides printing it
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// A list of runs to compare.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Suite {
+    /// Name; runs of different suites lie in different folders.
+    name: String,
+    /// The preset all entries start from.
+    base: String,
+    /// Keys set in every entry.
+    #[serde(default)]
+    set: Vec<String>,
+    /// The runs.
+    entry: Vec<Entry>,
+}
+
+/// One row of the table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// Name in the table.
+    label: String,
+    /// Keys that differ from the base.
+    set: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let text = match SUITES.iter().find(|(name, _)| *name == args.suite) {
+        Some((_, text)) => (*text).to_owned(),
+        None => read_text(args.suite.as_ref())?,
+    };
+    let suite: Suite = toml::from_str(&text)
+        .map_err(|e| UsageError(format!("suite `{}` is not usable: {e}", args.suite)))?;
+    let base = presets::find(&suite.base)?;
+
+    let mut rows = Vec::new();
+    for entry in &suite.entry {
+        if args.only.as_ref().is_some_and(|only| !entry.label.contains(only.as_str())) {
+            continue;
+        }
+        let (mut summaries, mut seconds, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+        for seed in &args.seeds {
+            let mut settings = suite.set.clone();
+            settings.extend(entry.set.iter().cloned());
+            settings.extend(args.set.iter().cloned());
+            settings.push(format!("seed={seed}"));
+            settings.push(format!("stream.class_order={{ numpy = {{ seed = {seed} }} }}"));
+            let plan = with_settings(base.text, &settings)
+                .and_then(|config| Ok(config.check()?))
+                .with_context(|| format!("entry `{}`", entry.label))?;
+            let folder = args.runs.join(&suite.name).join(format!("{}-seed{seed}", slug(&entry.label)));
+            if !folder.join(results::METRICS_FILE).exists() {
+                let start = match folder.join(PLAN_FILE).exists() {
+                    true => Start::Resume,
+                    false => Start::Fresh,
+                };
+                execute(&plan, &args.common, &folder, start, &mut Silent)
+                    .with_context(|| format!("entry `{}`, seed {seed}", entry.label))?;
+            }
+            let metrics = results::read(&folder)?;
+            let summary = Summary::of(&metrics.log.matrix);
+            if !args.common.quiet {
+                println!(
+                    "{:<28} seed {seed}  Acc {}  in {:.0} s",
+                    entry.label,
+                    summary
+                        .final_average_accuracy
+                        .map_or("-".into(), |a| format!("{:.2} %", 100.0 * a)),
+                    metrics.log.tasks.iter().map(|t| t.seconds).sum::<f64>()
+                );
+            }
+            n_parameters = metrics.log.n_trained.last().copied().unwrap_or(0);
+            seconds.push(metrics.log.tasks.iter().map(|t| t.seconds).sum());
+            summaries.push(summary);
+        }
+        rows.push((entry.label.clone(), summaries, n_parameters, seconds));
+    }
+    let rows: Vec<Comparison> = rows
+        .iter()
+        .map(|(label, summaries, n_parameters, seconds)| Comparison {
+            method: label,
+            summaries,
+            n_parameters: Some(*n_parameters),
+            seconds,
+        })
+        .collect();
+    let table = compare_table(&rows);
+    println!("\n{table}");
+    if let Some(path) = &args.out {
+        write_file(path, table.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// A label as a folder name.
+fn slug(label: &str) -> String {
+    let mut out = String::new();
+    for c in label.chars() {
+        if c.is_ascii_alphanumeric() {
+            out.push(c.to_ascii_lowercase());
+        } else if !out.ends_with('-') && !out.is_empty() {
+            out.push('-');
+        }
+    }
+    out.trim_end_matches('-').to_owned()
+}

@@ -1,0 +1,91 @@
+//! `sdlora train`: the main job.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sdlora_metrics::Summary;
+use sdlora_train::{Finished, Observer, Plan, Start};
+
+use crate::commands::Common;
+use crate::config::ConfigArgs;
+use crate::progress::Progress;
+use crate::report::summary_block;
+use crate::results;
+use crate::run_log::RunLogger;
+
+/// Learn a stream of tasks one after another
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Name of the run; its files go to runs/NAME. Counted up from the preset's name when absent
+    #[arg(long)]
+    name: Option<String>,
+    /// Folder of the runs
+    #[arg(long, default_value = "runs")]
+    runs: PathBuf,
+    /// Continue the run NAME where it stopped
+    #[arg(long, requires = "name")]
+    resume: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let plan = args.config.plan()?;
+    let folder = match &args.name {
+        Some(name) => args.runs.join(name),
+        None => free_folder(&args.runs, &stem(&args.config)),
+    };
+    let start = if args.resume { Start::Resume } else { Start::Fresh };
+    let mut progress = Progress::new(args.common.quiet);
+    progress.println(&format!(
+        "{} on {}: run folder {}",
+        plan.config().method.name,
+        plan.config().dataset,
+        folder.display()
+    ));
+    let finished = execute(&plan, &args.common, &folder, start, &mut progress)?;
+    progress.finish();
+    println!("\n{}", summary_block(&Summary::of(&finished.log.matrix)));
+    println!("report: {}", folder.join("report.html").display());
+    println!("model:  {}", folder.join("model").display());
+    Ok(())
+}
+
+/// Runs a plan and writes its files.
+///
+/// # Errors
+///
+/// Those of the run and of its files.
+pub fn execute(
+    plan: &Plan,
+    common: &Common,
+    folder: &Path,
+    start: Start,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<Finished> {
+    let device = crate::device::open(&common.device)?;
+    let mut log = RunLogger::new(folder, observer);
+    let finished = sdlora_train::run(plan, &common.data_dir, &device, folder, start, &mut log)?;
+    results::write(folder, plan, &finished, &common.device)
+        .with_context(|| format!("the run in {} is complete, its files are not", folder.display()))?;
+    Ok(finished)
+}
+
+fn stem(config: &ConfigArgs) -> String {
+    config
+        .config
+        .as_ref()
+        .and_then(|path| path.file_stem())
+        .map_or_else(|| config.preset.clone(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// The first of `stem-001`, `stem-002`, … that does not exist.
+fn free_folder(runs: &Path, stem: &str) -> PathBuf {
+    (1..)
+        .map(|i| runs.join(format!("{stem}-{i:03}")))
+        .find(|path| !path.exists())
+        .unwrap_or_else(|| runs.join(stem))
+}

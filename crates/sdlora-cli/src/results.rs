@@ -1,0 +1,121 @@
+//! The files a finished run leaves besides its checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sdlora_metrics::Summary;
+use sdlora_train::checkpoint::write_file;
+use sdlora_train::{Finished, Plan, RunLog, write_model};
+use serde::{Deserialize, Serialize};
+
+use crate::report::{ReportInput, TaskTiming, report_html};
+
+/// Name of the file that marks a run as finished.
+pub const METRICS_FILE: &str = "metrics.json";
+
+/// What `metrics.json` holds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Version of the program.
+    pub version: String,
+    /// Device of the run.
+    pub device: String,
+    /// Metrics over tasks and over images, each by name; fractions.
+    pub summary: BTreeMap<String, Option<f64>>,
+    /// Matrix, losses, timings, magnitudes, parameter counts.
+    pub log: RunLog,
+    /// Class ids of the data set in the order they were learned.
+    pub class_order: Vec<usize>,
+    /// Their names.
+    pub class_names: Vec<String>,
+}
+
+/// Writes everything; `metrics.json` last, so its presence means the rest is there.
+///
+/// # Errors
+///
+/// When the file system refuses.
+pub fn write(folder: &Path, plan: &Plan, finished: &Finished, device: &str) -> anyhow::Result<()> {
+    let log = &finished.log;
+    let summary = Summary::of(&log.matrix);
+    write_model(&folder.join("model"), finished)?;
+    let csv = sdlora_metrics::to_csv(&log.matrix);
+    write_file(&folder.join("accuracy_matrix.csv"), csv.as_bytes())?;
+    let html = html(folder, plan, log, &summary, device)?;
+    write_file(&folder.join("report.html"), html.as_bytes())?;
+    let metrics = Metrics {
+        version: env!("CARGO_PKG_VERSION").into(),
+        device: device.into(),
+        summary: summary
+            .metrics()
+            .into_iter()
+            .map(|m| (m.name.to_owned(), m.value))
+            .collect(),
+        log: log.clone(),
+        class_order: finished.class_order.clone(),
+        class_names: finished.class_names.clone(),
+    };
+    let json = serde_json::to_vec_pretty(&metrics)?;
+    write_file(&folder.join(METRICS_FILE), &json)?;
+    Ok(())
+}
+
+/// Reads `metrics.json` of a finished run.
+///
+/// # Errors
+///
+/// When it is missing or damaged.
+pub fn read(folder: &Path) -> anyhow::Result<Metrics> {
+    use anyhow::Context;
+    let path = folder.join(METRICS_FILE);
+    let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged; remove it and run again", path.display()))
+}
+
+fn html(
+    folder: &Path,
+    plan: &Plan,
+    log: &RunLog,
+    summary: &Summary,
+    device: &str,
+) -> anyhow::Result<String> {
+    let config = plan.config();
+    let mut losses = Vec::new();
+    let mut task_starts = Vec::new();
+    for task in &log.tasks {
+        task_starts.push(losses.len());
+        let first = losses.len();
+        losses.extend(task.losses.iter().enumerate().map(|(i, &loss)| (first + i, loss)));
+    }
+    let magnitudes: Vec<Vec<f64>> = log
+        .magnitudes
+        .iter()
+        .filter_map(|groups| groups.first().cloned())
+        .collect();
+    let timings: Vec<TaskTiming> = log
+        .tasks
+        .iter()
+        .zip(&log.eval_seconds)
+        .map(|(task, &eval_seconds)| TaskTiming { train_seconds: task.seconds, eval_seconds })
+        .collect();
+    let fact = |name: &str, value: String| (name.to_owned(), value);
+    Ok(report_html(&ReportInput {
+        title: &folder.file_name().unwrap_or_default().to_string_lossy(),
+        facts: &[
+            fact("method", config.method.name.clone()),
+            fact("data set", config.dataset.clone()),
+            fact("backbone", config.backbone.weights.display().to_string()),
+            fact("device", device.to_owned()),
+            fact("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ],
+        plan_toml: &plan.to_toml()?,
+        matrix: &log.matrix,
+        summary,
+        magnitudes: &magnitudes,
+        losses: &losses,
+        task_starts: &task_starts,
+        task_names: &[],
+        timings: &timings,
+    }))
+}

@@ -1,0 +1,223 @@
+//! What a finished run leaves to ship: one ordinary weight file, the head, the class names, and the
+//! adapter by itself.
+//!
+//! | file | what |
+//! |---|---|
+//! | `vit.safetensors` | backbone with all directions merged into its weights, timm names |
+//! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias`, or `class_means` |
+//! | `classes.json` | names of the classes in the order of their labels |
+//! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sdlora_core::HostFactors;
+use sdlora_vit::{Vit, WeightDtype};
+
+use crate::checkpoint::write_file;
+use crate::error::TrainError;
+use crate::features::FeatureTable;
+use crate::head::LinearHead;
+use crate::model::{HeadKind, Model};
+use crate::run::Finished;
+
+/// Version of the adapter file.
+const ADAPTER_VERSION: &str = "1";
+
+/// Writes the files above into `folder`.
+///
+/// # Errors
+///
+/// [`TrainError::Io`] when the file system refuses.
+pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
+    std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+    let model = &finished.model;
+    let vit = model.merged_backbone();
+    vit.save(&folder.join("vit.safetensors"), WeightDtype::F32, &BTreeMap::new())?;
+
+    let mut head = Tensors::default();
+    if let Some(linear) = &model.head {
+        head.push("weight", linear.weight.val().transpose());
+        head.push("bias", linear.bias.val());
+    }
+    if let Some(means) = &model.class_means {
+        head.push("class_means", means.val());
+    }
+    head.write(&folder.join("head.safetensors"), HashMap::new())?;
+
+    let names = serde_json::to_vec_pretty(&finished.class_names)
+        .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
+    write_file(&folder.join("classes.json"), &names)?;
+    if model.adapter.n_tasks() > 0 {
+        write_adapter(&folder.join("adapter.safetensors"), model)?;
+    }
+    Ok(())
+}
+
+/// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`
+/// `[d_output, rank]`, the factor `norm` that divides each, and `magnitudes` `[n_groups, n_tasks]`.
+fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
+    let mut file = Tensors::default();
+    for bank in &model.adapter.sites {
+        let site = bank.site();
+        let mut all: Vec<(HostFactors, f64)> = Vec::new();
+        if let Some(past) = &bank.past {
+            let inverse = past.inverse_norms();
+            all.extend(past.to_host().into_iter().zip(inverse));
+        }
+        all.extend(bank.current.as_ref().map(|c| (c.to_host(), 1.0)));
+        for (k, (factors, inverse_norm)) in all.into_iter().enumerate() {
+            let matrix = |values: Vec<f32>, shape: [usize; 2]| {
+                Tensor::<2>::from_data(TensorData::new(values, shape), &Device::default()).transpose()
+            };
+            let name = |part: &str| format!("{site}.task{k}.{part}");
+            let rank = factors.rank;
+            file.push(&name("lora_A"), matrix(factors.a, [site.d_input, rank]));
+            file.push(&name("lora_B"), matrix(factors.b, [rank, site.d_output]));
+            let scale = TensorData::from([inverse_norm as f32]);
+            file.push(&name("inverse_norm"), Tensor::<1>::from_data(scale, &Device::default()));
+        }
+    }
+    let rows = model.adapter.magnitude_rows();
+    let (n_groups, n_tasks) = (rows.len(), rows.first().map_or(0, Vec::len));
+    let values: Vec<f32> = rows.into_iter().flatten().map(|v| v as f32).collect();
+    file.push(
+        "magnitudes",
+        Tensor::<2>::from_data(TensorData::new(values, [n_groups, n_tasks]), &Device::default()),
+    );
+    let config = serde_json::to_string(&model.adapter.config())
+        .map_err(|e| TrainError::setting("adapter", "unwritable", e.to_string()))?;
+    file.write(
+        path,
+        HashMap::from([
+            ("sdlora.adapter.version".into(), ADAPTER_VERSION.into()),
+            ("sdlora.adapter.config".into(), config),
+        ]),
+    )
+}
+
+/// Named f32 tensors on their way to a file.
+#[derive(Default)]
+struct Tensors(Vec<(String, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    fn push<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
+        let shape = tensor.dims().to_vec();
+        let bytes = tensor
+            .into_data()
+            .iter::<f32>()
+            .flat_map(f32::to_le_bytes)
+            .collect();
+        self.0.push((name.into(), shape, bytes));
+    }
+
+    fn write(&self, path: &Path, metadata: HashMap<String, String>) -> Result<(), TrainError> {
+        let format = |source| sdlora_vit::VitError::Format { path: path.into(), source };
+        let mut views = Vec::with_capacity(self.0.len());
+        for (name, shape, bytes) in &self.0 {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(format)?;
+            views.push((name.as_str(), view));
+        }
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
+        write_file(path, &bytes)
+    }
+}
+
+/// A model to predict with: merged backbone, classifier and names, read from the files above.
+#[derive(Debug)]
+pub struct Predictor {
+    model: Model,
+    head: HeadKind,
+    class_names: Vec<String>,
+    device: Device,
+}
+
+impl Predictor {
+    /// Reads a folder that [`write_model`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// Those of missing or damaged files.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, TrainError> {
+        let (vit, _) = Vit::load(&folder.join("vit.safetensors"), None, device)?;
+        let d_model = vit.config().d_model;
+        let adapter = sdlora_core::Adapter::new(sdlora_core::Variant::Paper.config(), &[])?;
+        let mut model = Model::new(vit, adapter);
+
+        let path = folder.join("head.safetensors");
+        let bytes = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
+        let format = |source| sdlora_vit::VitError::Format { path: path.clone(), source };
+        let file = SafeTensors::deserialize(&bytes).map_err(format)?;
+        let damaged = |problem: String| TrainError::Checkpoint { path: path.clone(), problem };
+        let read = |name: &str| -> Result<Option<(Vec<f32>, Vec<usize>)>, TrainError> {
+            let Ok(view) = file.tensor(name) else {
+                return Ok(None);
+            };
+            if view.dtype() != Dtype::F32 {
+                return Err(damaged(format!("`{name}` is {:?}, not F32", view.dtype())));
+            }
+            let values = view.data().as_chunks().0.iter().map(|&c| f32::from_le_bytes(c));
+            Ok(Some((values.collect(), view.shape().to_vec())))
+        };
+        let head = match (read("class_means")?, read("weight")?, read("bias")?) {
+            (Some((values, shape)), ..) if shape.len() == 2 && shape[1] == d_model => {
+                let data = TensorData::new(values, [shape[0], d_model]);
+                let means = Tensor::<2>::from_data(data, device);
+                model.class_means = Some(burn::module::Param::from_tensor(means));
+                HeadKind::Ncm
+            }
+            (None, Some((weight, shape)), Some((bias, _)))
+                if shape.len() == 2 && shape[1] == d_model && shape[0] == bias.len() =>
+            {
+                let n = bias.len();
+                let weight = Tensor::<2>::from_data(TensorData::new(weight, [n, d_model]), device);
+                model.head = Some(LinearHead::from_data(
+                    weight.transpose().into_data(),
+                    TensorData::new(bias, [n]),
+                    device,
+                ));
+                HeadKind::Linear
+            }
+            _ => return Err(damaged(format!("it holds no classifier for features of width {d_model}"))),
+        };
+        let path = folder.join("classes.json");
+        let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
+        let class_names: Vec<String> = serde_json::from_slice(&text)
+            .map_err(|e| TrainError::Checkpoint { path, problem: e.to_string() })?;
+        let n_classes = match head {
+            HeadKind::Ncm => model.class_means_host().n_classes(),
+            HeadKind::Linear => model.n_head_classes(),
+        };
+        if class_names.len() < n_classes {
+            return Err(TrainError::Checkpoint {
+                path: folder.into(),
+                problem: format!("{n_classes} classes have {} names", class_names.len()),
+            });
+        }
+        Ok(Self { model, head, class_names, device: device.clone() })
+    }
+
+    /// The class name of each of `images: [batch, n_channels, image_size, image_size]`.
+    ///
+    /// # Errors
+    ///
+    /// When the model has no classifier.
+    pub fn predict(&self, images: Tensor<4>) -> Result<Vec<&str>, TrainError> {
+        let features = self.model.backbone.forward(images, &sdlora_core::Updates::default());
+        let [n, d_model] = features.dims();
+        let table = FeatureTable {
+            features: features.into_data().iter::<f32>().collect(),
+            d_model,
+            labels: vec![0; n],
+        };
+        let labels = self.model.predict(&table, self.head)?;
+        Ok(labels.into_iter().map(|label| self.class_names[label].as_str()).collect())
+    }
+
+    /// Where images have to be.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
