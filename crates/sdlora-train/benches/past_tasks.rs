@@ -1,0 +1,161 @@
+//! Cost of a training step in the number of past tasks.
+//!
+//! `cargo bench -p sdlora-train --bench past_tasks` prints images per second, the ratio to a model
+//! without past tasks (median over interleaved rounds of one process, so a noisy machine moves both),
+//! and the memory of a step: the largest number of bytes alive while it runs, beyond those alive
+//! before it. Model: d = 192, depth 6, 32 x 32 pixels in patches of 4 (65 tokens), batch 32, rank 10
+//! on query and value.
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use burn::module::Param;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sdlora_core::{Adapter, Direction, Projection, Variant};
+use sdlora_train::{LinearHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_vit::{Vit, VitConfig};
+
+struct Counting;
+
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn grow(bytes: usize) {
+    let alive = ALIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(alive, Ordering::Relaxed);
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator; only counters are kept.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        ALIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        grow(size);
+        ALIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const BATCH: usize = 32;
+const N_CLASSES: usize = 10;
+const RANK: usize = 10;
+const PAST: [usize; 6] = [0, 1, 5, 10, 20, 50];
+const STEPS: usize = 2;
+
+struct Case {
+    n_past: usize,
+    model: Option<Model>,
+    optimizer: burn::optim::ModuleOptimizer,
+    seconds: Vec<f64>,
+    peak: usize,
+}
+
+fn model(n_past: usize, device: &Device) -> Model {
+    let mut rng = ChaCha8Rng::seed_from_u64(n_past as u64);
+    let config = VitConfig::standard(32, 4, 192, 6, 3);
+    let vit = Vit::init(&config, &mut rng, device).unwrap();
+    let sites = config.sites(&[Projection::Query, Projection::Value]);
+    let mut adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
+    for _ in 0..=n_past {
+        adapter = adapter.begin_task(RANK, &mut rng, device).unwrap();
+        for bank in &mut adapter.sites {
+            // A trained up-projection is not 0.
+            let direction = bank.current.take().unwrap();
+            let b = direction.b.val() + rng.random_range(0.01..0.02);
+            bank.current = Some(Direction { b: Param::from_tensor(b.detach()), ..direction });
+        }
+    }
+    let mut model = Model::new(vit, adapter);
+    model.head = Some(LinearHead::init(192, N_CLASSES, &mut rng, device));
+    model
+}
+
+fn main() {
+    let rounds = std::env::var("ROUNDS").map_or(9, |r| r.parse().unwrap());
+    let device = Device::flex().autodiff();
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let pixels: Vec<f32> = (0..BATCH * 3 * 32 * 32).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let images = Tensor::<4>::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
+    let labels: Vec<i32> = (0..BATCH).map(|i| (i % N_CLASSES) as i32).collect();
+    let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [BATCH]), &device);
+    let config = OptimizerConfig::sgd(1e-4);
+
+    let mut cases: Vec<Case> = PAST
+        .iter()
+        .map(|&n_past| Case {
+            n_past,
+            model: Some(model(n_past, &device)),
+            optimizer: config.init(),
+            seconds: Vec::new(),
+            peak: 0,
+        })
+        .collect();
+    for round in 0..=rounds {
+        for case in &mut cases {
+            let before = ALIVE.load(Ordering::Relaxed);
+            PEAK.store(before, Ordering::Relaxed);
+            let start = Instant::now();
+            for _ in 0..STEPS {
+                let model = case.model.take().unwrap();
+                let features = model.features(images.clone());
+                let logits = model.head.as_ref().unwrap().forward(features);
+                let loss = cross_entropy(logits, labels.clone());
+                case.model = Some(config.step(&mut case.optimizer, model, &loss, 1.0));
+            }
+            // The first round warms up.
+            if round > 0 {
+                case.seconds.push(start.elapsed().as_secs_f64() / STEPS as f64);
+                case.peak = case.peak.max(PEAK.load(Ordering::Relaxed) - before);
+            }
+        }
+    }
+
+    let stored = |n_past: usize| n_past * 12 * 2 * 192 * RANK * 4;
+    println!("| past tasks | images/s | speed against 0 | peak of a step, MiB | growth, MiB | stored factors, MiB |");
+    println!("|---|---|---|---|---|---|");
+    let mib = |bytes: f64| bytes / (1024.0 * 1024.0);
+    let base = cases[0].seconds.clone();
+    let base_peak = cases[0].peak;
+    for case in &cases {
+        let ratios: Vec<f64> = base.iter().zip(&case.seconds).map(|(a, b)| a / b).collect();
+        println!(
+            "| {} | {:.0} | {:.3} | {:.1} | {:.1} | {:.1} |",
+            case.n_past,
+            BATCH as f64 / median(&case.seconds),
+            median(&ratios),
+            mib(case.peak as f64),
+            mib(case.peak as f64 - base_peak as f64),
+            mib(stored(case.n_past) as f64),
+        );
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
