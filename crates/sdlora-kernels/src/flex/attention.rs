@@ -26,8 +26,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer;
-use super::product::{Left, Right, product, write};
-use super::simd::{Vector, sums, vectorize};
+use super::product::{Left, Matrix, Right, Sink, product, write};
+use super::simd::{Dot, Sum, Vector, sums, vectorize};
 
 /// Rows of scores in flight: one tile of [`product`].
 const BLOCK: usize = 4;
@@ -259,8 +259,8 @@ struct Columns {
 }
 
 impl Columns {
-    fn of<'a>(&self, rows: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
-        let Self { row, start, width } = *self;
+    fn of(self, rows: &[f32]) -> impl Iterator<Item = &[f32]> {
+        let Self { row, start, width } = self;
         rows.chunks_exact(row)
             .map(move |row| &row[start..start + width])
     }
@@ -301,24 +301,65 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `task` with slices of the given lengths, contents arbitrary.
-#[inline(always)]
-fn with_scratch<const N: usize>(lengths: [usize; N], task: impl FnOnce([&mut [f32]; N])) {
-    let mut scratch = SCRATCH.take();
-    let total: usize = lengths.iter().sum();
-    if scratch.len() < total {
-        scratch.resize(total, 0.0);
+/// The working memory of this thread, given back when dropped.
+struct Scratch(Vec<f32>);
+
+impl Scratch {
+    fn take() -> Self {
+        Self(SCRATCH.take())
     }
-    let mut rest = scratch.as_mut_slice();
-    task(lengths.map(|len| {
-        let (slice, others) = std::mem::take(&mut rest).split_at_mut(len);
-        rest = others;
-        slice
-    }));
-    SCRATCH.set(scratch);
+
+    /// Slices of the given lengths, contents arbitrary.
+    fn cut<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [f32]; N] {
+        let total: usize = lengths.iter().sum();
+        if self.0.len() < total {
+            self.0.resize(total, 0.0);
+        }
+        let mut rest = self.0.as_mut_slice();
+        lengths.map(|len| {
+            let (slice, others) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = others;
+            slice
+        })
+    }
 }
 
-/// Scores `q kᵀ` of the rows from `first`, the columns past the last token −∞.
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.0));
+    }
+}
+
+/// Writes a product into the columns of one head.
+struct Rows<'a, 'b>(&'a mut [&'b mut [f32]]);
+
+impl<S: Simd> Sink<S> for Rows<'_, '_> {
+    #[inline(always)]
+    fn take(&mut self, simd: S, row: usize, column: usize, vectors: &[Vector<S>]) {
+        write(simd, vectors, &mut self.0[row][column..]);
+    }
+}
+
+/// Writes `exp(S) v` into the columns of one head, divided by the sums of the rows of `exp(S)`.
+struct Weighted<'a, 'b> {
+    rows: &'a mut [&'b mut [f32]],
+    softmax: &'a [Softmax],
+}
+
+impl<S: Simd> Sink<S> for Weighted<'_, '_> {
+    #[inline(always)]
+    fn take(&mut self, simd: S, row: usize, column: usize, vectors: &[Vector<S>]) {
+        let inv_sum = Vector::splat(simd, self.softmax[row].inv_sum);
+        let mut rest = &mut self.rows[row][column..];
+        for &vector in vectors {
+            write(simd, &[vector * inv_sum], rest);
+            let n = rest.len().min(Vector::<S>::LANES);
+            rest = &mut rest[n..];
+        }
+    }
+}
+
+/// Scores `q kᵀ` of `n_rows` rows, the columns past the last token −∞.
 #[inline(always)]
 fn scores<S: Simd>(
     simd: S,
@@ -328,23 +369,25 @@ fn scores<S: Simd>(
     keys: Right<'_>,
     scores: &mut [f32],
 ) {
-    product(
-        simd,
-        n_rows,
-        sizes.d_head,
-        queries,
-        keys,
-        |row, column, sums| {
-            write(
-                simd,
-                sums,
-                &mut scores[row * keys.stride..][column..keys.stride],
-            );
-        },
-    );
-    for row in scores.chunks_exact_mut(keys.stride).take(n_rows) {
+    let stride = keys.stride;
+    let sink = Matrix {
+        values: scores,
+        stride,
+    };
+    product(simd, n_rows, sizes.d_head, queries, keys, sink);
+    for row in scores.chunks_exact_mut(stride).take(n_rows) {
         row[sizes.n_tokens..].fill(f32::NEG_INFINITY);
     }
+}
+
+/// The largest score of a row, a whole number of vectors.
+#[inline(always)]
+fn largest<S: Simd>(simd: S, row: &[f32]) -> f32 {
+    let mut max = Vector::splat(simd, f32::NEG_INFINITY);
+    for &scores in S::as_simd_f32s(row).0 {
+        max = Vector::new(simd, scores).max(max);
+    }
+    max.largest()
 }
 
 /// Overwrites a row of scores, a whole number of vectors, by `exp((score − max) s)`.
@@ -380,64 +423,41 @@ impl WithSimd for Forward<'_> {
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let lanes = Vector::<S>::LANES;
-        let (n_padded, d_padded) = (
-            n_tokens.next_multiple_of(lanes),
-            d_head.next_multiple_of(lanes),
-        );
-        let lengths = [d_head * n_padded, n_tokens * d_padded, BLOCK * n_padded];
-        with_scratch(lengths, |[keys, values, block]| {
-            sizes.packed(1, head).pack_transposed(qkv, n_padded, keys);
-            sizes.packed(2, head).pack(qkv, d_padded, values);
-            let keys = Right {
-                values: keys,
-                stride: n_padded,
-            };
-            let values = Right {
-                values,
-                stride: d_padded,
-            };
-            let blocks = out.chunks_mut(BLOCK).zip(softmax.chunks_mut(BLOCK));
-            for (idx, (out, softmax)) in blocks.enumerate() {
-                let queries = sizes.packed(0, head).left(qkv, idx * BLOCK);
-                scores(simd, out.len(), &sizes, queries, keys, block);
-                for (row, softmax) in block.chunks_exact_mut(n_padded).zip(softmax.iter_mut()) {
-                    let max = S::as_simd_f32s(row)
-                        .0
-                        .iter()
-                        .map(|&scores| Vector::new(simd, scores))
-                        .fold(Vector::splat(simd, f32::NEG_INFINITY), Vector::max)
-                        .largest();
-                    exponentials(simd, row, max, sizes.scale());
-                    let [sum] = sums(simd, [&*row], |[x]| [x]);
-                    *softmax = Softmax {
-                        max,
-                        inv_sum: 1.0 / sum,
-                    };
-                }
-                let left = Left {
-                    values: block,
-                    row: n_padded,
-                    column: 1,
+        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES);
+        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
+
+        let mut scratch = Scratch::take();
+        let [keys, values, block] =
+            scratch.cut([d_head * n_padded, n_tokens * d_padded, BLOCK * n_padded]);
+        sizes.packed(1, head).pack_transposed(qkv, n_padded, keys);
+        sizes.packed(2, head).pack(qkv, d_padded, values);
+        let keys = Right::new(keys, n_padded);
+        let values = Right::new(values, d_padded);
+
+        let blocks = out.chunks_mut(BLOCK).zip(softmax.chunks_mut(BLOCK));
+        for (idx, (out, softmax)) in blocks.enumerate() {
+            let queries = sizes.packed(0, head).left(qkv, idx * BLOCK);
+            scores(simd, out.len(), &sizes, queries, keys, block);
+            for (row, softmax) in block.chunks_exact_mut(n_padded).zip(softmax.iter_mut()) {
+                let max = largest(simd, row);
+                exponentials(simd, row, max, sizes.scale());
+                let [sum] = sums(simd, [&*row], Sum);
+                *softmax = Softmax {
+                    max,
+                    inv_sum: 1.0 / sum,
                 };
-                product(
-                    simd,
-                    out.len(),
-                    n_tokens,
-                    left,
-                    values,
-                    |row, column, sums| {
-                        let inv_sum = Vector::splat(simd, softmax[row].inv_sum);
-                        for (idx, &sum) in sums.iter().enumerate() {
-                            let column = column + idx * lanes;
-                            if column < d_head {
-                                write(simd, &[sum * inv_sum], &mut out[row][column..]);
-                            }
-                        }
-                    },
-                );
             }
-        });
+            let n_rows = out.len();
+            let sink = Weighted { rows: out, softmax };
+            product(
+                simd,
+                n_rows,
+                n_tokens,
+                Left::rows(block, n_padded),
+                values,
+                sink,
+            );
+        }
     }
 }
 
@@ -460,116 +480,80 @@ impl WithSimd for Gradient<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self {
-            sizes,
-            qkv,
-            grad,
-            head,
-            softmax,
-            mut d_q,
-            mut d_k,
-            mut d_v,
+            sizes, qkv, grad, ..
         } = self;
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let lanes = Vector::<S>::LANES;
-        let (n_padded, d_padded) = (
-            n_tokens.next_multiple_of(lanes),
-            d_head.next_multiple_of(lanes),
-        );
-        let transposed = d_head * n_padded;
-        let (packed, square) = (n_tokens * d_padded, n_tokens * n_padded);
-        let lengths = [
-            transposed, transposed, packed, packed, packed, square, square,
-        ];
-        with_scratch(lengths, |scratch| {
-            let [
-                keys_t,
-                values_t,
-                queries,
-                keys,
-                grads,
-                probabilities,
-                d_scores,
-            ] = scratch;
-            sizes.packed(1, head).pack_transposed(qkv, n_padded, keys_t);
-            sizes
-                .packed(2, head)
-                .pack_transposed(qkv, n_padded, values_t);
-            sizes.packed(0, head).pack(qkv, d_padded, queries);
-            sizes.packed(1, head).pack(qkv, d_padded, keys);
-            sizes.joined(head).pack(grad, d_padded, grads);
-            let narrow = |values| Right {
-                values,
+        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES);
+        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
+        let queries = sizes.packed(0, self.head);
+        let keys = sizes.packed(1, self.head);
+        let values = sizes.packed(2, self.head);
+        let outputs = sizes.joined(self.head);
+
+        let mut scratch = Scratch::take();
+        let (transposed, packed) = (d_head * n_padded, n_tokens * d_padded);
+        let square = n_tokens * n_padded;
+        let [keys_t, values_t, packed, probabilities, d_scores] =
+            scratch.cut([transposed, transposed, packed, square, square]);
+        keys.pack_transposed(qkv, n_padded, keys_t);
+        values.pack_transposed(qkv, n_padded, values_t);
+        let keys_t = Right::new(keys_t, n_padded);
+        let values_t = Right::new(values_t, n_padded);
+
+        let blocks = probabilities
+            .chunks_mut(BLOCK * n_padded)
+            .zip(d_scores.chunks_mut(BLOCK * n_padded))
+            .zip(self.softmax.chunks(BLOCK))
+            .enumerate();
+        for (idx, ((probabilities, d_scores), softmax)) in blocks {
+            let (first, n_rows) = (idx * BLOCK, softmax.len());
+            let left = queries.left(qkv, first);
+            scores(simd, n_rows, &sizes, left, keys_t, probabilities);
+            let sink = Matrix {
+                values: d_scores,
                 stride: n_padded,
             };
-            let (keys_t, values_t) = (narrow(&*keys_t), narrow(&*values_t));
-
-            let blocks = probabilities
-                .chunks_mut(BLOCK * n_padded)
-                .zip(d_scores.chunks_mut(BLOCK * n_padded))
-                .zip(softmax.chunks(BLOCK))
-                .enumerate();
-            for (idx, ((probabilities, d_scores), softmax)) in blocks {
-                let first = idx * BLOCK;
-                let n_rows = softmax.len();
-                let left = sizes.packed(0, head).left(qkv, first);
-                scores(simd, n_rows, &sizes, left, keys_t, probabilities);
-                let left = sizes.joined(head).left(grad, first);
-                product(simd, n_rows, d_head, left, values_t, |row, column, sums| {
-                    write(
-                        simd,
-                        sums,
-                        &mut d_scores[row * n_padded..][column..n_padded],
-                    );
-                });
-                let rows = probabilities
-                    .chunks_exact_mut(n_padded)
-                    .zip(d_scores.chunks_exact_mut(n_padded));
-                for ((probabilities, d_scores), softmax) in rows.zip(softmax) {
-                    exponentials(simd, probabilities, softmax.max, sizes.scale());
-                    score_gradients(
-                        simd,
-                        probabilities,
-                        d_scores,
-                        softmax.inv_sum,
-                        sizes.scale(),
-                    );
-                }
-            }
-
-            let right = |values| Right {
-                values,
-                stride: d_padded,
-            };
-            let rows = |values| Left {
-                values,
-                row: n_padded,
-                column: 1,
-            };
-            let columns = |values| Left {
-                values,
-                row: 1,
-                column: n_padded,
-            };
-            let products = [
-                (rows(&*d_scores), right(&*keys), &mut d_q),
-                (columns(&*d_scores), right(&*queries), &mut d_k),
-                (columns(&*probabilities), right(&*grads), &mut d_v),
-            ];
-            for (left, right, out) in products {
-                product(
+            product(
+                simd,
+                n_rows,
+                d_head,
+                outputs.left(grad, first),
+                values_t,
+                sink,
+            );
+            let rows = probabilities
+                .chunks_exact_mut(n_padded)
+                .zip(d_scores.chunks_exact_mut(n_padded));
+            for ((probabilities, d_scores), softmax) in rows.zip(softmax) {
+                exponentials(simd, probabilities, softmax.max, sizes.scale());
+                score_gradients(
                     simd,
-                    n_tokens,
-                    n_tokens,
-                    left,
-                    right,
-                    |row, column, sums| {
-                        write(simd, sums, &mut out[row][column..]);
-                    },
+                    probabilities,
+                    d_scores,
+                    softmax.inv_sum,
+                    sizes.scale(),
                 );
             }
-        });
+        }
+
+        let (probabilities, d_scores) = (&*probabilities, &*d_scores);
+        let products = [
+            (keys, qkv, Left::rows(d_scores, n_padded), self.d_q),
+            (queries, qkv, Left::columns(d_scores, n_padded), self.d_k),
+            (
+                outputs,
+                grad,
+                Left::columns(probabilities, n_padded),
+                self.d_v,
+            ),
+        ];
+        for (columns, rows, left, mut out) in products {
+            columns.pack(rows, d_padded, packed);
+            let right = Right::new(packed, d_padded);
+            product(simd, n_tokens, n_tokens, left, right, Rows(&mut out));
+        }
     }
 }
 
@@ -587,7 +571,7 @@ fn score_gradients<S: Simd>(
     for p in S::as_mut_simd_f32s(probabilities).0 {
         *p = (Vector::new(simd, *p) * inv_sum).lanes();
     }
-    let [mean] = sums(simd, [&*probabilities, &*d_scores], |[p, d]| [p * d]);
+    let [mean] = sums(simd, [&*probabilities, &*d_scores], Dot);
     let mean = Vector::splat(simd, mean);
     let row = S::as_simd_f32s(probabilities)
         .0

@@ -96,18 +96,19 @@ impl Backward<Flex, 1> for Gelu {
 /// `Φ(x)` and `exp(−x² / 2)`.
 #[inline(always)]
 fn normal<S: Simd>(simd: S, x: Vector<S>) -> (Vector<S>, Vector<S>) {
-    let splat = |value| Vector::splat(simd, value);
-    let zero = splat(0.0);
+    let one = Vector::splat(simd, 1.0);
+    let minus_half = Vector::splat(simd, -0.5);
+    let centre = Vector::splat(simd, TAIL_CENTRE);
     // The order of the operands keeps NaN on x86.
-    let a = splat(TAIL_END).min(x.abs());
+    let a = Vector::splat(simd, TAIL_END).min(x.abs());
     let square = a * a;
     // What the product lost in rounding; without it the exponent is off by up to 1e-6.
-    let low = a.mul_add(a, zero - square);
-    let exp = (square * splat(-0.5)).exp_sum(low * splat(-0.5));
+    let low = a.mul_add(a, Vector::splat(simd, 0.0) - square);
+    let exp = (square * minus_half).exp_sum(low * minus_half);
 
-    let inverse = splat(1.0) / (a + splat(TAIL_CENTRE));
-    let tail = ((a - splat(TAIL_CENTRE)) * inverse).polynomial(TAIL) * inverse * exp;
-    (x.select_below(0.0, tail, splat(1.0) - tail), exp)
+    let inverse = one / (a + centre);
+    let tail = ((a - centre) * inverse).polynomial(TAIL) * inverse * exp;
+    (x.select_below(0.0, tail, one - tail), exp)
 }
 
 #[inline(always)]

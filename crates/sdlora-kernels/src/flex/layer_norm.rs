@@ -20,7 +20,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer;
-use super::simd::{Vector, sums, vectorize};
+use super::simd::{Sum, Terms, Vector, sums, vectorize};
 
 /// Elements of one task: a few rows of a wide model, many of a narrow one.
 const CHUNK: usize = 4096;
@@ -229,12 +229,12 @@ impl WithSimd for Normalise<'_> {
         let (beta, beta_rest) = S::as_simd_f32s(self.beta);
         let rows = self.x.chunks_exact_mut(width).zip(self.moments);
         for (row, moments) in rows {
-            let [sum] = sums(simd, [&*row], |[x]| [x]);
+            let [sum] = sums(simd, [&*row], Sum);
             let mean = sum / width as f32;
             // Two passes over a cached row: the mean of squares minus the square of the mean loses
             // digits where the mean is large.
             let centre = Vector::splat(simd, mean);
-            let [squares] = sums(simd, [&*row], |[x]| [(x - centre) * (x - centre)]);
+            let [squares] = sums(simd, [&*row], Squares { centre });
             let inv_std = 1.0 / (squares / width as f32 + self.eps).sqrt();
             *moments = Moments { mean, inv_std };
 
@@ -250,6 +250,33 @@ impl WithSimd for Normalise<'_> {
                 *x = (*x - mean) * inv_std * gamma + beta;
             }
         }
+    }
+}
+
+/// The squared distance from the mean.
+struct Squares<S: Simd> {
+    centre: Vector<S>,
+}
+
+impl<S: Simd> Terms<S, 1, 1> for Squares<S> {
+    #[inline(always)]
+    fn at(&self, [x]: [Vector<S>; 1]) -> [Vector<S>; 1] {
+        let difference = x - self.centre;
+        [difference * difference]
+    }
+}
+
+/// `g` and `g x̂` from the rows of `dy`, `x` and `γ`.
+struct Means<S: Simd> {
+    centre: Vector<S>,
+    scale: Vector<S>,
+}
+
+impl<S: Simd> Terms<S, 3, 2> for Means<S> {
+    #[inline(always)]
+    fn at(&self, [grad, x, gamma]: [Vector<S>; 3]) -> [Vector<S>; 2] {
+        let grad = grad * gamma;
+        [grad, grad * ((x - self.centre) * self.scale)]
     }
 }
 
@@ -275,11 +302,8 @@ impl WithSimd for InputGradient<'_> {
         for ((grad, x), moments) in rows.zip(self.moments) {
             let centre = Vector::splat(simd, moments.mean);
             let scale = Vector::splat(simd, moments.inv_std);
-            let means = sums(simd, [&*grad, x, self.gamma], |[grad, x, gamma]| {
-                let grad = grad * gamma;
-                [grad, grad * ((x - centre) * scale)]
-            });
-            let [mean, slope] = means.map(|sum| sum / width as f32);
+            let means = sums(simd, [&*grad, x, self.gamma], Means { centre, scale });
+            let [mean, slope] = [means[0] / width as f32, means[1] / width as f32];
 
             let (means, slopes) = (Vector::splat(simd, mean), Vector::splat(simd, slope));
             let (grad, grad_rest) = S::as_mut_simd_f32s(grad);

@@ -19,6 +19,26 @@ pub(super) struct Left<'a> {
     pub(super) column: usize,
 }
 
+impl<'a> Left<'a> {
+    /// A matrix with rows of `stride` values.
+    pub(super) fn rows(values: &'a [f32], stride: usize) -> Self {
+        Self {
+            values,
+            row: stride,
+            column: 1,
+        }
+    }
+
+    /// The transpose of a matrix with rows of `stride` values.
+    pub(super) fn columns(values: &'a [f32], stride: usize) -> Self {
+        Self {
+            values,
+            row: 1,
+            column: stride,
+        }
+    }
+}
+
 /// The right operand: one row of `stride` values, a whole number of vectors, per inner index.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
@@ -26,9 +46,34 @@ pub(super) struct Right<'a> {
     pub(super) stride: usize,
 }
 
+impl<'a> Right<'a> {
+    pub(super) fn new(values: &'a [f32], stride: usize) -> Self {
+        Self { values, stride }
+    }
+}
+
+/// Takes a product piece by piece as it leaves the registers.
+pub(super) trait Sink<S: Simd> {
+    /// Takes `vectors` of one row, beginning with `column`; the last lanes may lie beyond the end
+    /// of the row. Inline it always.
+    fn take(&mut self, simd: S, row: usize, column: usize, vectors: &[Vector<S>]);
+}
+
+/// A result with rows of `stride` values.
+pub(super) struct Matrix<'a> {
+    pub(super) values: &'a mut [f32],
+    pub(super) stride: usize,
+}
+
+impl<S: Simd> Sink<S> for Matrix<'_> {
+    #[inline(always)]
+    fn take(&mut self, simd: S, row: usize, column: usize, vectors: &[Vector<S>]) {
+        let row = &mut self.values[row * self.stride..][column..self.stride];
+        write(simd, vectors, row);
+    }
+}
+
 /// `left · right` over `n_rows` rows of `left` and `n_inner` inner indices.
-///
-/// `store` receives the result in pieces: row, first column, vectors.
 #[inline(always)]
 pub(super) fn product<S: Simd>(
     simd: S,
@@ -36,15 +81,15 @@ pub(super) fn product<S: Simd>(
     n_inner: usize,
     left: Left<'_>,
     right: Right<'_>,
-    mut store: impl FnMut(usize, usize, &[Vector<S>]),
+    mut sink: impl Sink<S>,
 ) {
     let mut row = 0;
     while row + ROWS <= n_rows {
-        panels::<S, ROWS>(simd, row, n_inner, left, right, &mut store);
+        panels::<S, ROWS>(simd, row, n_inner, left, right, &mut sink);
         row += ROWS;
     }
     while row < n_rows {
-        panels::<S, 1>(simd, row, n_inner, left, right, &mut store);
+        panels::<S, 1>(simd, row, n_inner, left, right, &mut sink);
         row += 1;
     }
 }
@@ -57,22 +102,22 @@ fn panels<S: Simd, const N: usize>(
     n_inner: usize,
     left: Left<'_>,
     right: Right<'_>,
-    store: &mut impl FnMut(usize, usize, &[Vector<S>]),
+    sink: &mut impl Sink<S>,
 ) {
     // Four rows by four vectors need 16 registers for the sums alone.
     let wide = S::REGISTER_COUNT >= 32;
     let lanes = Vector::<S>::LANES;
     let mut column = 0;
     while wide && column + 4 * lanes <= right.stride {
-        tile::<S, N, 4>(simd, row, column, n_inner, left, right, store);
+        tile::<S, N, 4>(simd, row, column, n_inner, left, right, sink);
         column += 4 * lanes;
     }
     while column + 2 * lanes <= right.stride {
-        tile::<S, N, 2>(simd, row, column, n_inner, left, right, store);
+        tile::<S, N, 2>(simd, row, column, n_inner, left, right, sink);
         column += 2 * lanes;
     }
     if column < right.stride {
-        tile::<S, N, 1>(simd, row, column, n_inner, left, right, store);
+        tile::<S, N, 1>(simd, row, column, n_inner, left, right, sink);
     }
 }
 
@@ -84,7 +129,7 @@ fn tile<S: Simd, const N: usize, const VECTORS: usize>(
     n_inner: usize,
     left: Left<'_>,
     right: Right<'_>,
-    store: &mut impl FnMut(usize, usize, &[Vector<S>]),
+    sink: &mut impl Sink<S>,
 ) {
     let mut sums = [[Vector::splat(simd, 0.0); VECTORS]; N];
     for inner in 0..n_inner {
@@ -99,7 +144,7 @@ fn tile<S: Simd, const N: usize, const VECTORS: usize>(
         }
     }
     for (offset, sums) in sums.iter().enumerate() {
-        store(row + offset, column, sums);
+        sink.take(simd, row + offset, column, sums);
     }
 }
 
@@ -148,16 +193,11 @@ mod tests {
                 stride,
             };
             let n_rows = self.out.len() / n;
-            product(
-                simd,
-                n_rows,
-                self.n_inner,
-                self.left,
-                right,
-                |row, column, sums| {
-                    write(simd, sums, &mut self.out[row * n..][column..n]);
-                },
-            );
+            let out = Matrix {
+                values: self.out,
+                stride: n,
+            };
+            product(simd, n_rows, self.n_inner, self.left, right, out);
         }
     }
 

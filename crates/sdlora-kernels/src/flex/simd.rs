@@ -2,7 +2,9 @@
 //!
 //! A kernel is written once against [`Vector`] and compiled for every instruction set `pulp`
 //! knows; [`vectorize`] picks one of them.
-//! Sums therefore run in an order that depends on the width of the processor's vectors, but never
+//! What a kernel calls must be `#[inline(always)]` and no closure: compiled by itself it would lack
+//! the instruction set and turn every vector operation into a call (twenty times slower).
+//! Sums run in an order that depends on the width of the processor's vectors, but never
 //! on the number of threads.
 
 use std::ops::{Add, Div, Mul, Sub};
@@ -153,11 +155,13 @@ impl<S: Simd> Vector<S> {
         const MANTISSA_BITS: u32 = 23;
 
         let simd = self.simd;
-        let splat = |value| Self::splat(simd, value);
-        let shifted = self.mul_add(splat(std::f32::consts::LOG2_E), splat(ROUND));
-        let n = shifted - splat(ROUND);
-        let remainder = n.mul_add(splat(-LN_2_HIGH), self);
-        let remainder = n.mul_add(splat(-LN_2_LOW), remainder) + low;
+        let shifted = self.mul_add(
+            Self::splat(simd, std::f32::consts::LOG2_E),
+            Self::splat(simd, ROUND),
+        );
+        let n = shifted - Self::splat(simd, ROUND);
+        let remainder = n.mul_add(Self::splat(simd, -LN_2_HIGH), self);
+        let remainder = n.mul_add(Self::splat(simd, -LN_2_LOW), remainder) + low;
         let mantissa = remainder.polynomial(COEFFICIENTS);
 
         let exponent = simd.wrapping_dyn_shl_u32s(
@@ -166,57 +170,99 @@ impl<S: Simd> Vector<S> {
         );
         let bits = simd.add_u32s(exponent, simd.transmute_u32s_f32s(mantissa.lanes));
         let value = Self::new(simd, simd.transmute_f32s_u32s(bits));
-        self.select_below(SMALLEST, splat(0.0), value)
+        self.select_below(SMALLEST, Self::splat(simd, 0.0), value)
     }
 }
 
-/// Sums over whole rows of several quantities at once: `terms` maps the vectors at one place of the
-/// `rows`, which are equally long, to the quantities there.
+/// Quantities to be summed over rows: what they are at one place of the rows.
+pub(super) trait Terms<S: Simd, const ROWS: usize, const SUMS: usize> {
+    /// The terms at the places where `rows` has these values. Inline it always.
+    fn at(&self, rows: [Vector<S>; ROWS]) -> [Vector<S>; SUMS];
+}
+
+/// The row itself.
+pub(super) struct Sum;
+
+impl<S: Simd> Terms<S, 1, 1> for Sum {
+    #[inline(always)]
+    fn at(&self, row: [Vector<S>; 1]) -> [Vector<S>; 1] {
+        row
+    }
+}
+
+/// The product of two rows.
+pub(super) struct Dot;
+
+impl<S: Simd> Terms<S, 2, 1> for Dot {
+    #[inline(always)]
+    fn at(&self, [a, b]: [Vector<S>; 2]) -> [Vector<S>; 1] {
+        [a * b]
+    }
+}
+
+/// Sums of several quantities at once over `rows` of equal length.
 ///
 /// Four partial sums keep the adders busy; their order depends on the length alone.
 #[inline(always)]
 pub(super) fn sums<S: Simd, const ROWS: usize, const SUMS: usize>(
     simd: S,
     rows: [&[f32]; ROWS],
-    terms: impl Fn([Vector<S>; ROWS]) -> [Vector<S>; SUMS],
+    terms: impl Terms<S, ROWS, SUMS>,
 ) -> [f32; SUMS] {
     const PARTIAL: usize = 4;
 
-    let zero = Vector::splat(simd, 0.0);
-    let mut partial = [[zero; SUMS]; PARTIAL];
-    let split = rows.map(|row| S::as_simd_f32s(row));
-    let n = split
-        .iter()
-        .map(|(vectors, _)| vectors.len())
-        .min()
-        .unwrap_or(0);
-    let vectors = split.map(|(vectors, _)| &vectors[..n]);
-    let add = |sums: &mut [Vector<S>; SUMS], terms: [Vector<S>; SUMS]| {
-        for (sum, term) in sums.iter_mut().zip(terms) {
-            *sum = *sum + term;
-        }
-    };
-    let at = |idx: usize| terms(vectors.map(|row| Vector::new(simd, row[idx])));
-
+    let mut partial = [[Vector::splat(simd, 0.0); SUMS]; PARTIAL];
+    let n_vectors = rows[0].len() / Vector::<S>::LANES;
     let mut idx = 0;
-    while idx + PARTIAL <= n {
-        for (offset, sums) in partial.iter_mut().enumerate() {
-            add(sums, at(idx + offset));
+    while idx + PARTIAL <= n_vectors {
+        for (offset, partial) in partial.iter_mut().enumerate() {
+            add(partial, terms.at(vectors_at(simd, rows, idx + offset)));
         }
         idx += PARTIAL;
     }
-    while idx < n {
-        add(&mut partial[0], at(idx));
+    while idx < n_vectors {
+        add(&mut partial[0], terms.at(vectors_at(simd, rows, idx)));
         idx += 1;
     }
-    let rest = split.map(|(_, rest)| rest);
-    let n_rest = rest[0].len();
+    let n_rest = rows[0].len() % Vector::<S>::LANES;
     if n_rest > 0 {
-        let last = terms(rest.map(|rest| Vector::partial(simd, rest)));
-        add(&mut partial[0], last.map(|term| term.first(n_rest)));
+        let mut last = [Vector::splat(simd, 0.0); ROWS];
+        for (last, row) in last.iter_mut().zip(&rows) {
+            *last = Vector::partial(simd, S::as_simd_f32s(row).1);
+        }
+        let mut last = terms.at(last);
+        for term in &mut last {
+            *term = term.first(n_rest);
+        }
+        add(&mut partial[0], last);
     }
-    let [first, second, third, fourth] = partial;
-    std::array::from_fn(|idx| ((first[idx] + second[idx]) + (third[idx] + fourth[idx])).sum())
+    let mut total = [0.0; SUMS];
+    for (idx, total) in total.iter_mut().enumerate() {
+        let [first, second, third, fourth] = &partial;
+        *total = ((first[idx] + second[idx]) + (third[idx] + fourth[idx])).sum();
+    }
+    total
+}
+
+#[inline(always)]
+fn add<S: Simd, const N: usize>(sums: &mut [Vector<S>; N], terms: [Vector<S>; N]) {
+    for (sum, term) in sums.iter_mut().zip(terms) {
+        *sum = *sum + term;
+    }
+}
+
+/// The vectors of all rows at one place.
+#[inline(always)]
+fn vectors_at<S: Simd, const ROWS: usize>(
+    simd: S,
+    rows: [&[f32]; ROWS],
+    idx: usize,
+) -> [Vector<S>; ROWS] {
+    let mut vectors = [Vector::splat(simd, 0.0); ROWS];
+    for (vector, row) in vectors.iter_mut().zip(rows) {
+        *vector = Vector::new(simd, S::as_simd_f32s(row).0[idx]);
+    }
+    vectors
 }
 
 macro_rules! operator {
