@@ -4,6 +4,9 @@
 //! (dampening 0, Adam eps 1e-8) and adds a gradient norm over all parameters, which burn has per
 //! parameter only.
 
+mod keys;
+mod schedule;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -12,125 +15,65 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use keys::RawOptimizer;
+pub use schedule::Schedule;
 
-/// The rule that turns gradients into steps.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "rule", deny_unknown_fields)]
+/// The rule that turns gradients into steps; the key `rule` names it and its fields stand beside it.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rule {
-    /// Stochastic gradient descent; `v ← momentum · v + (1 − dampening) · g`, started with `v = g`.
+    /// `sgd`: stochastic gradient descent; `v ← momentum · v + (1 − dampening) · g`, started with
+    /// `v = g`.
     Sgd {
-        /// Share of the last velocity, from 0 to below 1.
-        #[serde(default = "default_momentum")]
+        /// Share of the last velocity, from 0 to below 1; 0.9 when left out.
         momentum: f64,
-        /// Reduction of the new gradient, from 0 to 1.
-        #[serde(default)]
+        /// Reduction of the new gradient, from 0 to 1; 0 when left out.
         dampening: f64,
-        /// Looks one velocity ahead.
-        #[serde(default)]
+        /// Looks one velocity ahead; not when left out.
         nesterov: bool,
     },
-    /// Adam with bias correction; weight decay is added to the gradient.
+    /// `adam`: Adam with bias correction; weight decay is added to the gradient.
     Adam {
-        /// Decay of the first moment.
-        #[serde(default = "default_beta1")]
+        /// Decay of the first moment; 0.9 when left out.
         beta1: f64,
-        /// Decay of the second moment.
-        #[serde(default = "default_beta2")]
+        /// Decay of the second moment; 0.999 when left out.
         beta2: f64,
-        /// Added to the root of the second moment.
-        #[serde(default = "default_eps")]
+        /// Added to the root of the second moment; 1e-8 when left out.
         eps: f64,
     },
-    /// Adam with decoupled weight decay.
+    /// `adamw`: Adam with decoupled weight decay.
     AdamW {
-        /// Decay of the first moment.
-        #[serde(default = "default_beta1")]
+        /// Decay of the first moment; 0.9 when left out.
         beta1: f64,
-        /// Decay of the second moment.
-        #[serde(default = "default_beta2")]
+        /// Decay of the second moment; 0.999 when left out.
         beta2: f64,
-        /// Added to the root of the second moment.
-        #[serde(default = "default_eps")]
+        /// Added to the root of the second moment; 1e-8 when left out.
         eps: f64,
     },
 }
 
-fn default_momentum() -> f64 {
-    0.9
-}
-
-fn default_beta1() -> f64 {
-    0.9
-}
-
-fn default_beta2() -> f64 {
-    0.999
-}
-
-fn default_eps() -> f64 {
-    1e-8
-}
-
-/// The learning rate over the steps of one task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case", tag = "shape", deny_unknown_fields)]
-pub enum Schedule {
-    /// The same in every step.
-    #[default]
-    Constant,
-    /// `½ lr (1 + cos(π k / n_steps))`, after `warmup` of the steps rising in a line from 0.
-    Cosine {
-        /// Share of the steps, from 0 to below 1.
-        #[serde(default)]
-        warmup: f64,
-    },
-    /// Multiplied by `gamma` at the start of each of these epochs.
-    MultiStep {
-        /// Epochs, from 0, increasing.
-        milestones: Vec<usize>,
-        /// Factor at each of them.
-        gamma: f64,
-    },
-}
-
-impl Schedule {
-    /// Factor on the learning rate in step `step` of `n_steps`, which lies in epoch `epoch`.
-    pub fn factor(&self, step: usize, n_steps: usize, epoch: usize) -> f64 {
-        match self {
-            Self::Constant => 1.0,
-            Self::Cosine { warmup } => {
-                let n_warmup = (warmup * n_steps as f64).floor();
-                let k = step as f64;
-                if k < n_warmup {
-                    return (k + 1.0) / n_warmup;
-                }
-                let share = (k - n_warmup) / (n_steps as f64 - n_warmup);
-                0.5 * (1.0 + (std::f64::consts::PI * share).cos())
-            }
-            Self::MultiStep { milestones, gamma } => {
-                let passed = milestones.iter().filter(|&&m| epoch >= m).count();
-                gamma.powi(passed as i32)
-            }
-        }
-    }
-}
+/// Momentum of the published code.
+const MOMENTUM: f64 = 0.9;
+/// PyTorch's defaults of Adam and AdamW.
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPS: f64 = 1e-8;
 
 /// Settings of an optimiser; a new one is made at the start of every task.
+///
+/// Its TOML form is flat: `rule = "sgd"`, `lr = 0.01`, `momentum = 0.9`; keys that are unknown or
+/// belong to another rule are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawOptimizer", into = "RawOptimizer")]
 pub struct OptimizerConfig {
     /// The rule.
-    #[serde(flatten)]
     pub rule: Rule,
     /// Learning rate, greater than 0.
     pub lr: f64,
-    /// Weight decay, at least 0.
-    #[serde(default)]
+    /// Weight decay, at least 0; 0 when left out.
     pub weight_decay: f64,
     /// Largest norm of the gradient over all parameters together; not bounded when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_grad_norm: Option<f64>,
-    /// The learning rate over the steps of a task.
-    #[serde(default)]
+    /// The learning rate over the steps of a task; constant when left out.
     pub schedule: Schedule,
 }
 
@@ -139,7 +82,7 @@ impl OptimizerConfig {
     pub fn sgd(lr: f64) -> Self {
         Self {
             rule: Rule::Sgd {
-                momentum: default_momentum(),
+                momentum: MOMENTUM,
                 dampening: 0.0,
                 nesterov: false,
             },
@@ -154,9 +97,9 @@ impl OptimizerConfig {
     pub fn adamw(lr: f64, weight_decay: f64) -> Self {
         Self {
             rule: Rule::AdamW {
-                beta1: default_beta1(),
-                beta2: default_beta2(),
-                eps: default_eps(),
+                beta1: BETA1,
+                beta2: BETA2,
+                eps: EPS,
             },
             weight_decay,
             ..Self::sgd(lr)
@@ -207,8 +150,11 @@ impl OptimizerConfig {
             }
         }
         match &self.schedule {
-            Schedule::Cosine { warmup } if !(0.0..1.0).contains(warmup) => {
+            Schedule::Cosine { warmup, .. } if !(0.0..1.0).contains(warmup) => {
                 refuse("schedule.warmup", *warmup, "a share from 0 to below 1")
+            }
+            Schedule::Cosine { eta_min, .. } if !(0.0..=self.lr).contains(eta_min) => {
+                refuse("schedule.eta_min", *eta_min, "a rate from 0 to `optimizer.lr`")
             }
             Schedule::MultiStep { gamma, .. } if !(gamma.is_finite() && *gamma > 0.0) => {
                 refuse("schedule.gamma", *gamma, "a finite number greater than 0")
@@ -247,6 +193,11 @@ impl OptimizerConfig {
                 .with_weight_decay(self.weight_decay as f32)
                 .init(),
         }
+    }
+
+    /// Factor on the learning rate in step `step` of `n_steps`, which lies in epoch `epoch`.
+    pub fn lr_factor(&self, step: usize, n_steps: usize, epoch: usize) -> f64 {
+        self.schedule.factor(self.lr, step, n_steps, epoch)
     }
 
     /// One step: gradients of `loss`, bounded as the settings say, applied to `module`.
@@ -357,22 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn schedules_by_hand() {
-        let cosine = Schedule::Cosine { warmup: 0.2 };
-        let factors: Vec<f64> = (0..10).map(|k| cosine.factor(k, 10, 0)).collect();
-        assert_eq!(factors[..3], [0.5, 1.0, 1.0]);
-        assert!((factors[6] - 0.5).abs() < 1e-12);
-        let steps = Schedule::MultiStep { milestones: vec![2, 4], gamma: 0.1 };
-        assert_eq!(steps.factor(0, 1, 1), 1.0);
-        assert!((steps.factor(0, 1, 4) - 0.01).abs() < 1e-12);
-    }
-
-    #[test]
     fn values_out_of_range_are_refused_by_name() {
         let mut config = OptimizerConfig::sgd(0.0);
         assert!(config.check().unwrap_err().to_string().contains("optimizer.lr"));
         config.lr = 0.1;
         config.rule = Rule::Sgd { momentum: 1.0, dampening: 0.0, nesterov: false };
         assert!(config.check().unwrap_err().to_string().contains("momentum"));
+        config = OptimizerConfig::sgd(0.1);
+        config.schedule = Schedule::Cosine { warmup: 0.0, eta_min: 0.2 };
+        assert!(config.check().unwrap_err().to_string().contains("eta_min"));
     }
 }

@@ -181,7 +181,7 @@ pub fn pretrain(
         for batch in loader.epoch(epoch, &autodiff) {
             let batch = batch?;
             let step = epoch * loader.n_batches() + batch.idx;
-            let factor = config.optimizer.schedule.factor(step, n_steps, epoch);
+            let factor = config.optimizer.lr_factor(step, n_steps, epoch);
             let n_images = batch.len();
             let logits = model
                 .head

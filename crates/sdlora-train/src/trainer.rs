@@ -157,7 +157,7 @@ impl Trainer<'_> {
                 if !value.is_finite() {
                     return Err(TrainError::Diverged { task_idx: task.task_idx, step, loss: value });
                 }
-                let factor = self.optimizer.schedule.factor(step, n_steps, epoch);
+                let factor = self.optimizer.lr_factor(step, n_steps, epoch);
                 model = self.optimizer.step(&mut optimizer, model, &loss, factor);
                 log.losses.push(value);
                 log.seconds = before + start.elapsed().as_secs_f64();

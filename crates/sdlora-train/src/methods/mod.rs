@@ -14,6 +14,7 @@ use std::fmt::Debug;
 
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Projection, SdLoraConfig};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
@@ -140,14 +141,39 @@ pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, Train
     (entry.build)(options)
 }
 
-/// Reads options as the type of a method, which denies unknown fields.
-fn parse<T: DeserializeOwned>(method: &str, options: &toml::Table) -> Result<T, TrainError> {
-    options.clone().try_into().map_err(|e: toml::de::Error| {
-        TrainError::setting(
-            format!("method ({method})"),
-            toml::to_string(options).unwrap_or_default().trim().replace('\n', ", "),
-            format!("options it knows: {}", e.message()),
-        )
+/// Reads options as the type of a method.
+///
+/// What the type has no place for is refused by name at any depth. Serde alone does not see to
+/// that: it ignores unknown keys beside a tag, as in `settings.current`.
+fn parse<T: Serialize + DeserializeOwned>(
+    method: &str,
+    options: &toml::Table,
+) -> Result<T, TrainError> {
+    let refuse = |expected: String| {
+        let found = toml::to_string(options).unwrap_or_default();
+        let found = found.trim().replace('\n', ", ");
+        TrainError::setting(format!("method ({method})"), found, expected)
+    };
+    let read: T = options
+        .clone()
+        .try_into()
+        .map_err(|e: toml::de::Error| refuse(format!("options it knows: {}", e.message())))?;
+    let known = toml::Table::try_from(&read)
+        .map_err(|e| refuse(format!("options with a TOML form: {e}")))?;
+    match unknown_key(options, &known) {
+        None => Ok(read),
+        Some(key) => Err(refuse(format!("options it knows: unknown field `{key}`"))),
+    }
+}
+
+/// The first key, with the tables it lies in, that `known` lacks.
+fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
+    typed.iter().find_map(|(key, value)| match (value, known.get(key)) {
+        (_, None) => Some(key.clone()),
+        (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
+            unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
+        }
+        _ => None,
     })
 }
 

@@ -1,0 +1,158 @@
+//! Configuration files are read strictly: a misspelt key is refused by name wherever it stands, and
+//! what is written reads back the same.
+
+use std::path::Path;
+
+use sdlora_train::pretrain::PretrainConfig;
+use sdlora_train::{Plan, RunConfig, TrainError};
+
+/// Every section and most keys there are.
+const FULL: &str = r#"
+seed = 7
+dataset = "omniglot-evaluation"
+n_epochs = 2
+batch_size = 8
+head = "linear"
+loss = "new-classes"
+checkpoint_every = 100
+hold_out = 0
+
+[dataset_options]
+
+[method]
+name = "sdlora"
+variant = "reference"
+rank = 4
+projections = ["query", "value"]
+
+[method.settings]
+past_norm = "frobenius"
+sharing = "shared"
+
+[method.settings.current]
+form = "raw"
+
+[method.settings.start]
+start = "keep"
+value = 1.0
+
+[backbone]
+weights = "vit.safetensors"
+preset = "vit_tiny_patch16_224"
+
+[stream]
+n_tasks = 2
+appearances = [["invert"], [{ rotate = { degrees = 90.0 } }]]
+
+[stream.class_order.numpy]
+seed = 1
+
+[stream.split.increment]
+init_cls = 3
+increment = 3
+
+[transform]
+side = 28
+channels = "gray"
+polarity = "inverted"
+oversample = 2
+
+[transform.normalise]
+mean = [0.5]
+std = [0.5]
+
+[transform.augment.affine]
+degrees = 10.0
+scale = [0.9, 1.1]
+shear_degrees = 5.0
+translate = 0.1
+
+[optimizer]
+rule = "sgd"
+lr = 0.01
+momentum = 0.9
+dampening = 0.0
+nesterov = false
+weight_decay = 0.0
+max_grad_norm = 1.0
+
+[optimizer.schedule]
+shape = "cosine"
+warmup = 0.1
+eta_min = 0.0
+"#;
+
+fn check(text: &str) -> Result<Plan, TrainError> {
+    RunConfig::parse(text)?.check()
+}
+
+#[test]
+fn a_misspelt_key_is_refused_by_name_wherever_it_stands() {
+    check(FULL).unwrap();
+    let lines: Vec<&str> = FULL.lines().collect();
+    let mut n_keys = 0;
+    for (i, line) in lines.iter().enumerate() {
+        let Some((key, value)) = line.split_once(" = ") else {
+            continue;
+        };
+        // The key stays, so what is missing cannot be the reason; the misspelt one is added.
+        let wrong = format!("{key}x");
+        let added = format!("{line}\n{wrong} = {value}");
+        let text = [&lines[..i], &[added.as_str()], &lines[i + 1..]].concat().join("\n");
+        let error = check(&text).map(drop).expect_err(&wrong).to_string();
+        assert!(error.contains(&wrong), "`{wrong}` is not named in: {error}");
+        n_keys += 1;
+    }
+    assert_eq!(n_keys, 44);
+}
+
+#[test]
+fn a_misspelt_section_is_refused_by_name() {
+    let mut n_sections = 0;
+    for line in FULL.lines().filter(|line| line.starts_with('[')) {
+        let section = line.trim_matches(['[', ']']);
+        let wrong = format!("{section}x");
+        // A choice has one section, so there the wrong one takes its place.
+        let is_choice = ["stream.class_order.numpy", "stream.split.increment"].contains(&section);
+        let text = if is_choice {
+            FULL.replace(line, &format!("[{wrong}]"))
+        } else {
+            format!("{FULL}\n[{wrong}]\nanything = 1\n")
+        };
+        let error = check(&text).map(drop).expect_err(&wrong).to_string();
+        let last = wrong.rsplit('.').next().unwrap();
+        assert!(error.contains(last), "`{last}` is not named in: {error}");
+        n_sections += 1;
+    }
+    assert_eq!(n_sections, 14);
+}
+
+#[test]
+fn a_plan_reads_what_it_writes() {
+    let plan = check(FULL).unwrap();
+    let text = plan.to_toml().unwrap();
+    let again = RunConfig::parse(&text).unwrap();
+    assert_eq!(&again, plan.config());
+    assert_eq!(again.check().unwrap().to_toml().unwrap(), text);
+}
+
+#[test]
+fn every_run_that_ships_is_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-cli/presets");
+    let mut n_presets = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("pretrain") {
+            PretrainConfig::parse(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        } else if text.contains("\n[backbone]\n") {
+            check(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        } else {
+            // A list of runs, which the command line reads.
+            continue;
+        }
+        n_presets += 1;
+    }
+    assert!(n_presets > 0);
+}
