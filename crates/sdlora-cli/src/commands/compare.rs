@@ -19,6 +19,8 @@ use crate::results;
 const SUITES: &[(&str, &str)] = &[
     ("omniglot", include_str!("../../presets/suite-omniglot.toml")),
     ("omniglot-shift", include_str!("../../presets/suite-omniglot-shift.toml")),
+    ("tune-omniglot", include_str!("../../presets/tune-omniglot.toml")),
+    ("tune-omniglot-shift", include_str!("../../presets/tune-omniglot-shift.toml")),
 ];
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
@@ -26,7 +28,7 @@ const SUITES: &[(&str, &str)] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Suite inside the binary (omniglot, omniglot-shift), or a file
+    /// Suite inside the binary (omniglot, omniglot-shift, tune-omniglot, tune-omniglot-shift), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images
