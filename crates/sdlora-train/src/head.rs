@@ -44,13 +44,13 @@ impl LinearHead {
 
     /// This head with the columns of `new` after its own, all trainable.
     pub fn grown(self, new: Self) -> Self {
-        let cat = |a: Tensor<2>, b: Tensor<2>| Tensor::cat(vec![a.detach(), b.detach()], 1);
+        // Detached after the concatenation: a detached parameter is still one that is trained, and
+        // what is computed from one cannot become another.
+        let weight = Tensor::cat(vec![self.weight.val(), new.weight.val()], 1).detach();
+        let bias = Tensor::cat(vec![self.bias.val(), new.bias.val()], 0).detach();
         Self {
-            weight: Param::from_tensor(cat(self.weight.val(), new.weight.val())),
-            bias: Param::from_tensor(Tensor::cat(
-                vec![self.bias.val().detach(), new.bias.val().detach()],
-                0,
-            )),
+            weight: Param::from_tensor(weight),
+            bias: Param::from_tensor(bias),
         }
     }
 
@@ -112,7 +112,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, burn::tensor::Int>) -
 mod tests {
     use super::*;
     use rand::SeedableRng;
-    use sdlora_testkit::{Tolerance, assert_close, test_device};
+    use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 
     #[test]
     fn a_grown_head_keeps_the_logits_of_old_classes() {
@@ -126,6 +126,19 @@ mod tests {
         assert_eq!(grown.n_classes(), 5);
         let after = grown.forward(features).slice([0..4, 0..3]);
         assert_close(after, before.as_slice(), Tolerance::Abs(0.0), "old logits");
+    }
+
+    #[test]
+    fn a_grown_head_is_trained_as_a_whole() {
+        let device = test_device_autodiff();
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        let mut draw = |n| LinearHead::init(6, n, &mut rng, &device);
+        let head = draw(3).grown(draw(2)).grown(draw(1));
+        assert!(head.weight.is_require_grad() && head.bias.is_require_grad());
+        let features = Tensor::<2>::ones([1, 6], &device);
+        let grads = head.forward(features).sum().backward();
+        let grad: Vec<f32> = head.weight.val().grad(&grads).unwrap().into_data().iter().collect();
+        assert_eq!(grad, [1.0; 36]);
     }
 
     #[test]
