@@ -114,12 +114,12 @@ impl Observer for Progress {
             Event::Evaluated { task_idx, matrix, .. } => {
                 let table = AccuracyTable::new(matrix.n_tasks(), TABLE_WIDTH);
                 if !self.has_header {
-                    self.println(&table.header());
+                    self.println(table.header().trim_end());
                     self.has_header = true;
                 }
                 for after in self.n_rows..=*task_idx {
                     if matrix.row(after).is_some() {
-                        self.println(&table.row(matrix, after));
+                        self.println(table.row(matrix, after).trim_end());
                     }
                 }
                 self.n_rows = task_idx + 1;

@@ -189,8 +189,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut file =
-        tempfile::NamedTempFile::new_in(folder).map_err(TrainError::io("create", path))?;
+    let mut file = temporary_file()
+        .tempfile_in(folder)
+        .map_err(TrainError::io("create", path))?;
     file.write_all(bytes)
         .and_then(|()| file.as_file().sync_all())
         .map_err(TrainError::io("write", path))?;
@@ -198,6 +199,17 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
         .map_err(|e| TrainError::io("rename", path)(e.error))?;
     sync_folder(folder);
     Ok(())
+}
+
+/// Temporary files are private by default; what a run leaves is as readable as any other file.
+fn temporary_file() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {

@@ -60,6 +60,7 @@ impl AccuracyTable {
 }
 
 /// The whole [`AccuracyTable`] of a matrix.
+#[cfg(test)]
 pub fn accuracy_table(matrix: &AccuracyMatrix, width: usize) -> String {
     let table = AccuracyTable::new(matrix.n_tasks(), width);
     let rows = (0..matrix.n_rows()).map(|after| table.row(matrix, after));
