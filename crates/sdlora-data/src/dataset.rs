@@ -105,7 +105,7 @@ impl Options {
             .try_into()
             .map_err(|source| DataError::Options {
                 dataset: dataset.to_owned(),
-                source,
+                source: Box::new(source),
             })
     }
 }

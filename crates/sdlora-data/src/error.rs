@@ -102,7 +102,7 @@ pub enum DataError {
         /// Name or path of the manifest.
         name: String,
         /// What the parser said.
-        source: toml::de::Error,
+        source: Box<toml::de::Error>,
     },
     /// A file differs from the one the manifest describes.
     #[error("`{path}` has sha256 {found} instead of {expected}: fetch it again")]
@@ -122,7 +122,7 @@ pub enum DataError {
         /// Name of the data set.
         dataset: String,
         /// What the parser said.
-        source: toml::de::Error,
+        source: Box<toml::de::Error>,
     },
     /// A setting has a value outside its range.
     #[error("setting `{setting}` is {found}, expected {expected}: correct it in the configuration")]

@@ -67,7 +67,7 @@ impl Manifest {
     pub fn parse(text: &str, name: &str) -> Result<Self, DataError> {
         toml::from_str(text).map_err(|source| DataError::Manifest {
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         })
     }
 

@@ -1,5 +1,7 @@
 //! Damaged and wrong Omniglot archives are refused with a message, never with a panic.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
+
 use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;

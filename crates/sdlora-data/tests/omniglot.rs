@@ -1,5 +1,7 @@
 //! Omniglot as it ships with the repository.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

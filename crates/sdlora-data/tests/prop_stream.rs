@@ -1,5 +1,7 @@
 //! Streams of random data sets and settings: tasks split the classes, labels are positions in the class order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
+
 use proptest::prelude::*;
 use sdlora_data::{
     ClassOrder, DataError, Dataset, Group, GroupOrder, Image, Sample, SampleIdx, Split,
