@@ -13,6 +13,7 @@ use burn::optim::{ModuleOptimizer, OptimizerRecord};
 use burn::store::ModuleRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
@@ -87,7 +88,8 @@ pub fn save<S: Serialize>(
         optimizer_sha256,
         state,
     };
-    let json = serde_json::to_vec(&state)
+    let json = serde_json::to_value(&state)
+        .and_then(|tree| serde_json::to_vec(&with_floats_as_text(tree)))
         .map_err(|e| damaged(format!("the state cannot be serialised: {e}")))?;
     write_synced(&temporary.path().join(STATE), &json)?;
 
@@ -117,6 +119,7 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
         fs::read(&file).map_err(TrainError::io("read", file))
     };
     let state: StateFile<S> = serde_json::from_slice(&read(STATE)?)
+        .and_then(|tree| serde_json::from_value(with_text_as_floats(tree)))
         .map_err(|e| damaged(format!("{STATE} is unreadable ({e})")))?;
     if state.version != VERSION {
         return Err(damaged(format!(
@@ -146,6 +149,40 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
         optimizer,
         state: state.state,
     })
+}
+
+/// Starts the text of a float in the state.
+const FLOAT: &str = "f64:";
+
+/// The tree with every float as text. The reader of serde_json is off by one bit for some floats,
+/// and the log of a resumed run has to be that of an unbroken one.
+fn with_floats_as_text(tree: Value) -> Value {
+    map_leaves(tree, &|leaf| match leaf {
+        Value::Number(number) if number.is_f64() => Value::String(format!("{FLOAT}{number}")),
+        other => other,
+    })
+}
+
+/// Undoes [`with_floats_as_text`]; a float that is a number stays one.
+fn with_text_as_floats(tree: Value) -> Value {
+    map_leaves(tree, &|leaf| {
+        let number = leaf
+            .as_str()
+            .and_then(|text| text.strip_prefix(FLOAT))
+            .and_then(|text| text.parse().ok())
+            .and_then(Number::from_f64);
+        number.map_or(leaf, Value::Number)
+    })
+}
+
+fn map_leaves(tree: Value, f: &dyn Fn(Value) -> Value) -> Value {
+    match tree {
+        Value::Array(items) => items.into_iter().map(|item| map_leaves(item, f)).collect(),
+        Value::Object(fields) => {
+            fields.into_iter().map(|(key, value)| (key, map_leaves(value, f))).collect()
+        }
+        leaf => f(leaf),
+    }
 }
 
 /// The newest checkpoint of a folder: the last by name, because names carry the position.
@@ -265,6 +302,18 @@ mod tests {
         assert_eq!(checkpoint.state, 3);
         let restored = head(9).load_record(checkpoint.model);
         assert_eq!(weights(&restored), weights(&head(3)));
+    }
+
+    #[test]
+    fn every_bit_of_a_float_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        // The first is read as its neighbour by serde_json alone.
+        let floats = [f64::from_bits(4607409307963621376), 14.0 / 15.0, 0.1, 1e-300, -2.0, 3e38];
+        let state = (floats, "f64 is no float".to_owned(), 7u64);
+        let path = save(folder.path(), "a", head(1).into_record(), None, &state).unwrap();
+        let back = load::<([f64; 6], String, u64)>(&path).unwrap().state;
+        assert_eq!(back.0.map(f64::to_bits), floats.map(f64::to_bits));
+        assert_eq!((back.1, back.2), (state.1, state.2));
     }
 
     #[test]

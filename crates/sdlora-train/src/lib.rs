@@ -3,6 +3,48 @@
 //! Data flows one way: [`RunConfig`] → [`Plan`] → stream → [`Model`] → [`Trainer`] → [`evaluate`] →
 //! log. [`run`] is the driver and reads like the paper: for each task grow, train, evaluate, save.
 //! A method is one file in [`methods`]. Nothing here prints or names a backend.
+//!
+//! ```
+//! use sdlora_train::{RunConfig, TrainError};
+//!
+//! let text = r#"
+//!     seed = 1993
+//!     dataset = "omniglot-evaluation"
+//!     n_epochs = 20
+//!     batch_size = 32
+//!     head = "linear"
+//!
+//!     [method]
+//!     name = "sdlora"
+//!     rank = 10
+//!
+//!     [backbone]
+//!     weights = "omniglot/vit_omniglot_patch7_28.safetensors"
+//!
+//!     [stream]
+//!     split = { increment = { init_cls = 20, increment = 20 } }
+//!
+//!     [transform]
+//!     side = 28
+//!     channels = "gray"
+//!
+//!     [optimizer]
+//!     rule = "sgd"
+//!     lr = 0.02
+//! "#;
+//! let plan = RunConfig::parse(text)?.check()?;
+//! assert!(plan.method().takes_steps());
+//!
+//! // A method that trains no classifier cannot have a linear one.
+//! let ncm = text.replace("\"sdlora\"\n    rank = 10", "\"ncm\"");
+//! let error = RunConfig::parse(&ncm)?.check().unwrap_err();
+//! assert!(error.to_string().contains("setting `head` is linear"));
+//!
+//! // A misspelt key is never ignored.
+//! let misspelt = text.replace("lr = 0.02", "lr = 0.02\nmomentm = 0.9");
+//! assert!(matches!(RunConfig::parse(&misspelt), Err(TrainError::Config { .. })));
+//! # Ok::<(), TrainError>(())
+//! ```
 
 pub mod checkpoint;
 mod config;
@@ -32,4 +74,4 @@ pub use observer::{Event, Observer, Silent};
 pub use optimizer::{OptimizerConfig, Rule, Schedule};
 pub use resume::PLAN_FILE;
 pub use run::{Finished, RunLog, Start, run};
-pub use trainer::{TaskData, TaskLoader, TaskLog, Trainer};
+pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -143,7 +143,6 @@ pub fn run(
             log.tasks[round] = task.clone();
             let name = format!("task-{round:03}-step-{:07}", task.losses.len());
             save(&checkpoints, &name, model, Some(optimizer), Position::of(model, round, &log))
-                .map(drop)
         };
         let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
         let (trained, task) =

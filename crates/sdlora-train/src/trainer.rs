@@ -1,5 +1,6 @@
 //! One task of training: losses, backward, step. It reads no test image and writes no file.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
@@ -112,6 +113,10 @@ pub struct TaskData<'a> {
     pub features: Option<&'a FeatureTable>,
 }
 
+/// Keeps everything that is needed to continue a task, and says where.
+pub type OnCheckpoint<'a> =
+    dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<PathBuf, TrainError> + 'a;
+
 impl Trainer<'_> {
     /// Steps of a task.
     pub fn n_steps(&self, loader: &TaskLoader) -> usize {
@@ -123,8 +128,7 @@ impl Trainer<'_> {
     }
 
     /// Trains a grown model on a task from the position of `log` on. `optimizer` is the state to
-    /// continue with, or a fresh one. `on_checkpoint` is called between steps with everything that
-    /// is needed to continue.
+    /// continue with, or a fresh one. `on_checkpoint` is called between steps.
     ///
     /// # Errors
     ///
@@ -137,7 +141,7 @@ impl Trainer<'_> {
         mut log: TaskLog,
         task: &TaskData<'_>,
         observer: &mut dyn Observer,
-        on_checkpoint: &mut dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<(), TrainError>,
+        on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
         let n_batches = task.loader.n_batches();
         let n_steps = self.n_steps(task.loader);
@@ -172,7 +176,8 @@ impl Trainer<'_> {
                 });
                 step += 1;
                 if step.is_multiple_of(self.checkpoint_every) && step < n_steps {
-                    on_checkpoint(&model, &optimizer, &log)?;
+                    let path = on_checkpoint(&model, &optimizer, &log)?;
+                    observer.event(&Event::Checkpointed { path: &path });
                 }
             }
         }

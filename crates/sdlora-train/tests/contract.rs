@@ -1,0 +1,165 @@
+//! What every method owes, read from the same slice as help text and configuration check.
+
+mod toy;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use sdlora_core::{Adapter, Updates};
+use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::methods::{self, METHODS, TaskContext};
+use sdlora_train::{Finished, HeadKind, Model, Plan, RunConfig, Start};
+use sdlora_data::TaskSplit;
+use toy::{Bench, bits, shape};
+
+const N_NEW: usize = 2;
+/// Rank of every direction, the default of all methods that have one.
+const RANK: usize = 10;
+
+/// Two tasks of two classes, one epoch, default options.
+fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
+    let mut config = bench.config(&format!("name = \"{name}\""));
+    config.n_epochs = 1;
+    config.stream.split = TaskSplit::Increment { init_cls: N_NEW, increment: N_NEW };
+    let method = methods::build(name, &Default::default()).unwrap();
+    if !method.takes_steps() {
+        config.head = HeadKind::Ncm;
+    }
+    change(&mut config);
+    config.check().unwrap()
+}
+
+fn run(bench: &Bench, name: &str) -> Finished {
+    bench.run(name, &plan(bench, name, |_| {}), Start::Fresh).unwrap()
+}
+
+#[test]
+fn names_are_unique_and_described() {
+    for (i, entry) in METHODS.iter().enumerate() {
+        assert!(METHODS[..i].iter().all(|other| other.name != entry.name), "{}", entry.name);
+        assert!(!entry.summary.is_empty(), "{}", entry.name);
+    }
+    let error = methods::build("sgd", &Default::default()).unwrap_err().to_string();
+    assert!(METHODS.iter().all(|entry| error.contains(entry.name)), "{error}");
+}
+
+#[test]
+fn every_method_builds_by_default_and_refuses_unknown_options_by_name() {
+    for entry in METHODS {
+        (entry.build)(&Default::default()).unwrap();
+        let options = toml::Table::from_iter([("surprise".to_owned(), 1.into())]);
+        let error = (entry.build)(&options).unwrap_err().to_string();
+        assert!(error.contains("`surprise`") && error.contains(entry.name), "{error}");
+    }
+}
+
+#[test]
+fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
+    let bench = Bench::new();
+    let before = bits(&bench.backbone());
+    for entry in METHODS {
+        let run = run(&bench, entry.name);
+        let same = bits(&run.model.backbone.valid()) == before;
+        assert_eq!(same, entry.name != "finetune", "{}: backbone unchanged", entry.name);
+        let last = run.log.matrix.row(1).unwrap();
+        assert!(last.iter().all(|share| (0.0..=1.0).contains(share)), "{}", entry.name);
+        assert_eq!(last.len(), 2, "{}", entry.name);
+        let takes_steps = entry.name != "ncm";
+        for (t, task) in run.log.tasks.iter().enumerate() {
+            assert_eq!(task.losses.is_empty(), !takes_steps, "{}, task {t}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn the_number_of_trained_parameters_follows_its_formula() {
+    let (bench, vit) = (Bench::new(), shape());
+    let d = vit.d_model;
+    let n_sites = 2 * vit.depth;
+    let direction = n_sites * RANK * (d + d);
+    let head = |n_classes: usize| (d + 1) * n_classes;
+    let backbone = bench.backbone().num_params();
+    // Patch projection, positions, four linear layers and two norms a block, and the last norm.
+    let (patch, n_tokens) = (vit.patch_size * vit.patch_size * vit.n_channels, vit.n_tokens());
+    let block = 3 * d * (d + 1) + d * (d + 1) + vit.d_mlp * (d + 1) + d * (vit.d_mlp + 1) + 4 * d;
+    assert_eq!(backbone, d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d);
+    for (name, expected) in [
+        // Of the running task the factors, and one magnitude for each task so far.
+        ("sdlora", vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)]),
+        // The magnitude is the constant 1.
+        ("lora", vec![direction + head(N_NEW), direction + head(2 * N_NEW)]),
+        ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
+        ("finetune", vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)]),
+        ("ncm", vec![0, 0]),
+        ("joint", vec![direction + head(2 * N_NEW)]),
+    ] {
+        assert_eq!(run(&bench, name).log.n_trained, expected, "{name}");
+    }
+}
+
+#[test]
+fn past_directions_do_not_move() {
+    let bench = Bench::new();
+    for variant in ["reference", "paper", "carry"] {
+        let with_variant = |n_tasks| {
+            plan(&bench, "sdlora", |config| {
+                config.method.options.insert("variant".into(), variant.into());
+                config.stream.n_tasks = Some(n_tasks);
+                // Enough steps that a direction that is not frozen would be seen to move.
+                config.n_epochs = 3;
+            })
+        };
+        let run = |n_tasks: usize| {
+            let name = format!("{variant}-{n_tasks}");
+            bench.run(&name, &with_variant(n_tasks), Start::Fresh).unwrap().model.adapter
+        };
+        let (first, third) = (run(1), run(3));
+        for (before, after) in first.sites.iter().zip(&third.sites) {
+            let expected = before.current.as_ref().unwrap().to_host();
+            assert!(expected.b.iter().any(|&v| v != 0.0), "the first task was learned");
+            let past = after.past.as_ref().unwrap().to_host();
+            assert_eq!(past.len(), 2);
+            assert_eq!(past[0], expected, "{variant}, {}", before.site());
+        }
+    }
+}
+
+#[test]
+fn old_columns_of_the_head_do_not_move() {
+    let bench = Bench::new();
+    for name in ["sdlora", "lora", "linear", "finetune"] {
+        let run = |n_tasks: usize| {
+            let plan = plan(&bench, name, |config| config.stream.n_tasks = Some(n_tasks));
+            let name = format!("{name}-{n_tasks}");
+            let model = bench.run(&name, &plan, Start::Fresh).unwrap().model;
+            model.head.unwrap().weight.val().inner()
+        };
+        let old: Vec<f32> = run(1).into_data().iter().collect();
+        let new = run(2).slice([0..shape().d_model, 0..N_NEW]);
+        assert_close(new, old.as_slice(), Tolerance::Abs(0.0), name);
+    }
+}
+
+#[test]
+fn attaching_a_method_changes_no_feature() {
+    let (bench, device, vit) = (Bench::new(), test_device_autodiff(), shape());
+    let side = vit.image_size;
+    let pixels = SplitMix64::new(4).fill(3 * side * side, 1.0);
+    let images = Tensor::<4>::from_data(TensorData::new(pixels, [3, 1, side, side]), &device);
+    for entry in METHODS {
+        let method = (entry.build)(&Default::default()).unwrap();
+        let (backbone, _) =
+            sdlora_vit::Vit::load(&bench.path("vit.safetensors"), None, &device).unwrap();
+        let expected: Vec<f32> =
+            backbone.forward(images.clone(), &Updates::default()).into_data().iter().collect();
+        let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
+        let task = TaskContext {
+            task_idx: 0,
+            n_new_classes: N_NEW,
+            seed: 1,
+            device: device.clone(),
+        };
+        let model = method.before_task(Model::new(backbone, adapter), &task).unwrap();
+        let features = model.features(images.clone());
+        assert_close(features, expected.as_slice(), Tolerance::Abs(0.0), entry.name);
+    }
+}

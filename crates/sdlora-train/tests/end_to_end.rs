@@ -1,0 +1,217 @@
+//! Whole runs: the loss falls, what is frozen stays, a rerun and a resumed run give the same bits,
+//! and what cannot run says so and leaves the folder usable.
+
+mod toy;
+
+use std::path::PathBuf;
+
+use burn::module::Module;
+use sdlora_train::{
+    Event, Finished, HeadKind, Observer, Plan, RunConfig, Schedule, Start, TrainError, checkpoint,
+};
+use toy::{Bench, bits, copy_folder};
+
+/// Methods whose runs must continue to the same bits, with the classifier they are run with.
+const RESUMED: &[(&str, HeadKind)] = &[
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"reference\"", HeadKind::Linear),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"paper\"", HeadKind::Linear),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"carry\"", HeadKind::Linear),
+    ("name = \"sdlora\"\nrank = 4", HeadKind::Ncm),
+    ("name = \"lora\"\nrank = 4", HeadKind::Linear),
+    ("name = \"finetune\"", HeadKind::Linear),
+    ("name = \"linear\"", HeadKind::Linear),
+];
+
+fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
+    let mut config = bench.config(method);
+    change(&mut config);
+    config.check().unwrap()
+}
+
+/// Everything of a run that must not depend on the clock.
+#[track_caller]
+fn assert_same(a: &Finished, b: &Finished, what: &str) {
+    let losses = |run: &Finished| -> Vec<Vec<u64>> {
+        let tasks = run.log.tasks.iter();
+        tasks.map(|task| task.losses.iter().map(|loss| loss.to_bits()).collect()).collect()
+    };
+    assert_eq!(losses(a), losses(b), "{what}: losses");
+    assert_eq!(a.log.matrix, b.log.matrix, "{what}: accuracies");
+    assert_eq!(a.log.magnitudes, b.log.magnitudes, "{what}: magnitudes");
+    assert_eq!(a.log.n_trained, b.log.n_trained, "{what}: trained parameters");
+    assert_eq!(a.model.n_trained(), b.model.n_trained(), "{what}: trained at the end");
+    assert_eq!(a.class_order, b.class_order, "{what}: classes");
+    assert!(bits(&a.model) == bits(&b.model), "{what}: weights");
+}
+
+#[test]
+fn the_loss_falls_and_the_backbone_stays_bit_equal() {
+    let bench = Bench::new();
+    let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| config.n_epochs = 8);
+    let run = bench.run("run", &plan, Start::Fresh).unwrap();
+    for (t, task) in run.log.tasks.iter().enumerate() {
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let n = task.losses.len() / 8;
+        let (first, last) = (mean(&task.losses[..n]), mean(&task.losses[7 * n..]));
+        assert!(last < 0.9 * first, "task {t}: mean loss {first} in the first epoch, {last} in the last");
+    }
+    assert!(bits(&run.model.backbone.valid()) == bits(&bench.backbone()));
+    assert_eq!(run.log.matrix.n_rows(), 2);
+    assert_eq!(run.class_names.len(), 6);
+}
+
+#[test]
+fn a_rerun_gives_the_same_bits_and_another_seed_does_not() {
+    let bench = Bench::new();
+    let same = plan(&bench, "name = \"sdlora\"\nrank = 4", |_| {});
+    let other = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| config.seed += 1);
+    let a = bench.run("a", &same, Start::Fresh).unwrap();
+    let b = bench.run("b", &same, Start::Fresh).unwrap();
+    let c = bench.run("c", &other, Start::Fresh).unwrap();
+    assert_same(&a, &b, "rerun");
+    assert_ne!(a.log.tasks[0].losses, c.log.tasks[0].losses);
+}
+
+/// Copies the folder of a run while step 5 of a task is over: as a kill would leave it, with the
+/// checkpoint of step 4 as the newest.
+struct Killed {
+    task_idx: usize,
+    folder: PathBuf,
+    copy: PathBuf,
+    n_told: usize,
+}
+
+impl Observer for Killed {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Step { task_idx, step: 5, .. } if *task_idx == self.task_idx => {
+                copy_folder(&self.folder, &self.copy);
+            }
+            Event::Checkpointed { path } => {
+                assert!(path.is_dir());
+                self.n_told += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Remembers where a run continued and how many steps it made.
+#[derive(Default)]
+struct Continued {
+    from: Option<PathBuf>,
+    n_steps: usize,
+}
+
+impl Observer for Continued {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Resumed { path } => self.from = Some(path.to_path_buf()),
+            Event::Step { .. } => self.n_steps += 1,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
+    let bench = Bench::new();
+    for (i, &(method, head)) in RESUMED.iter().enumerate() {
+        for task_idx in [0, 1] {
+            let what = format!("{method}, {head:?}, killed in task {task_idx}").replace('\n', ", ");
+            let plan = plan(&bench, method, |config| config.head = head);
+            let (whole, rest) = (format!("whole-{i}-{task_idx}"), format!("rest-{i}-{task_idx}"));
+            let mut killed = Killed {
+                task_idx,
+                folder: bench.path(&whole),
+                copy: bench.path(&rest),
+                n_told: 0,
+            };
+            let unbroken = bench.run_observed(&whole, &plan, Start::Fresh, &mut killed).unwrap();
+            // Two inside each of the tasks of nine steps, and one after each.
+            assert_eq!(killed.n_told, 6, "{what}");
+
+            let newest = checkpoint::latest(&bench.path(&rest).join("checkpoints")).unwrap();
+            assert!(newest.ends_with(format!("task-{task_idx:03}-step-0000004")), "{newest:?}");
+            let mut continued = Continued::default();
+            let resumed = bench.run_observed(&rest, &plan, Start::Resume, &mut continued).unwrap();
+            assert_eq!(continued.from, Some(newest), "{what}");
+            assert_eq!(continued.n_steps, 5 + 9 * (1 - task_idx), "{what}");
+            assert_same(&unbroken, &resumed, &what);
+        }
+    }
+}
+
+#[test]
+fn the_frozen_magnitude_of_one_lora_stays_frozen_after_a_resume() {
+    let bench = Bench::new();
+    let plan = plan(&bench, "name = \"lora\"\nrank = 4", |_| {});
+    let mut killed = Killed {
+        task_idx: 0,
+        folder: bench.path("whole"),
+        copy: bench.path("rest"),
+        n_told: 0,
+    };
+    bench.run_observed("whole", &plan, Start::Fresh, &mut killed).unwrap();
+    let resumed = bench.run("rest", &plan, Start::Resume).unwrap();
+    let magnitudes = resumed.model.adapter.magnitudes.as_ref().unwrap();
+    assert!(!magnitudes.current.is_require_grad());
+    assert_eq!(resumed.log.magnitudes, [[[1.0]], [[1.0]]]);
+}
+
+#[test]
+fn a_finished_run_that_is_resumed_is_left_as_it_is() {
+    let bench = Bench::new();
+    let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |_| {});
+    let first = bench.run("run", &plan, Start::Fresh).unwrap();
+    let mut continued = Continued::default();
+    let again = bench.run_observed("run", &plan, Start::Resume, &mut continued).unwrap();
+    assert_eq!(continued.n_steps, 0);
+    assert_same(&first, &again, "finished");
+}
+
+#[test]
+fn a_folder_is_neither_overwritten_nor_continued_with_another_plan() {
+    let bench = Bench::new();
+    let method = "name = \"linear\"";
+    let original = plan(&bench, method, |_| {});
+    assert!(matches!(bench.run("run", &original, Start::Resume), Err(TrainError::NoRun { .. })));
+    let first = bench.run("run", &original, Start::Fresh).unwrap();
+    let error = bench.run("run", &original, Start::Fresh).unwrap_err();
+    assert!(matches!(error, TrainError::RunExists { .. }), "{error}");
+    let other = plan(&bench, method, |config| config.optimizer.lr = 0.5);
+    let error = bench.run("run", &other, Start::Resume).unwrap_err();
+    assert!(matches!(error, TrainError::PlanChanged { .. }), "{error}");
+    assert!(error.to_string().contains("`lr = 0.02` there, `lr = 0.5` now"), "{error}");
+    assert_same(&first, &bench.run("run", &original, Start::Resume).unwrap(), "afterwards");
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
+    let bench = Bench::new();
+    let method = "name = \"sdlora\"\nrank = 4";
+    let hot = plan(&bench, method, |config| config.optimizer.lr = 1e38);
+    let error = bench.run("hot", &hot, Start::Fresh).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { task_idx: 0, .. }), "{error}");
+
+    // The first epochs are sound, then the rate explodes.
+    let explodes = plan(&bench, method, |config| {
+        config.checkpoint_every = 3;
+        config.optimizer.schedule = Schedule::MultiStep { milestones: vec![1], gamma: 1e40 };
+    });
+    let checkpoints = bench.path("explodes").join("checkpoints");
+    for start in [Start::Fresh, Start::Resume] {
+        let mut continued = Continued::default();
+        let error = bench.run_observed("explodes", &explodes, start, &mut continued).unwrap_err();
+        let TrainError::Diverged { task_idx: 0, step, .. } = error else {
+            panic!("{error}");
+        };
+        assert!(step > 3, "diverged in step {step}");
+        assert_eq!(checkpoint::names(&checkpoints), ["task-000-step-0000003"]);
+        // The checkpoint is whole: hashes agree, and the second turn starts from it.
+        let path = checkpoint::latest(&checkpoints).unwrap();
+        checkpoint::load::<serde_json::Value>(&path).unwrap();
+        assert_eq!(continued.from.is_some(), start == Start::Resume);
+        assert_eq!(continued.n_steps, if start == Start::Resume { step - 3 } else { step });
+    }
+}
