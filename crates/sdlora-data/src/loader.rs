@@ -1,19 +1,18 @@
-//! Batches of an epoch, prepared ahead by a thread.
+//! Turns a sample set into the batches of any epoch.
 //!
 //! The order of an epoch is drawn from (seed, task, epoch), the augmentation of a sample from (seed, task, epoch,
 //! sample). So a batch depends neither on how many threads prepare it, nor on how far they are ahead, nor on whether
 //! the epoch started at its beginning: a run that resumes at batch k sees what the uninterrupted run saw.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use burn::tensor::Device;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Batch, HostBatch};
+use crate::batch::HostBatch;
+use crate::epoch::{Batches, EpochPlan, HostBatches, panic_message};
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};
 use crate::source::ImageSource;
@@ -183,34 +182,30 @@ impl Loader {
             let place = [task_idx, epoch_idx as u32, 0];
             positions.shuffle(&mut generator(self.seed, Purpose::EpochOrder, place));
         }
-        EpochPlan {
+        EpochPlan::new(
             epoch_idx,
             positions,
-            batch_size: self.config.batch_size,
-            n_batches: self.n_batches(),
-        }
+            self.config.batch_size,
+            self.n_batches(),
+        )
     }
 
     /// The batches of epoch `epoch_idx`, from the first, uploaded to `device` by the thread that asks for them.
     pub fn epoch(&self, epoch_idx: usize, device: &Device) -> Batches {
-        Batches {
-            host: self.host_epoch(epoch_idx),
-            device: device.clone(),
-        }
+        Batches::new(self.host_epoch(epoch_idx), device.clone())
     }
 
     /// The batches of epoch `epoch_idx`, from the first, in host memory.
     pub fn host_epoch(&self, epoch_idx: usize) -> HostBatches {
-        HostBatches {
-            loader: self.clone(),
-            plan: Arc::new(self.plan(epoch_idx)),
-            next: 0,
-            receiver: None,
-        }
+        HostBatches::new(self.clone(), self.plan(epoch_idx))
     }
 
     /// Prepares batch `batch_idx` of a plan.
-    fn prepare(&self, plan: &EpochPlan, batch_idx: usize) -> Result<HostBatch, DataError> {
+    pub(crate) fn prepare(
+        &self,
+        plan: &EpochPlan,
+        batch_idx: usize,
+    ) -> Result<HostBatch, DataError> {
         let positions = plan.batch(batch_idx);
         let transform = self.source.transform();
         let n_values = transform.n_values();
@@ -269,7 +264,7 @@ impl Loader {
             .zip(pixels.chunks_exact_mut(transform.n_values()))
         {
             let sample_idx = set.samples()[position].idx as u32;
-            let place = [set.task_idx() as u32, plan.epoch_idx as u32, sample_idx];
+            let place = [set.task_idx() as u32, plan.epoch_idx() as u32, sample_idx];
             let mut rng = augments.then(|| generator(self.seed, Purpose::Augment, place));
             self.source
                 .with_base(position, |base| transform.write(base, rng.as_mut(), out))?;
@@ -278,217 +273,11 @@ impl Loader {
     }
 }
 
-/// Which samples make which batch of one epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EpochPlan {
-    epoch_idx: usize,
-    positions: Vec<usize>,
-    batch_size: usize,
-    n_batches: usize,
-}
-
-impl EpochPlan {
-    /// The epoch, from 0.
-    pub fn epoch_idx(&self) -> usize {
-        self.epoch_idx
-    }
-
-    /// Number of batches.
-    pub fn n_batches(&self) -> usize {
-        self.n_batches
-    }
-
-    /// Positions in the sample set of the samples of batch `batch_idx`; empty beyond the last batch.
-    pub fn batch(&self, batch_idx: usize) -> &[usize] {
-        if batch_idx >= self.n_batches {
-            return &[];
-        }
-        let start = batch_idx * self.batch_size;
-        let end = (start + self.batch_size).min(self.positions.len());
-        &self.positions[start..end]
-    }
-}
-
-/// Iterator over the batches of one epoch in host memory; ends after the first error.
-///
-/// The thread that works ahead starts with the first call of `next` and ends with the epoch, or when this is dropped.
-pub struct HostBatches {
-    loader: Loader,
-    plan: Arc<EpochPlan>,
-    next: usize,
-    receiver: Option<Receiver<Result<HostBatch, DataError>>>,
-}
-
-impl HostBatches {
-    /// Goes to batch `batch_idx` without preparing those before it; the number of batches goes to the end.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::OutOfRange`] beyond the end of the epoch.
-    pub fn skip_to(mut self, batch_idx: usize) -> Result<Self, DataError> {
-        let n_batches = self.plan.n_batches();
-        if batch_idx > n_batches {
-            return Err(DataError::OutOfRange {
-                what: "batch",
-                idx: batch_idx,
-                len: n_batches,
-            });
-        }
-        self.next = batch_idx;
-        self.receiver = None;
-        Ok(self)
-    }
-
-    fn start(&self) -> Result<Receiver<Result<HostBatch, DataError>>, DataError> {
-        let (sender, receiver) = sync_channel(self.loader.config.prefetch);
-        let (loader, plan, first) = (self.loader.clone(), Arc::clone(&self.plan), self.next);
-        let work = move || {
-            for batch_idx in first..plan.n_batches() {
-                let prepared = catch_unwind(AssertUnwindSafe(|| loader.prepare(&plan, batch_idx)))
-                    .unwrap_or_else(|panic| {
-                        Err(DataError::Worker {
-                            reason: panic_message(panic.as_ref()),
-                        })
-                    });
-                let failed = prepared.is_err();
-                // The receiver is gone when the epoch was left early.
-                if sender.send(prepared).is_err() || failed {
-                    return;
-                }
-            }
-        };
-        thread::Builder::new()
-            .name("sdlora-loader".to_owned())
-            .spawn(work)
-            .map_err(|error| DataError::Worker {
-                reason: error.to_string(),
-            })?;
-        Ok(receiver)
-    }
-
-    fn prepare_next(&mut self) -> Result<HostBatch, DataError> {
-        if self.loader.config.prefetch == 0 {
-            return self.loader.prepare(&self.plan, self.next);
-        }
-        if self.receiver.is_none() {
-            self.receiver = Some(self.start()?);
-        }
-        let ended = || DataError::Worker {
-            reason: "it ended early".to_owned(),
-        };
-        self.receiver
-            .as_ref()
-            .ok_or_else(ended)?
-            .recv()
-            .map_err(|_| ended())?
-    }
-}
-
-impl Iterator for HostBatches {
-    type Item = Result<HostBatch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let n_batches = self.plan.n_batches();
-        if self.next >= n_batches {
-            self.receiver = None;
-            return None;
-        }
-        let batch = self.prepare_next();
-        self.next = if batch.is_ok() {
-            self.next + 1
-        } else {
-            n_batches
-        };
-        Some(batch)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        // An error ends the epoch early.
-        let rest = self.plan.n_batches() - self.next;
-        (rest.min(1), Some(rest))
-    }
-}
-
-/// Iterator over the batches of one epoch on a device; ends after the first error.
-pub struct Batches {
-    host: HostBatches,
-    device: Device,
-}
-
-impl Batches {
-    /// Goes to batch `batch_idx` without preparing those before it; the number of batches goes to the end.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::OutOfRange`] beyond the end of the epoch.
-    pub fn skip_to(self, batch_idx: usize) -> Result<Self, DataError> {
-        Ok(Self {
-            host: self.host.skip_to(batch_idx)?,
-            device: self.device,
-        })
-    }
-}
-
-impl Iterator for Batches {
-    type Item = Result<Batch, DataError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        Some(
-            self.host
-                .next()?
-                .map(|batch| batch.into_batch(&self.device)),
-        )
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.host.size_hint()
-    }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|message| (*message).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "it panicked".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::{AugmentConfig, RandomAffine};
     use crate::source::Cache;
-    use crate::stream::{StreamConfig, TaskSplit, TaskStream};
-    use crate::toy::{Fault, ToyDataset};
-    use crate::transform::{Channels, TransformConfig};
-
-    /// 21 samples of the second task of a toy stream, with augmentation.
-    fn loader_of(dataset: ToyDataset, config: LoaderConfig, cache: Cache, seed: u64) -> Loader {
-        let split = TaskSplit::Sizes(vec![1, 3]);
-        let stream = TaskStream::new(&dataset, &StreamConfig::new(split)).unwrap();
-        let affine = Some(RandomAffine::default());
-        let transform = TransformConfig::new(4, Channels::Gray)
-            .with_augment(AugmentConfig {
-                affine,
-                ..Default::default()
-            })
-            .init()
-            .unwrap();
-        let train = &stream.tasks()[1].train;
-        let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
-        config.init(Arc::new(source), seed).unwrap()
-    }
-
-    fn loader(config: LoaderConfig) -> Loader {
-        loader_of(ToyDataset::new(4, 7, 1), config, Cache::Memory, 5)
-    }
-
-    fn batches(loader: &Loader, epoch_idx: usize) -> Vec<HostBatch> {
-        loader
-            .host_epoch(epoch_idx)
-            .collect::<Result<_, _>>()
-            .unwrap()
-    }
+    use crate::toy::{ToyDataset, batches, loader, loader_of};
 
     #[test]
     fn an_epoch_shows_every_sample_once() {
@@ -528,43 +317,6 @@ mod tests {
     }
 
     #[test]
-    fn batches_do_not_depend_on_threads_prefetch_or_cache() {
-        let expected = batches(&loader(LoaderConfig::training(4).with_prefetch(0)), 1);
-        for prefetch in [0, 1, 3] {
-            for workers in [1, 2, 3, 9] {
-                for cache in [Cache::Memory, Cache::None] {
-                    let config = LoaderConfig::training(4)
-                        .with_prefetch(prefetch)
-                        .with_workers(workers);
-                    let loader = loader_of(ToyDataset::new(4, 7, 1), config, cache, 5);
-                    assert_eq!(
-                        batches(&loader, 1),
-                        expected,
-                        "{prefetch} {workers} {cache:?}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn skipping_gives_the_rest_of_the_epoch() {
-        let loader = loader(LoaderConfig::training(4));
-        let whole = batches(&loader, 2);
-        for first in 0..=whole.len() {
-            let rest: Result<Vec<_>, _> = loader.host_epoch(2).skip_to(first).unwrap().collect();
-            assert_eq!(rest.unwrap(), whole[first..]);
-        }
-        assert!(loader.host_epoch(2).skip_to(whole.len() + 1).is_err());
-        let mut started = loader.host_epoch(2);
-        started.next().unwrap().unwrap();
-        assert_eq!(
-            started.skip_to(4).unwrap().next().unwrap().unwrap(),
-            whole[4]
-        );
-    }
-
-    #[test]
     fn epoch_and_seed_change_order_and_augmentation() {
         let sorted_first_values = |seed, epoch_idx| {
             let config = LoaderConfig::evaluation(21);
@@ -595,34 +347,6 @@ mod tests {
                 host.labels.iter().map(|&l| l as i64).collect::<Vec<_>>()
             );
             assert_eq!(batch.labels_host, host.labels);
-        }
-    }
-
-    #[test]
-    fn a_failing_image_is_an_error_and_ends_the_epoch() {
-        for (fault, word) in [(Fault::Error, "toy"), (Fault::Panic, "toy panic")] {
-            for (prefetch, workers) in [(2, 1), (2, 3), (0, 3)] {
-                let mut dataset = ToyDataset::new(4, 7, 1);
-                dataset.fault = Some((15, fault));
-                let config = LoaderConfig::training(4)
-                    .with_prefetch(prefetch)
-                    .with_workers(workers);
-                let loader = loader_of(dataset, config, Cache::None, 0);
-                let results: Vec<_> = loader.host_epoch(0).collect();
-                let (last, before) = results.split_last().unwrap();
-                assert!(before.iter().all(Result::is_ok));
-                let message = last.as_ref().unwrap_err().to_string();
-                assert!(message.contains(word), "{message}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_epoch_left_early_does_not_block() {
-        let loader = loader(LoaderConfig::training(1).with_prefetch(1));
-        for _ in 0..20 {
-            let mut epoch = loader.host_epoch(0);
-            epoch.next().unwrap().unwrap();
         }
     }
 

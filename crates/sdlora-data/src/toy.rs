@@ -1,8 +1,16 @@
-//! A data set made in memory, for the tests of this crate.
+//! A data set made in memory and loaders of it, for the tests of this crate.
 
+use std::sync::Arc;
+
+use crate::augment::{AugmentConfig, RandomAffine};
+use crate::batch::HostBatch;
 use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
+use crate::loader::{Loader, LoaderConfig};
+use crate::source::{Cache, ImageSource};
+use crate::stream::{StreamConfig, TaskSplit, TaskStream};
+use crate::transform::{Channels, TransformConfig};
 
 /// Gray 8x8 images; each pixel depends on class, sample and position.
 #[derive(Clone, Debug)]
@@ -97,4 +105,39 @@ impl Dataset for ToyDataset {
             .collect();
         Image::new(8, 8, 1, pixels)
     }
+}
+
+/// 21 samples of the second task of a toy stream, with augmentation.
+pub(crate) fn loader_of(
+    dataset: ToyDataset,
+    config: LoaderConfig,
+    cache: Cache,
+    seed: u64,
+) -> Loader {
+    let split = TaskSplit::Sizes(vec![1, 3]);
+    let stream = TaskStream::new(&dataset, &StreamConfig::new(split)).unwrap();
+    let affine = Some(RandomAffine::default());
+    let transform = TransformConfig::new(4, Channels::Gray)
+        .with_augment(AugmentConfig {
+            affine,
+            ..Default::default()
+        })
+        .init()
+        .unwrap();
+    let train = &stream.tasks()[1].train;
+    let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
+    config.init(Arc::new(source), seed).unwrap()
+}
+
+/// The same with images in memory and seed 5.
+pub(crate) fn loader(config: LoaderConfig) -> Loader {
+    loader_of(ToyDataset::new(4, 7, 1), config, Cache::Memory, 5)
+}
+
+/// All batches of an epoch.
+pub(crate) fn batches(loader: &Loader, epoch_idx: usize) -> Vec<HostBatch> {
+    loader
+        .host_epoch(epoch_idx)
+        .collect::<Result<_, _>>()
+        .unwrap()
 }
