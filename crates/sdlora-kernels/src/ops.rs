@@ -109,5 +109,9 @@ pub fn linear(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tenso
              of that width"
         );
     }
+    #[cfg(feature = "flex")]
+    if flex::takes(&x) && flex::takes(&weight) && bias.as_ref().is_none_or(flex::takes) {
+        return flex::linear(x, weight, bias);
+    }
     generic::linear(x, weight, bias)
 }

@@ -13,6 +13,8 @@ mod attention;
 mod buffer;
 mod gelu;
 mod layer_norm;
+mod linear;
+mod matmul;
 mod product;
 mod simd;
 
@@ -29,6 +31,15 @@ trait FusedOps: Backend {
     ) -> FloatTensor<Self>;
 
     fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self>;
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    // The macro takes no optional tensor.
+    fn fused_linear_unbiased(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 impl FusedOps for Flex {
@@ -48,6 +59,18 @@ impl FusedOps for Flex {
     fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self> {
         attention::forward(qkv, n_heads)
     }
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear::forward(x, weight, Some(bias))
+    }
+
+    fn fused_linear_unbiased(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::forward(x, weight, None)
+    }
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
@@ -66,6 +89,18 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_attention(qkv: FloatTensor<Self>, n_heads: usize) -> FloatTensor<Self> {
         attention::autodiff::<C>(qkv, n_heads)
+    }
+
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear::autodiff::<C>(x, weight, Some(bias))
+    }
+
+    fn fused_linear_unbiased(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::autodiff::<C>(x, weight, None)
     }
 }
 
@@ -101,4 +136,13 @@ pub(crate) fn layer_norm<const D: usize>(
 /// See [`crate::qkv_attention`].
 pub(crate) fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::fused_attention(qkv.into_dispatch(), n_heads))
+}
+
+/// See [`crate::linear`].
+pub(crate) fn linear(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(match bias {
+        Some(bias) => Dispatch::fused_linear(x, weight, bias.into_dispatch()),
+        None => Dispatch::fused_linear_unbiased(x, weight),
+    })
 }

@@ -132,14 +132,35 @@ fn tile<S: Simd, const N: usize, const VECTORS: usize>(
     sink: &mut impl Sink<S>,
 ) {
     let mut sums = [[Vector::splat(simd, 0.0); VECTORS]; N];
+    if n_inner > 0 {
+        let last = n_inner - 1;
+        let left_end = (row + N - 1) * left.row + last * left.column + 1;
+        let right_end = last * right.stride + column + VECTORS * Vector::<S>::LANES;
+        assert!(left_end <= left.values.len() && right_end <= right.values.len());
+    }
+    let left_start = row * left.row;
     for inner in 0..n_inner {
-        let right = &right.values[inner * right.stride + column..][..VECTORS * Vector::<S>::LANES];
-        let (right, _) = S::as_simd_f32s(right);
+        let mut vectors = [Vector::splat(simd, 0.0); VECTORS];
+        for (idx, vector) in vectors.iter_mut().enumerate() {
+            let start = inner * right.stride + column + idx * Vector::<S>::LANES;
+            // SAFETY: `start` plus one vector is at most `right_end`, which is within the values.
+            // A check in this loop keeps the sums from staying in registers.
+            let lanes = unsafe {
+                right
+                    .values
+                    .as_ptr()
+                    .add(start)
+                    .cast::<S::f32s>()
+                    .read_unaligned()
+            };
+            *vector = Vector::new(simd, lanes);
+        }
         for (offset, sums) in sums.iter_mut().enumerate() {
-            let factor = left.values[(row + offset) * left.row + inner * left.column];
-            let factor = Vector::splat(simd, factor);
-            for (sum, &right) in sums.iter_mut().zip(right) {
-                *sum = factor.mul_add(Vector::new(simd, right), *sum);
+            let idx = left_start + offset * left.row + inner * left.column;
+            // SAFETY: `idx` is below `left_end`, which is within the values.
+            let factor = Vector::splat(simd, unsafe { *left.values.get_unchecked(idx) });
+            for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                *sum = factor.mul_add(vector, *sum);
             }
         }
     }
