@@ -178,9 +178,10 @@ fn with_text_as_floats(tree: Value) -> Value {
 fn map_leaves(tree: Value, f: &dyn Fn(Value) -> Value) -> Value {
     match tree {
         Value::Array(items) => items.into_iter().map(|item| map_leaves(item, f)).collect(),
-        Value::Object(fields) => {
-            fields.into_iter().map(|(key, value)| (key, map_leaves(value, f))).collect()
-        }
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(key, value)| (key, map_leaves(value, f)))
+            .collect(),
         leaf => f(leaf),
     }
 }
@@ -308,7 +309,14 @@ mod tests {
     fn every_bit_of_a_float_comes_back() {
         let folder = tempfile::tempdir().unwrap();
         // The first is read as its neighbour by serde_json alone.
-        let floats = [f64::from_bits(4607409307963621376), 14.0 / 15.0, 0.1, 1e-300, -2.0, 3e38];
+        let floats = [
+            f64::from_bits(4607409307963621376),
+            14.0 / 15.0,
+            0.1,
+            1e-300,
+            -2.0,
+            3e38,
+        ];
         let state = (floats, "f64 is no float".to_owned(), 7u64);
         let path = save(folder.path(), "a", head(1).into_record(), None, &state).unwrap();
         let back = load::<([f64; 6], String, u64)>(&path).unwrap().state;
@@ -326,7 +334,10 @@ mod tests {
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
         let error = load::<()>(&path).err().unwrap().to_string();
-        assert!(error.contains("hash") && error.contains("remove it"), "{error}");
+        assert!(
+            error.contains("hash") && error.contains("remove it"),
+            "{error}"
+        );
         fs::write(path.join(STATE), "{").unwrap();
         assert!(load::<()>(&path).is_err());
     }
@@ -335,7 +346,11 @@ mod tests {
     fn what_a_killed_run_left_is_never_read_and_can_be_removed() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join(format!("{TEMPORARY}x"))).unwrap();
-        fs::write(folder.path().join(format!("{TEMPORARY}x")).join(STATE), "{}").unwrap();
+        fs::write(
+            folder.path().join(format!("{TEMPORARY}x")).join(STATE),
+            "{}",
+        )
+        .unwrap();
         assert_eq!(latest(folder.path()), None);
         remove(folder.path(), &[]);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

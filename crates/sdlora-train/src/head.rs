@@ -120,7 +120,10 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
         let old = LinearHead::init(6, 3, &mut rng, &device);
         let new = LinearHead::init(6, 2, &mut rng, &device);
-        let features = LinearHead::init(6, 4, &mut rng, &device).weight.val().transpose();
+        let features = LinearHead::init(6, 4, &mut rng, &device)
+            .weight
+            .val()
+            .transpose();
         let before: Vec<f32> = old.forward(features.clone()).into_data().iter().collect();
         let grown = old.grown(new);
         assert_eq!(grown.n_classes(), 5);
@@ -137,7 +140,14 @@ mod tests {
         assert!(head.weight.is_require_grad() && head.bias.is_require_grad());
         let features = Tensor::<2>::ones([1, 6], &device);
         let grads = head.forward(features).sum().backward();
-        let grad: Vec<f32> = head.weight.val().grad(&grads).unwrap().into_data().iter().collect();
+        let grad: Vec<f32> = head
+            .weight
+            .val()
+            .grad(&grads)
+            .unwrap()
+            .into_data()
+            .iter()
+            .collect();
         assert_eq!(grad, [1.0; 36]);
     }
 
@@ -158,7 +168,12 @@ mod tests {
         let head = CosineHead::init(4, 3, 10.0, &mut rng, &device);
         let x = Tensor::<2>::from_data([[1.0f32, -2.0, 0.5, 0.1]], &device);
         let expected: Vec<f32> = head.forward(x.clone()).into_data().iter().collect();
-        assert_close(head.forward(x * 7.0), expected.as_slice(), Tolerance::Abs(1e-5), "scaled");
+        assert_close(
+            head.forward(x * 7.0),
+            expected.as_slice(),
+            Tolerance::Abs(1e-5),
+            "scaled",
+        );
         assert!(expected.iter().all(|v| v.abs() <= 10.0));
     }
 }

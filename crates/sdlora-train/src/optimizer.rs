@@ -113,7 +113,11 @@ impl OptimizerConfig {
     /// [`TrainError::Setting`] for the first value outside its range.
     pub fn check(&self) -> Result<(), TrainError> {
         let refuse = |name: &str, value: f64, expected: &str| {
-            Err(TrainError::setting(format!("optimizer.{name}"), value, expected))
+            Err(TrainError::setting(
+                format!("optimizer.{name}"),
+                value,
+                expected,
+            ))
         };
         if !(self.lr.is_finite() && self.lr > 0.0) {
             return refuse("lr", self.lr, "a finite number greater than 0");
@@ -124,10 +128,18 @@ impl OptimizerConfig {
         if let Some(norm) = self.max_grad_norm
             && !(norm.is_finite() && norm > 0.0)
         {
-            return refuse("max_grad_norm", norm, "a finite number greater than 0, or leave it out");
+            return refuse(
+                "max_grad_norm",
+                norm,
+                "a finite number greater than 0, or leave it out",
+            );
         }
         match self.rule {
-            Rule::Sgd { momentum, dampening, nesterov } => {
+            Rule::Sgd {
+                momentum,
+                dampening,
+                nesterov,
+            } => {
                 if !(0.0..1.0).contains(&momentum) {
                     return refuse("momentum", momentum, "a number from 0 to below 1");
                 }
@@ -153,9 +165,11 @@ impl OptimizerConfig {
             Schedule::Cosine { warmup, .. } if !(0.0..1.0).contains(warmup) => {
                 refuse("schedule.warmup", *warmup, "a share from 0 to below 1")
             }
-            Schedule::Cosine { eta_min, .. } if !(0.0..=self.lr).contains(eta_min) => {
-                refuse("schedule.eta_min", *eta_min, "a rate from 0 to `optimizer.lr`")
-            }
+            Schedule::Cosine { eta_min, .. } if !(0.0..=self.lr).contains(eta_min) => refuse(
+                "schedule.eta_min",
+                *eta_min,
+                "a rate from 0 to `optimizer.lr`",
+            ),
             Schedule::MultiStep { gamma, .. } if !(gamma.is_finite() && *gamma > 0.0) => {
                 refuse("schedule.gamma", *gamma, "a finite number greater than 0")
             }
@@ -165,10 +179,14 @@ impl OptimizerConfig {
 
     /// A fresh optimiser.
     pub fn init(&self) -> ModuleOptimizer {
-        let decay = (self.weight_decay > 0.0)
-            .then(|| WeightDecayConfig::new(self.weight_decay as f32));
+        let decay =
+            (self.weight_decay > 0.0).then(|| WeightDecayConfig::new(self.weight_decay as f32));
         match self.rule {
-            Rule::Sgd { momentum, dampening, nesterov } => {
+            Rule::Sgd {
+                momentum,
+                dampening,
+                nesterov,
+            } => {
                 let momentum = (momentum > 0.0).then(|| {
                     MomentumConfig::new()
                         .with_momentum(momentum)
@@ -218,11 +236,7 @@ impl OptimizerConfig {
 
 /// Scales all gradients by one factor so that their norm together is at most `max_norm`
 /// (`torch.nn.utils.clip_grad_norm_`).
-fn clip_grad_norm<M: Module>(
-    grads: GradientsParams,
-    module: &M,
-    max_norm: f64,
-) -> GradientsParams {
+fn clip_grad_norm<M: Module>(grads: GradientsParams, module: &M, max_norm: f64) -> GradientsParams {
     struct SumOfSquares<'a> {
         grads: &'a GradientsParams,
         sum: Option<Tensor<1>>,
@@ -251,15 +265,24 @@ fn clip_grad_norm<M: Module>(
             }
         }
     }
-    let mut squares = SumOfSquares { grads: &grads, sum: None };
+    let mut squares = SumOfSquares {
+        grads: &grads,
+        sum: None,
+    };
     module.visit(&mut squares);
     let Some(sum) = squares.sum else {
         return grads;
     };
     // PyTorch's guard against a division by 0.
-    let factor = (sum.sqrt() + 1e-6).recip().mul_scalar(max_norm).clamp_max(1.0);
+    let factor = (sum.sqrt() + 1e-6)
+        .recip()
+        .mul_scalar(max_norm)
+        .clamp_max(1.0);
     let mut grads = grads;
-    module.visit(&mut Scale { grads: &mut grads, factor });
+    module.visit(&mut Scale {
+        grads: &mut grads,
+        factor,
+    });
     grads
 }
 
@@ -287,8 +310,7 @@ mod tests {
     fn one_norm_bounds_all_gradients_together() {
         // loss = ½ (3² + 4²): gradient (3, 4), norm 5, bounded to 1.
         let model = two();
-        let loss = (model.x.val().powf_scalar(2.0).sum()
-            + model.y.val().powf_scalar(2.0).sum())
+        let loss = (model.x.val().powf_scalar(2.0).sum() + model.y.val().powf_scalar(2.0).sum())
             .mul_scalar(0.5);
         let mut config = OptimizerConfig::sgd(1.0);
         config.max_grad_norm = Some(1.0);
@@ -310,12 +332,25 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_by_name() {
         let mut config = OptimizerConfig::sgd(0.0);
-        assert!(config.check().unwrap_err().to_string().contains("optimizer.lr"));
+        assert!(
+            config
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("optimizer.lr")
+        );
         config.lr = 0.1;
-        config.rule = Rule::Sgd { momentum: 1.0, dampening: 0.0, nesterov: false };
+        config.rule = Rule::Sgd {
+            momentum: 1.0,
+            dampening: 0.0,
+            nesterov: false,
+        };
         assert!(config.check().unwrap_err().to_string().contains("momentum"));
         config = OptimizerConfig::sgd(0.1);
-        config.schedule = Schedule::Cosine { warmup: 0.0, eta_min: 0.2 };
+        config.schedule = Schedule::Cosine {
+            warmup: 0.0,
+            eta_min: 0.2,
+        };
         assert!(config.check().unwrap_err().to_string().contains("eta_min"));
     }
 }

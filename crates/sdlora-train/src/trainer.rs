@@ -151,7 +151,9 @@ impl Trainer<'_> {
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            while let Some((features, labels)) = self.next(&mut batches, &model, task, epoch, step)? {
+            while let Some((features, labels)) =
+                self.next(&mut batches, &model, task, epoch, step)?
+            {
                 let n_images = labels.len();
                 let mut loss = self.loss_of(&model, features, &labels, task.first_label);
                 if let Some(penalty) = self.method.penalty(&model) {
@@ -159,7 +161,11 @@ impl Trainer<'_> {
                 }
                 let value = f64::from(loss.clone().into_scalar::<f32>());
                 if !value.is_finite() {
-                    return Err(TrainError::Diverged { task_idx: task.task_idx, step, loss: value });
+                    return Err(TrainError::Diverged {
+                        task_idx: task.task_idx,
+                        step,
+                        loss: value,
+                    });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
                 model = self.optimizer.step(&mut optimizer, model, &loss, factor);
@@ -205,7 +211,10 @@ impl Trainer<'_> {
         let loader = &task.loader.loaders[0];
         let plan = loader.plan(epoch);
         let rows = plan.batch(step % n_batches);
-        let values: Vec<f32> = rows.iter().flat_map(|&i| table.row(i).iter().copied()).collect();
+        let values: Vec<f32> = rows
+            .iter()
+            .flat_map(|&i| table.row(i).iter().copied())
+            .collect();
         let data = TensorData::new(values, [rows.len(), table.d_model]);
         let labels = rows.iter().map(|&i| table.labels[i]).collect();
         Ok(Some((Tensor::from_data(data, &self.device), labels)))
@@ -231,8 +240,7 @@ impl Trainer<'_> {
             logits = logits.slice([0..batch, first..n_classes]);
         }
         let targets: Vec<i32> = labels.iter().map(|&label| (label - first) as i32).collect();
-        let targets =
-            Tensor::<1, Int>::from_data(TensorData::new(targets, [batch]), &self.device);
+        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [batch]), &self.device);
         cross_entropy(logits, targets)
     }
 }

@@ -98,7 +98,9 @@ fn a_misspelt_key_is_refused_by_name_wherever_it_stands() {
         // The key stays, so what is missing cannot be the reason; the misspelt one is added.
         let wrong = format!("{key}x");
         let added = format!("{line}\n{wrong} = {value}");
-        let text = [&lines[..i], &[added.as_str()], &lines[i + 1..]].concat().join("\n");
+        let text = [&lines[..i], &[added.as_str()], &lines[i + 1..]]
+            .concat()
+            .join("\n");
         let error = check(&text).map(drop).expect_err(&wrong).to_string();
         assert!(error.contains(&wrong), "`{wrong}` is not named in: {error}");
         n_keys += 1;

@@ -5,10 +5,10 @@ mod toy;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Updates};
+use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::methods::{self, METHODS, TaskContext};
 use sdlora_train::{Finished, HeadKind, Model, Plan, RunConfig, Start};
-use sdlora_data::TaskSplit;
 use toy::{Bench, bits, shape};
 
 const N_NEW: usize = 2;
@@ -19,7 +19,10 @@ const RANK: usize = 10;
 fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
     let mut config = bench.config(&format!("name = \"{name}\""));
     config.n_epochs = 1;
-    config.stream.split = TaskSplit::Increment { init_cls: N_NEW, increment: N_NEW };
+    config.stream.split = TaskSplit::Increment {
+        init_cls: N_NEW,
+        increment: N_NEW,
+    };
     let method = methods::build(name, &Default::default()).unwrap();
     if !method.takes_steps() {
         config.head = HeadKind::Ncm;
@@ -29,17 +32,28 @@ fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan 
 }
 
 fn run(bench: &Bench, name: &str) -> Finished {
-    bench.run(name, &plan(bench, name, |_| {}), Start::Fresh).unwrap()
+    bench
+        .run(name, &plan(bench, name, |_| {}), Start::Fresh)
+        .unwrap()
 }
 
 #[test]
 fn names_are_unique_and_described() {
     for (i, entry) in METHODS.iter().enumerate() {
-        assert!(METHODS[..i].iter().all(|other| other.name != entry.name), "{}", entry.name);
+        assert!(
+            METHODS[..i].iter().all(|other| other.name != entry.name),
+            "{}",
+            entry.name
+        );
         assert!(!entry.summary.is_empty(), "{}", entry.name);
     }
-    let error = methods::build("sgd", &Default::default()).unwrap_err().to_string();
-    assert!(METHODS.iter().all(|entry| error.contains(entry.name)), "{error}");
+    let error = methods::build("sgd", &Default::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        METHODS.iter().all(|entry| error.contains(entry.name)),
+        "{error}"
+    );
 }
 
 #[test]
@@ -48,7 +62,10 @@ fn every_method_builds_by_default_and_refuses_unknown_options_by_name() {
         (entry.build)(&Default::default()).unwrap();
         let options = toml::Table::from_iter([("surprise".to_owned(), 1.into())]);
         let error = (entry.build)(&options).unwrap_err().to_string();
-        assert!(error.contains("`surprise`") && error.contains(entry.name), "{error}");
+        assert!(
+            error.contains("`surprise`") && error.contains(entry.name),
+            "{error}"
+        );
     }
 }
 
@@ -59,13 +76,27 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
     for entry in METHODS {
         let run = run(&bench, entry.name);
         let same = bits(&run.model.backbone.valid()) == before;
-        assert_eq!(same, entry.name != "finetune", "{}: backbone unchanged", entry.name);
+        assert_eq!(
+            same,
+            entry.name != "finetune",
+            "{}: backbone unchanged",
+            entry.name
+        );
         let last = run.log.matrix.row(1).unwrap();
-        assert!(last.iter().all(|share| (0.0..=1.0).contains(share)), "{}", entry.name);
+        assert!(
+            last.iter().all(|share| (0.0..=1.0).contains(share)),
+            "{}",
+            entry.name
+        );
         assert_eq!(last.len(), 2, "{}", entry.name);
         let takes_steps = entry.name != "ncm";
         for (t, task) in run.log.tasks.iter().enumerate() {
-            assert_eq!(task.losses.is_empty(), !takes_steps, "{}, task {t}", entry.name);
+            assert_eq!(
+                task.losses.is_empty(),
+                !takes_steps,
+                "{}, task {t}",
+                entry.name
+            );
         }
     }
 }
@@ -79,16 +110,31 @@ fn the_number_of_trained_parameters_follows_its_formula() {
     let head = |n_classes: usize| (d + 1) * n_classes;
     let backbone = bench.backbone().num_params();
     // Patch projection, positions, four linear layers and two norms a block, and the last norm.
-    let (patch, n_tokens) = (vit.patch_size * vit.patch_size * vit.n_channels, vit.n_tokens());
+    let (patch, n_tokens) = (
+        vit.patch_size * vit.patch_size * vit.n_channels,
+        vit.n_tokens(),
+    );
     let block = 3 * d * (d + 1) + d * (d + 1) + vit.d_mlp * (d + 1) + d * (vit.d_mlp + 1) + 4 * d;
-    assert_eq!(backbone, d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d);
+    assert_eq!(
+        backbone,
+        d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d
+    );
     for (name, expected) in [
         // Of the running task the factors, and one magnitude for each task so far.
-        ("sdlora", vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)]),
+        (
+            "sdlora",
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+        ),
         // The magnitude is the constant 1.
-        ("lora", vec![direction + head(N_NEW), direction + head(2 * N_NEW)]),
+        (
+            "lora",
+            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+        ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
-        ("finetune", vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)]),
+        (
+            "finetune",
+            vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
+        ),
         ("ncm", vec![0, 0]),
         ("joint", vec![direction + head(2 * N_NEW)]),
     ] {
@@ -102,7 +148,10 @@ fn past_directions_do_not_move() {
     for variant in ["reference", "paper", "carry"] {
         let with_variant = |n_tasks| {
             plan(&bench, "sdlora", |config| {
-                config.method.options.insert("variant".into(), variant.into());
+                config
+                    .method
+                    .options
+                    .insert("variant".into(), variant.into());
                 config.stream.n_tasks = Some(n_tasks);
                 // Enough steps that a direction that is not frozen would be seen to move.
                 config.n_epochs = 3;
@@ -110,12 +159,19 @@ fn past_directions_do_not_move() {
         };
         let run = |n_tasks: usize| {
             let name = format!("{variant}-{n_tasks}");
-            bench.run(&name, &with_variant(n_tasks), Start::Fresh).unwrap().model.adapter
+            bench
+                .run(&name, &with_variant(n_tasks), Start::Fresh)
+                .unwrap()
+                .model
+                .adapter
         };
         let (first, third) = (run(1), run(3));
         for (before, after) in first.sites.iter().zip(&third.sites) {
             let expected = before.current.as_ref().unwrap().to_host();
-            assert!(expected.b.iter().any(|&v| v != 0.0), "the first task was learned");
+            assert!(
+                expected.b.iter().any(|&v| v != 0.0),
+                "the first task was learned"
+            );
             let past = after.past.as_ref().unwrap().to_host();
             assert_eq!(past.len(), 2);
             assert_eq!(past[0], expected, "{variant}, {}", before.site());
@@ -149,8 +205,11 @@ fn attaching_a_method_changes_no_feature() {
         let method = (entry.build)(&Default::default()).unwrap();
         let (backbone, _) =
             sdlora_vit::Vit::load(&bench.path("vit.safetensors"), None, &device).unwrap();
-        let expected: Vec<f32> =
-            backbone.forward(images.clone(), &Updates::default()).into_data().iter().collect();
+        let expected: Vec<f32> = backbone
+            .forward(images.clone(), &Updates::default())
+            .into_data()
+            .iter()
+            .collect();
         let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
         let task = TaskContext {
             task_idx: 0,
@@ -158,8 +217,15 @@ fn attaching_a_method_changes_no_feature() {
             seed: 1,
             device: device.clone(),
         };
-        let model = method.before_task(Model::new(backbone, adapter), &task).unwrap();
+        let model = method
+            .before_task(Model::new(backbone, adapter), &task)
+            .unwrap();
         let features = model.features(images.clone());
-        assert_close(features, expected.as_slice(), Tolerance::Abs(0.0), entry.name);
+        assert_close(
+            features,
+            expected.as_slice(),
+            Tolerance::Abs(0.0),
+            entry.name,
+        );
     }
 }

@@ -13,9 +13,18 @@ use toy::{Bench, bits, copy_folder};
 
 /// Methods whose runs must continue to the same bits, with the classifier they are run with.
 const RESUMED: &[(&str, HeadKind)] = &[
-    ("name = \"sdlora\"\nrank = 4\nvariant = \"reference\"", HeadKind::Linear),
-    ("name = \"sdlora\"\nrank = 4\nvariant = \"paper\"", HeadKind::Linear),
-    ("name = \"sdlora\"\nrank = 4\nvariant = \"carry\"", HeadKind::Linear),
+    (
+        "name = \"sdlora\"\nrank = 4\nvariant = \"reference\"",
+        HeadKind::Linear,
+    ),
+    (
+        "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"",
+        HeadKind::Linear,
+    ),
+    (
+        "name = \"sdlora\"\nrank = 4\nvariant = \"carry\"",
+        HeadKind::Linear,
+    ),
     ("name = \"sdlora\"\nrank = 4", HeadKind::Ncm),
     ("name = \"lora\"\nrank = 4", HeadKind::Linear),
     ("name = \"finetune\"", HeadKind::Linear),
@@ -33,13 +42,22 @@ fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Pla
 fn assert_same(a: &Finished, b: &Finished, what: &str) {
     let losses = |run: &Finished| -> Vec<Vec<u64>> {
         let tasks = run.log.tasks.iter();
-        tasks.map(|task| task.losses.iter().map(|loss| loss.to_bits()).collect()).collect()
+        tasks
+            .map(|task| task.losses.iter().map(|loss| loss.to_bits()).collect())
+            .collect()
     };
     assert_eq!(losses(a), losses(b), "{what}: losses");
     assert_eq!(a.log.matrix, b.log.matrix, "{what}: accuracies");
     assert_eq!(a.log.magnitudes, b.log.magnitudes, "{what}: magnitudes");
-    assert_eq!(a.log.n_trained, b.log.n_trained, "{what}: trained parameters");
-    assert_eq!(a.model.n_trained(), b.model.n_trained(), "{what}: trained at the end");
+    assert_eq!(
+        a.log.n_trained, b.log.n_trained,
+        "{what}: trained parameters"
+    );
+    assert_eq!(
+        a.model.n_trained(),
+        b.model.n_trained(),
+        "{what}: trained at the end"
+    );
     assert_eq!(a.class_order, b.class_order, "{what}: classes");
     assert!(bits(&a.model) == bits(&b.model), "{what}: weights");
 }
@@ -47,13 +65,18 @@ fn assert_same(a: &Finished, b: &Finished, what: &str) {
 #[test]
 fn the_loss_falls_and_the_backbone_stays_bit_equal() {
     let bench = Bench::new();
-    let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| config.n_epochs = 8);
+    let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| {
+        config.n_epochs = 8
+    });
     let run = bench.run("run", &plan, Start::Fresh).unwrap();
     for (t, task) in run.log.tasks.iter().enumerate() {
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let n = task.losses.len() / 8;
         let (first, last) = (mean(&task.losses[..n]), mean(&task.losses[7 * n..]));
-        assert!(last < 0.9 * first, "task {t}: mean loss {first} in the first epoch, {last} in the last");
+        assert!(
+            last < 0.9 * first,
+            "task {t}: mean loss {first} in the first epoch, {last} in the last"
+        );
     }
     assert!(bits(&run.model.backbone.valid()) == bits(&bench.backbone()));
     assert_eq!(run.log.matrix.n_rows(), 2);
@@ -64,7 +87,9 @@ fn the_loss_falls_and_the_backbone_stays_bit_equal() {
 fn a_rerun_gives_the_same_bits_and_another_seed_does_not() {
     let bench = Bench::new();
     let same = plan(&bench, "name = \"sdlora\"\nrank = 4", |_| {});
-    let other = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| config.seed += 1);
+    let other = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| {
+        config.seed += 1
+    });
     let a = bench.run("a", &same, Start::Fresh).unwrap();
     let b = bench.run("b", &same, Start::Fresh).unwrap();
     let c = bench.run("c", &other, Start::Fresh).unwrap();
@@ -84,7 +109,9 @@ struct Killed {
 impl Observer for Killed {
     fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Step { task_idx, step: 5, .. } if *task_idx == self.task_idx => {
+            Event::Step {
+                task_idx, step: 5, ..
+            } if *task_idx == self.task_idx => {
                 copy_folder(&self.folder, &self.copy);
             }
             Event::Checkpointed { path } => {
@@ -120,21 +147,31 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
         for task_idx in [0, 1] {
             let what = format!("{method}, {head:?}, killed in task {task_idx}").replace('\n', ", ");
             let plan = plan(&bench, method, |config| config.head = head);
-            let (whole, rest) = (format!("whole-{i}-{task_idx}"), format!("rest-{i}-{task_idx}"));
+            let (whole, rest) = (
+                format!("whole-{i}-{task_idx}"),
+                format!("rest-{i}-{task_idx}"),
+            );
             let mut killed = Killed {
                 task_idx,
                 folder: bench.path(&whole),
                 copy: bench.path(&rest),
                 n_told: 0,
             };
-            let unbroken = bench.run_observed(&whole, &plan, Start::Fresh, &mut killed).unwrap();
+            let unbroken = bench
+                .run_observed(&whole, &plan, Start::Fresh, &mut killed)
+                .unwrap();
             // Two inside each of the tasks of nine steps, and one after each.
             assert_eq!(killed.n_told, 6, "{what}");
 
             let newest = checkpoint::latest(&bench.path(&rest).join("checkpoints")).unwrap();
-            assert!(newest.ends_with(format!("task-{task_idx:03}-step-0000004")), "{newest:?}");
+            assert!(
+                newest.ends_with(format!("task-{task_idx:03}-step-0000004")),
+                "{newest:?}"
+            );
             let mut continued = Continued::default();
-            let resumed = bench.run_observed(&rest, &plan, Start::Resume, &mut continued).unwrap();
+            let resumed = bench
+                .run_observed(&rest, &plan, Start::Resume, &mut continued)
+                .unwrap();
             assert_eq!(continued.from, Some(newest), "{what}");
             assert_eq!(continued.n_steps, 5 + 9 * (1 - task_idx), "{what}");
             assert_same(&unbroken, &resumed, &what);
@@ -152,7 +189,9 @@ fn the_frozen_magnitude_of_one_lora_stays_frozen_after_a_resume() {
         copy: bench.path("rest"),
         n_told: 0,
     };
-    bench.run_observed("whole", &plan, Start::Fresh, &mut killed).unwrap();
+    bench
+        .run_observed("whole", &plan, Start::Fresh, &mut killed)
+        .unwrap();
     let resumed = bench.run("rest", &plan, Start::Resume).unwrap();
     let magnitudes = resumed.model.adapter.magnitudes.as_ref().unwrap();
     assert!(!magnitudes.current.is_require_grad());
@@ -165,7 +204,9 @@ fn a_finished_run_that_is_resumed_is_left_as_it_is() {
     let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |_| {});
     let first = bench.run("run", &plan, Start::Fresh).unwrap();
     let mut continued = Continued::default();
-    let again = bench.run_observed("run", &plan, Start::Resume, &mut continued).unwrap();
+    let again = bench
+        .run_observed("run", &plan, Start::Resume, &mut continued)
+        .unwrap();
     assert_eq!(continued.n_steps, 0);
     assert_same(&first, &again, "finished");
 }
@@ -175,15 +216,27 @@ fn a_folder_is_neither_overwritten_nor_continued_with_another_plan() {
     let bench = Bench::new();
     let method = "name = \"linear\"";
     let original = plan(&bench, method, |_| {});
-    assert!(matches!(bench.run("run", &original, Start::Resume), Err(TrainError::NoRun { .. })));
+    assert!(matches!(
+        bench.run("run", &original, Start::Resume),
+        Err(TrainError::NoRun { .. })
+    ));
     let first = bench.run("run", &original, Start::Fresh).unwrap();
     let error = bench.run("run", &original, Start::Fresh).unwrap_err();
     assert!(matches!(error, TrainError::RunExists { .. }), "{error}");
     let other = plan(&bench, method, |config| config.optimizer.lr = 0.5);
     let error = bench.run("run", &other, Start::Resume).unwrap_err();
     assert!(matches!(error, TrainError::PlanChanged { .. }), "{error}");
-    assert!(error.to_string().contains("`lr = 0.02` there, `lr = 0.5` now"), "{error}");
-    assert_same(&first, &bench.run("run", &original, Start::Resume).unwrap(), "afterwards");
+    assert!(
+        error
+            .to_string()
+            .contains("`lr = 0.02` there, `lr = 0.5` now"),
+        "{error}"
+    );
+    assert_same(
+        &first,
+        &bench.run("run", &original, Start::Resume).unwrap(),
+        "afterwards",
+    );
 }
 
 #[test]
@@ -192,18 +245,29 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
     let method = "name = \"sdlora\"\nrank = 4";
     let hot = plan(&bench, method, |config| config.optimizer.lr = 1e38);
     let error = bench.run("hot", &hot, Start::Fresh).unwrap_err();
-    assert!(matches!(error, TrainError::Diverged { task_idx: 0, .. }), "{error}");
+    assert!(
+        matches!(error, TrainError::Diverged { task_idx: 0, .. }),
+        "{error}"
+    );
 
     // The first epochs are sound, then the rate explodes.
     let explodes = plan(&bench, method, |config| {
         config.checkpoint_every = 3;
-        config.optimizer.schedule = Schedule::MultiStep { milestones: vec![1], gamma: 1e40 };
+        config.optimizer.schedule = Schedule::MultiStep {
+            milestones: vec![1],
+            gamma: 1e40,
+        };
     });
     let checkpoints = bench.path("explodes").join("checkpoints");
     for start in [Start::Fresh, Start::Resume] {
         let mut continued = Continued::default();
-        let error = bench.run_observed("explodes", &explodes, start, &mut continued).unwrap_err();
-        let TrainError::Diverged { task_idx: 0, step, .. } = error else {
+        let error = bench
+            .run_observed("explodes", &explodes, start, &mut continued)
+            .unwrap_err();
+        let TrainError::Diverged {
+            task_idx: 0, step, ..
+        } = error
+        else {
             panic!("{error}");
         };
         assert!(step > 3, "diverged in step {step}");
@@ -212,6 +276,13 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
         let path = checkpoint::latest(&checkpoints).unwrap();
         checkpoint::load::<serde_json::Value>(&path).unwrap();
         assert_eq!(continued.from.is_some(), start == Start::Resume);
-        assert_eq!(continued.n_steps, if start == Start::Resume { step - 3 } else { step });
+        assert_eq!(
+            continued.n_steps,
+            if start == Start::Resume {
+                step - 3
+            } else {
+                step
+            }
+        );
     }
 }

@@ -24,7 +24,11 @@ fn column(values: &[f64]) -> Tensor<2> {
 
 /// The settings of a case; PyTorch's defaults where it names none.
 fn settings(case: &OptimConfig, n_steps: usize) -> OptimizerConfig {
-    assert!(case.other.is_empty(), "settings this test does not know: {:?}", case.other);
+    assert!(
+        case.other.is_empty(),
+        "settings this test does not know: {:?}",
+        case.other
+    );
     let [beta1, beta2] = case.betas.unwrap_or([0.9, 0.999]);
     let eps = case.eps.unwrap_or(1e-8);
     OptimizerConfig {
@@ -46,7 +50,10 @@ fn settings(case: &OptimConfig, n_steps: usize) -> OptimizerConfig {
             None => Schedule::Constant,
             Some("cosine") => {
                 assert_eq!(case.t_max, Some(n_steps), "the cosine ends with the task");
-                Schedule::Cosine { warmup: 0.0, eta_min: case.eta_min.unwrap_or(0.0) }
+                Schedule::Cosine {
+                    warmup: 0.0,
+                    eta_min: case.eta_min.unwrap_or(0.0),
+                }
             }
             Some("multistep") => Schedule::MultiStep {
                 milestones: case.milestones.clone().unwrap(),
@@ -64,7 +71,9 @@ fn run(file: &OptimFile, name: &str, case: &OptimCase) {
     let h: Vec<f32> = file.h.iter().flatten().map(|&v| v as f32).collect();
     let n = file.c.len();
     let h = Tensor::<2>::from_data(TensorData::new(h, [n, n]), &test_device_autodiff());
-    let mut point = Point { p: Param::from_tensor(column(&file.p0)) };
+    let mut point = Point {
+        p: Param::from_tensor(column(&file.p0)),
+    };
     let mut optimizer = config.init();
     for k in 0..n_steps {
         let what = |of: &str| format!("{name}, step {k}: {of}");
@@ -74,21 +83,34 @@ fn run(file: &OptimFile, name: &str, case: &OptimCase) {
         assert!(error < 1e-12, "{}: off by {error}", what("learning rate"));
 
         let offset = point.p.val() - column(&file.c);
-        let loss = (offset.clone() * h.clone().matmul(offset)).sum().mul_scalar(0.5);
+        let loss = (offset.clone() * h.clone().matmul(offset))
+            .sum()
+            .mul_scalar(0.5);
         let expected = [case.loss_before_step[k] as f32];
         let tolerance = Tolerance::RelMax(1e-5);
         assert_close(loss.clone(), expected.as_slice(), tolerance, &what("loss"));
         point = config.step(&mut optimizer, point, &loss, factor);
-        let expected: Vec<f32> = case.params_after_step[k].iter().map(|&v| v as f32).collect();
+        let expected: Vec<f32> = case.params_after_step[k]
+            .iter()
+            .map(|&v| v as f32)
+            .collect();
         let actual: Vec<f32> = point.p.val().into_data().iter().collect();
-        assert_close(actual.as_slice(), expected.as_slice(), TOLERANCE, &what("parameters"));
+        assert_close(
+            actual.as_slice(),
+            expected.as_slice(),
+            TOLERANCE,
+            &what("parameters"),
+        );
     }
 }
 
 #[test]
 fn every_trajectory_agrees_with_pytorch() {
     let Some(file) = OptimFile::load() else {
-        assert!(std::env::var_os("SDLORA_GOLDEN").is_some(), "optim.json is missing");
+        assert!(
+            std::env::var_os("SDLORA_GOLDEN").is_some(),
+            "optim.json is missing"
+        );
         return;
     };
     assert!(!file.cases.is_empty());

@@ -7,8 +7,8 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
 use sdlora_data::{
-    Cache, Channels, DataError, Dataset, Group, Image, ImageSource, Loader, LoaderConfig, Normalise,
-    Sample, SampleSet, Split, StreamConfig, TaskSplit, TaskStream, TransformConfig,
+    Cache, Channels, DataError, Dataset, Group, Image, ImageSource, Loader, LoaderConfig,
+    Normalise, Sample, SampleSet, Split, StreamConfig, TaskSplit, TaskStream, TransformConfig,
 };
 use sdlora_testkit::{
     Golden, Tolerance, assert_close, golden_file, test_device, test_device_autodiff,
@@ -49,11 +49,16 @@ impl Images {
             labels
                 .iter()
                 .enumerate()
-                .map(|(i, &label)| Sample { class_id: label as usize, name: format!("{name}[{i}]") })
+                .map(|(i, &label)| Sample {
+                    class_id: label as usize,
+                    name: format!("{name}[{i}]"),
+                })
                 .collect()
         };
         Self {
-            names: (0..N_TASKS * N_NEW).map(|i| format!("class {i:02}")).collect(),
+            names: (0..N_TASKS * N_NEW)
+                .map(|i| format!("class {i:02}"))
+                .collect(),
             samples: [samples("train_labels"), samples("eval_labels")],
             pixels: ["train_images", "eval_images"].map(|name| golden.u8(name).0),
         }
@@ -102,10 +107,20 @@ impl Trace {
         let adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
 
         let dataset: Arc<dyn Dataset> = Arc::new(Images::open(&data));
-        let split = TaskSplit::Increment { init_cls: N_NEW, increment: N_NEW };
+        let split = TaskSplit::Increment {
+            init_cls: N_NEW,
+            increment: N_NEW,
+        };
         let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::new(split)).unwrap();
         assert_eq!(stream.tasks().len(), N_TASKS);
-        Some((Self { golden, dataset, stream }, Model::new(vit, adapter)))
+        Some((
+            Self {
+                golden,
+                dataset,
+                stream,
+            },
+            Model::new(vit, adapter),
+        ))
     }
 
     /// Images in the order of the file; `(u8 − 128) / 64`, as the mean and deviation of levels to 1.
@@ -117,12 +132,17 @@ impl Trace {
         });
         let transform = transform.init().unwrap();
         let source = ImageSource::new(self.dataset.clone(), set, transform, Cache::None).unwrap();
-        LoaderConfig::evaluation(batch_size).init(Arc::new(source), 0).unwrap()
+        LoaderConfig::evaluation(batch_size)
+            .init(Arc::new(source), 0)
+            .unwrap()
     }
 
     /// PyTorch's `[d_output, d_input]` as burn's `[d_input, d_output]`.
     fn transposed(&self, name: &str) -> TensorData {
-        self.golden.tensor::<2>(name, &test_device()).transpose().into_data()
+        self.golden
+            .tensor::<2>(name, &test_device())
+            .transpose()
+            .into_data()
     }
 
     /// The model grown for task `t` with the initial values of the file.
@@ -134,7 +154,11 @@ impl Trace {
             .iter()
             .map(|bank| {
                 let site = bank.site();
-                let name = format!("init.task{t}.block{}.A_{}", site.block_idx, letter(site.projection));
+                let name = format!(
+                    "init.task{t}.block{}.A_{}",
+                    site.block_idx,
+                    letter(site.projection)
+                );
                 let a = self.transposed(&name);
                 let b = TensorData::zeros::<f32, _>([a.shape()[1], site.d_output]);
                 Direction::from_factors(a, b, &device)
@@ -160,14 +184,26 @@ impl Trace {
         let weight = head.weight.val().inner().transpose();
         assert_close(weight, self.golden.f32(&name), WEIGHTS, &name);
         let name = format!("task{t}.head_bias{when}");
-        assert_close(head.bias.val().inner(), self.golden.f32(&name), WEIGHTS, &name);
+        assert_close(
+            head.bias.val().inner(),
+            self.golden.f32(&name),
+            WEIGHTS,
+            &name,
+        );
     }
 
     fn check_trained(&self, model: &Model, t: usize) {
-        let alpha: Vec<f32> =
-            model.adapter.magnitude_rows()[0].iter().map(|&v| v as f32).collect();
+        let alpha: Vec<f32> = model.adapter.magnitude_rows()[0]
+            .iter()
+            .map(|&v| v as f32)
+            .collect();
         let name = format!("task{t}.alpha");
-        assert_close(alpha.as_slice(), self.golden.f32(&name).0.as_slice(), WEIGHTS, &name);
+        assert_close(
+            alpha.as_slice(),
+            self.golden.f32(&name).0.as_slice(),
+            WEIGHTS,
+            &name,
+        );
         for bank in &model.adapter.sites {
             let site = bank.site();
             let current = bank.current.as_ref().unwrap();
@@ -198,19 +234,35 @@ impl Trace {
         let beside = Tensor::cat(beside, 0);
         let predictions: Vec<i64> = beside.clone().argmax(1).into_data().iter::<i64>().collect();
         assert_close(beside, expected.clone(), LOGITS, &name);
-        assert_close(Tensor::cat(inside, 0), expected, LOGITS, &format!("{name}, merged"));
-        assert_eq!(predictions, self.golden.i64(&format!("task{t}.eval_pred")).0, "task {t}");
+        assert_close(
+            Tensor::cat(inside, 0),
+            expected,
+            LOGITS,
+            &format!("{name}, merged"),
+        );
+        assert_eq!(
+            predictions,
+            self.golden.i64(&format!("task{t}.eval_pred")).0,
+            "task {t}"
+        );
     }
 }
 
 fn letter(projection: Projection) -> &'static str {
-    if projection == Projection::Query { "q" } else { "v" }
+    if projection == Projection::Query {
+        "q"
+    } else {
+        "v"
+    }
 }
 
 #[test]
 fn a_run_of_three_tasks_agrees_with_pytorch() {
     let Some((trace, mut model)) = Trace::open() else {
-        assert!(std::env::var_os("SDLORA_GOLDEN").is_some(), "the golden files are missing");
+        assert!(
+            std::env::var_os("SDLORA_GOLDEN").is_some(),
+            "the golden files are missing"
+        );
         return;
     };
     let device = test_device_autodiff();
@@ -227,7 +279,10 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
     let losses = trace.golden.f32("losses").0;
     let n_steps = losses.len() / N_TASKS;
     let tasks = trace.stream.tasks();
-    let tests: Vec<Loader> = tasks.iter().map(|task| trace.loader(&task.test, 48)).collect();
+    let tests: Vec<Loader> = tasks
+        .iter()
+        .map(|task| trace.loader(&task.test, 48))
+        .collect();
 
     for (t, task) in tasks.iter().enumerate() {
         model = trace.grown(model, t);
@@ -252,7 +307,12 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
             .unwrap();
         let actual: Vec<f32> = log.losses.iter().map(|&loss| loss as f32).collect();
         let expected = &losses[t * n_steps..(t + 1) * n_steps];
-        assert_close(actual.as_slice(), expected, LOSSES, &format!("losses of task {t}"));
+        assert_close(
+            actual.as_slice(),
+            expected,
+            LOSSES,
+            &format!("losses of task {t}"),
+        );
         trace.check_trained(&model, t);
         trace.check_logits(&model, t);
 

@@ -1,6 +1,8 @@
 //! One LoRA for all tasks, fine-tuned in sequence: `W = W0 + A B`, nothing rescaled, nothing kept.
 
-use sdlora_core::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig};
+use sdlora_core::{
+    CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};

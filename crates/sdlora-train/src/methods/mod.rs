@@ -168,13 +168,15 @@ fn parse<T: Serialize + DeserializeOwned>(
 
 /// The first key, with the tables it lies in, that `known` lacks.
 fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
-    typed.iter().find_map(|(key, value)| match (value, known.get(key)) {
-        (_, None) => Some(key.clone()),
-        (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
-            unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
-        }
-        _ => None,
-    })
+    typed
+        .iter()
+        .find_map(|(key, value)| match (value, known.get(key)) {
+            (_, None) => Some(key.clone()),
+            (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
+                unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
+            }
+            _ => None,
+        })
 }
 
 fn default_rank() -> usize {

@@ -103,7 +103,11 @@ impl From<OptimizerConfig> for RawOptimizer {
             schedule: config.schedule,
         };
         match config.rule {
-            Rule::Sgd { momentum, dampening, nesterov } => {
+            Rule::Sgd {
+                momentum,
+                dampening,
+                nesterov,
+            } => {
                 raw.momentum = Some(momentum);
                 raw.dampening = Some(dampening);
                 raw.nesterov = Some(nesterov);
@@ -127,12 +131,24 @@ mod tests {
     #[test]
     fn settings_read_what_they_write() {
         let mut adam = OptimizerConfig::adamw(1e-3, 0.1);
-        adam.rule = Rule::Adam { beta1: 0.8, beta2: 0.9, eps: 1e-6 };
+        adam.rule = Rule::Adam {
+            beta1: 0.8,
+            beta2: 0.9,
+            eps: 1e-6,
+        };
         adam.schedule = Schedule::cosine();
         adam.max_grad_norm = Some(2.0);
-        for config in [OptimizerConfig::sgd(0.1), OptimizerConfig::adamw(1e-3, 0.1), adam] {
+        for config in [
+            OptimizerConfig::sgd(0.1),
+            OptimizerConfig::adamw(1e-3, 0.1),
+            adam,
+        ] {
             let text = toml::to_string(&config).unwrap();
-            assert_eq!(toml::from_str::<OptimizerConfig>(&text).unwrap(), config, "{text}");
+            assert_eq!(
+                toml::from_str::<OptimizerConfig>(&text).unwrap(),
+                config,
+                "{text}"
+            );
         }
     }
 
@@ -158,7 +174,9 @@ mod tests {
             ("sgd", "weight_decai", "0.1"),
         ] {
             let text = format!("rule = \"{rule}\"\nlr = 0.1\n{key} = {value}");
-            let error = toml::from_str::<OptimizerConfig>(&text).unwrap_err().to_string();
+            let error = toml::from_str::<OptimizerConfig>(&text)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");
         }
         let error = toml::from_str::<OptimizerConfig>("rule = \"rmsprop\"\nlr = 0.1").unwrap_err();

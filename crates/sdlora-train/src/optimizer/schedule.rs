@@ -29,7 +29,10 @@ pub enum Schedule {
 impl Schedule {
     /// The cosine to 0 over all steps.
     pub fn cosine() -> Self {
-        Self::Cosine { warmup: 0.0, eta_min: 0.0 }
+        Self::Cosine {
+            warmup: 0.0,
+            eta_min: 0.0,
+        }
     }
 
     /// Factor on the learning rate `lr` in step `step` of `n_steps`, which lies in epoch `epoch`.
@@ -156,24 +159,40 @@ mod tests {
 
     #[test]
     fn schedules_by_hand() {
-        let cosine = Schedule::Cosine { warmup: 0.2, eta_min: 0.0 };
+        let cosine = Schedule::Cosine {
+            warmup: 0.2,
+            eta_min: 0.0,
+        };
         let factors: Vec<f64> = (0..10).map(|k| cosine.factor(0.5, k, 10, 0)).collect();
         assert_eq!(factors[..3], [0.5, 1.0, 1.0]);
         assert!((factors[6] - 0.5).abs() < 1e-12);
         // Half way from 0.5 down to 0.1 is 0.3, a factor of 0.6.
-        let to_a_tenth = Schedule::Cosine { warmup: 0.0, eta_min: 0.1 };
+        let to_a_tenth = Schedule::Cosine {
+            warmup: 0.0,
+            eta_min: 0.1,
+        };
         assert!((to_a_tenth.factor(0.5, 5, 10, 0) - 0.6).abs() < 1e-12);
-        let steps = Schedule::MultiStep { milestones: vec![2, 4], gamma: 0.1 };
+        let steps = Schedule::MultiStep {
+            milestones: vec![2, 4],
+            gamma: 0.1,
+        };
         assert_eq!(steps.factor(1.0, 0, 1, 1), 1.0);
         assert!((steps.factor(1.0, 0, 1, 4) - 0.01).abs() < 1e-12);
     }
 
     #[test]
     fn schedules_read_what_they_write() {
-        let steps = Schedule::MultiStep { milestones: vec![1, 3], gamma: 0.5 };
+        let steps = Schedule::MultiStep {
+            milestones: vec![1, 3],
+            gamma: 0.5,
+        };
         for schedule in [Schedule::Constant, Schedule::cosine(), steps] {
             let text = toml::to_string(&schedule).unwrap();
-            assert_eq!(toml::from_str::<Schedule>(&text).unwrap(), schedule, "{text}");
+            assert_eq!(
+                toml::from_str::<Schedule>(&text).unwrap(),
+                schedule,
+                "{text}"
+            );
         }
     }
 
@@ -183,7 +202,10 @@ mod tests {
             ("shape = \"constant\"\nwarmup = 0.1", "warmup"),
             ("shape = \"constant\"\ngama = 0.1", "gama"),
             ("shape = \"cosine\"\ngamma = 0.1", "gamma"),
-            ("shape = \"multi-step\"\neta_min = 0.1\nmilestones = [1]\ngamma = 0.1", "eta_min"),
+            (
+                "shape = \"multi-step\"\neta_min = 0.1\nmilestones = [1]\ngamma = 0.1",
+                "eta_min",
+            ),
             ("shape = \"multi-step\"\ngamma = 0.1", "milestones"),
             ("shape = \"linear\"", "linear"),
         ] {

@@ -45,14 +45,20 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let vit = Vit::init(&shape(), &mut rng, &test_device()).unwrap();
-        vit.save(&folder.path().join("vit.safetensors"), WeightDtype::F32, &BTreeMap::new())
-            .unwrap();
+        vit.save(
+            &folder.path().join("vit.safetensors"),
+            WeightDtype::F32,
+            &BTreeMap::new(),
+        )
+        .unwrap();
         Self { folder }
     }
 
     /// The backbone as it was before any run.
     pub fn backbone(&self) -> Vit {
-        Vit::load(&self.path("vit.safetensors"), None, &test_device()).unwrap().0
+        Vit::load(&self.path("vit.safetensors"), None, &test_device())
+            .unwrap()
+            .0
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -89,7 +95,10 @@ impl Bench {
             rule = "sgd"
             lr = 0.02
             "#,
-            self.path("vit.safetensors").display().to_string().replace('\\', "/"),
+            self.path("vit.safetensors")
+                .display()
+                .to_string()
+                .replace('\\', "/"),
         );
         RunConfig::parse(&text).unwrap()
     }
@@ -106,7 +115,14 @@ impl Bench {
         start: Start,
         observer: &mut dyn Observer,
     ) -> Result<Finished, TrainError> {
-        run(plan, &data_dir(), &test_device(), &self.path(name), start, observer)
+        run(
+            plan,
+            &data_dir(),
+            &test_device(),
+            &self.path(name),
+            start,
+            observer,
+        )
     }
 }
 
@@ -115,7 +131,14 @@ pub fn bits<M: Module>(module: &M) -> Vec<Vec<u32>> {
     struct Collect(Vec<Vec<u32>>);
     impl ModuleVisitor for Collect {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.push(param.val().into_data().iter::<f32>().map(f32::to_bits).collect());
+            self.0.push(
+                param
+                    .val()
+                    .into_data()
+                    .iter::<f32>()
+                    .map(f32::to_bits)
+                    .collect(),
+            );
         }
     }
     let mut collect = Collect(Vec::new());
