@@ -1,0 +1,180 @@
+//! The arrows between crates are those of `docs/architecture.md`, both ways: none too many, none
+//! that the page only claims.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::process;
+
+/// Dependencies outside the workspace that only some crates may have, with those crates.
+///
+/// The tests of the workspace may use anything; this is about what a crate is linked to.
+const RESTRICTED: &[(&str, &[&str])] = &[
+    ("anyhow", &["sdlora-cli", "xtask"]),
+    ("clap", &["sdlora-cli", "xtask"]),
+    ("indicatif", &["sdlora-cli"]),
+    ("mimalloc", &["sdlora-cli"]),
+    ("image", &["sdlora-data"]),
+    ("zip", &["sdlora-data"]),
+    (
+        "safetensors",
+        &["sdlora-vit", "sdlora-train", "sdlora-testkit"],
+    ),
+    (
+        "burn",
+        &[
+            "sdlora-core",
+            "sdlora-kernels",
+            "sdlora-vit",
+            "sdlora-data",
+            "sdlora-train",
+            "sdlora-cli",
+            "sdlora-testkit",
+        ],
+    ),
+];
+
+/// Features of burn that choose a backend.
+const BACKENDS: [&str; 10] = [
+    "flex", "ndarray", "cpu", "wgpu", "vulkan", "metal", "webgpu", "cuda", "rocm", "tch",
+];
+
+/// What cargo knows of the workspace.
+pub(crate) struct Metadata(Vec<Value>);
+
+/// Asks cargo.
+pub(crate) fn metadata() -> Metadata {
+    let args = [
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--format-version",
+        "1",
+    ];
+    let output = process::cargo(args).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    match json["packages"].take() {
+        Value::Array(packages) => Metadata(packages),
+        other => panic!("no packages in {other}"),
+    }
+}
+
+impl Metadata {
+    pub(crate) fn package(&self, name: &str) -> &Value {
+        self.0
+            .iter()
+            .find(|p| p["name"] == name)
+            .unwrap_or_else(|| panic!("no package {name}"))
+    }
+
+    fn names(&self) -> BTreeSet<&str> {
+        self.0.iter().filter_map(|p| p["name"].as_str()).collect()
+    }
+
+    /// What every package is linked to: dependencies that are not for tests or builds.
+    fn links(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().flat_map(|package| {
+            let from = package["name"].as_str().unwrap_or_default();
+            let all = package["dependencies"].as_array().into_iter().flatten();
+            all.filter(|d| d["kind"].is_null()).map(move |d| (from, d))
+        })
+    }
+
+    fn arrows(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let names = self.names();
+        let mut arrows: BTreeMap<String, BTreeSet<String>> = names
+            .iter()
+            .map(|&name| (name.to_owned(), BTreeSet::new()))
+            .collect();
+        for (from, dependency) in self.links() {
+            let to = dependency["name"].as_str().unwrap_or_default();
+            if names.contains(to) {
+                arrows.get_mut(from).unwrap().insert(to.to_owned());
+            }
+        }
+        arrows
+    }
+}
+
+/// The table under "## Arrows": a crate in the first cell, what it may use in the second.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
+    let page = std::fs::read_to_string(process::root().join("docs/architecture.md")).unwrap();
+    let section = page
+        .split("\n## ")
+        .find(|s| s.starts_with("Arrows\n"))
+        .expect("a section `Arrows`");
+    let quoted = |cell: &str| -> Vec<String> {
+        cell.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let mut cells = line.trim_matches('|').split('|');
+            let name = quoted(cells.next().unwrap()).remove(0);
+            (name, quoted(cells.next().unwrap()).into_iter().collect())
+        })
+        .collect()
+}
+
+#[test]
+fn arrows_are_those_of_the_architecture_page() {
+    assert_eq!(
+        metadata().arrows(),
+        documented(),
+        "left: Cargo.toml files, right: docs/architecture.md; a new arrow needs a note in docs/decisions/"
+    );
+}
+
+#[test]
+fn restricted_dependencies_stay_where_they_belong() {
+    for (from, dependency) in metadata().links() {
+        let to = dependency["name"].as_str().unwrap();
+        if let Some((_, allowed)) = RESTRICTED.iter().find(|(name, _)| *name == to) {
+            assert!(
+                allowed.contains(&from),
+                "{from} must not depend on {to}; only {allowed:?} may"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_the_test_kit_takes_a_backend_unasked() {
+    for (from, dependency) in metadata().links().filter(|(_, d)| d["name"] == "burn") {
+        assert_eq!(
+            dependency["uses_default_features"], false,
+            "{from} takes burn's default features"
+        );
+        let features = dependency["features"].as_array().unwrap();
+        let backends: Vec<_> = features
+            .iter()
+            .filter(|f| BACKENDS.iter().any(|b| *f == b))
+            .collect();
+        let is_testkit = from == "sdlora-testkit";
+        assert!(
+            is_testkit || backends.is_empty(),
+            "{from} chooses the backend {backends:?}"
+        );
+    }
+}
+
+#[test]
+fn the_test_kit_is_linked_by_tests_only() {
+    for (from, dependency) in metadata().links() {
+        assert_ne!(
+            dependency["name"], "sdlora-testkit",
+            "{from} links the test kit"
+        );
+    }
+}

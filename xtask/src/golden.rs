@@ -1,0 +1,41 @@
+//! `cargo xtask golden`: the tests against values computed outside this workspace.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+use crate::process;
+
+/// Compare with the golden files, those of `sdlora-testkit` or of another folder
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder of golden files; the variable SDLORA_GOLDEN does the same
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Passed to the tests, for instance `--nocapture` or part of a test's name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// When the folder does not exist or cargo cannot be started.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // By convention every such test is an integration test whose name starts with `golden`.
+    let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*", "--"]);
+    if let Some(dir) = &args.dir {
+        let dir = process::root().join(dir);
+        if !dir.is_dir() {
+            bail!(
+                "{} is no folder: give one with golden files to --dir",
+                dir.display()
+            );
+        }
+        cargo.env("SDLORA_GOLDEN", dir);
+    }
+    process::run(cargo.args(&args.args))
+}

@@ -1,0 +1,130 @@
+//! The commands of the program `sdlora`, built in release mode for the device they name.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::process;
+
+/// Devices that are features of `sdlora-cli`; `flex` is always compiled in.
+const DEVICES: [&str; 5] = ["flex", "ndarray", "cpu", "wgpu", "cuda"];
+
+/// Arguments of `sdlora`, passed on as they are.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// Passed to `sdlora`; `--help` lists them, `--device` also chooses the backend to build
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+/// Builds and runs `sdlora <command> <args>`.
+///
+/// # Errors
+///
+/// When cargo cannot be started.
+pub fn run(command: &str, args: &Args) -> anyhow::Result<ExitCode> {
+    process::run(&mut process::cargo(cargo_args(command, &args.args)))
+}
+
+fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
+    let mut all: Vec<OsString> = ["run", "--quiet", "--release", "-p", "sdlora-cli"]
+        .map(Into::into)
+        .into();
+    if let Some(device) = device_of(args) {
+        let features = format!("flex,{device}");
+        all.extend([
+            "--no-default-features".into(),
+            "--features".into(),
+            features.into(),
+        ]);
+    }
+    all.extend(["--".into(), command.into()]);
+    all.extend(args.iter().cloned());
+    all
+}
+
+/// The device the arguments name, when it is a feature beside `flex`. A name that is no feature is
+/// left to `sdlora`, whose message lists what there is.
+fn device_of(args: &[OsString]) -> Option<&'static str> {
+    let mut args = args.iter().map(|arg| arg.to_string_lossy());
+    let mut named = None;
+    while let Some(arg) = args.next() {
+        match arg.strip_prefix("--device") {
+            Some("") => named = args.next().map(|name| name.into_owned()),
+            Some(rest) => named = rest.strip_prefix('=').map(str::to_owned).or(named),
+            None if arg == "--" => break,
+            None => {}
+        }
+    }
+    let named = named?;
+    DEVICES
+        .into_iter()
+        .find(|&device| device == named && device != "flex")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(command: &str, args: &[&str]) -> String {
+        let args: Vec<OsString> = args.iter().map(Into::into).collect();
+        let all = cargo_args(command, &args);
+        all.iter()
+            .map(|arg| arg.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn the_main_job_needs_no_argument_and_no_feature() {
+        assert_eq!(
+            line("train", &[]),
+            "run --quiet --release -p sdlora-cli -- train"
+        );
+        let flex = line("train", &["--device", "flex"]);
+        assert_eq!(
+            flex,
+            "run --quiet --release -p sdlora-cli -- train --device flex"
+        );
+    }
+
+    #[test]
+    fn a_device_becomes_a_feature_beside_flex() {
+        for args in [&["--device", "wgpu"][..], &["--quiet", "--device=wgpu"]] {
+            let line = line("compare", args);
+            assert!(
+                line.contains("--no-default-features --features flex,wgpu -- compare"),
+                "{line}"
+            );
+            assert!(line.ends_with(&args.join(" ")), "{line}");
+        }
+    }
+
+    #[test]
+    fn unknown_devices_and_look_alikes_are_left_to_the_program() {
+        for args in [
+            &["--device", "tpu"][..],
+            &["--device"],
+            &["--devices=wgpu"],
+            &["--", "--device=wgpu"],
+        ] {
+            assert!(!line("train", args).contains("--features"), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn devices_are_the_features_of_the_program() {
+        let metadata = crate::architecture::metadata();
+        let cli = metadata.package("sdlora-cli");
+        let features = cli["features"].as_object().unwrap();
+        let mut declared: Vec<_> = features
+            .keys()
+            .map(String::as_str)
+            .filter(|&f| f != "default")
+            .collect();
+        let mut known = DEVICES.to_vec();
+        declared.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(declared, known);
+    }
+}
