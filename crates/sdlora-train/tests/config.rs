@@ -1,6 +1,12 @@
 //! Configuration files are read strictly: a misspelt key is refused by name wherever it stands, and
 //! what is written reads back the same.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
 use std::path::Path;
 
 use sdlora_train::pretrain::PretrainConfig;

@@ -1,5 +1,11 @@
 //! What every method owes, read from the same slice as help text and configuration check.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
 mod toy;
 
 use burn::module::Module;

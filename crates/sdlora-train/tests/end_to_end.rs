@@ -1,6 +1,12 @@
 //! Whole runs: the loss falls, what is frozen stays, a rerun and a resumed run give the same bits,
 //! and what cannot run says so and leaves the folder usable.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
 mod toy;
 
 use std::path::PathBuf;

@@ -1,6 +1,11 @@
 //! Optimisers and schedules against PyTorch: ten steps of every case of `optim.json` on
 //! `½ (p − c)ᵀ H (p − c)` (golden README, section 5).
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use sdlora_testkit::{

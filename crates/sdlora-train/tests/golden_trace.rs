@@ -1,6 +1,12 @@
 //! A whole training run against PyTorch: three tasks of four classes, 60 steps, through the stream,
 //! the loader, the trainer and the evaluator (golden README, section 3).
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
 use std::sync::Arc;
 
 use burn::module::Module;
