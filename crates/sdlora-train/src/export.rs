@@ -125,6 +125,9 @@ impl Tensors {
     }
 }
 
+/// Values and shape of a tensor in a file.
+type FlatTensor = (Vec<f32>, Vec<usize>);
+
 /// A model to predict with: merged backbone, classifier and names, read from the files above.
 #[derive(Debug)]
 pub struct Predictor {
@@ -151,7 +154,7 @@ impl Predictor {
         let format = |source| sdlora_vit::VitError::Format { path: path.clone(), source };
         let file = SafeTensors::deserialize(&bytes).map_err(format)?;
         let damaged = |problem: String| TrainError::Checkpoint { path: path.clone(), problem };
-        let read = |name: &str| -> Result<Option<(Vec<f32>, Vec<usize>)>, TrainError> {
+        let read = |name: &str| -> Result<Option<FlatTensor>, TrainError> {
             let Ok(view) = file.tensor(name) else {
                 return Ok(None);
             };
