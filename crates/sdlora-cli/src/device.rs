@@ -11,6 +11,9 @@ pub fn available() -> Vec<&'static str> {
     if cfg!(feature = "ndarray") {
         names.push("ndarray");
     }
+    if cfg!(feature = "cpu") {
+        names.push("cpu");
+    }
     if cfg!(feature = "wgpu") {
         names.push("wgpu");
     }
@@ -31,6 +34,8 @@ pub fn open(name: &str) -> Result<Device, crate::UsageError> {
         "flex" => Ok(Device::flex()),
         #[cfg(feature = "ndarray")]
         "ndarray" => Ok(Device::ndarray()),
+        #[cfg(feature = "cpu")]
+        "cpu" => Ok(Device::cpu()),
         #[cfg(feature = "wgpu")]
         "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
         #[cfg(feature = "cuda")]

@@ -36,7 +36,7 @@ pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
     let part = |idx: usize| -> Tensor<4> {
         parts
             .clone()
-            .slice([idx..idx + 1])
+            .narrow(0, idx, 1)
             .reshape([batch, n_heads, n_tokens, d_head])
     };
     // Without a scale of its own `attention` divides by the root of the head width.
