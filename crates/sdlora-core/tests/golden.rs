@@ -1,5 +1,6 @@
 //! The SD-LoRA layer against PyTorch: every `sdlora_{a,b}_*.safetensors` of the golden folder, with
 //! whatever number of tasks and ranks it holds.
+#![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{

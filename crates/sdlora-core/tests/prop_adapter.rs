@@ -1,5 +1,6 @@
 //! Properties of the adapter on random factors: nothing here uses a zero factor, a zero input or
 //! equal magnitudes, which would prove nothing.
+#![allow(clippy::unwrap_used)]
 
 use burn::module::Module;
 use burn::store::ModuleRecord;

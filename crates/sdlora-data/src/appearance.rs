@@ -278,7 +278,9 @@ mod tests {
     fn border_level_is_the_middle_of_the_border() {
         let mut data = vec![7; 25];
         data[12] = 0;
-        data[0] = 255;
+        // Ink that touches the border, darker and brighter than the paper.
+        data[1] = 0;
+        data[22] = 255;
         let image = Image::new(5, 5, 1, data).unwrap();
         assert_eq!(border_level(&image)[0], 7);
     }

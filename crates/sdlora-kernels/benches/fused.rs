@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p sdlora-kernels` measures forward alone and forward with backward under autodiff.
 //! Compare within one run: the two forms of an operation run one after another on the same data.
+#![allow(clippy::type_complexity, clippy::redundant_closure)]
 
 use std::hint::black_box;
 

@@ -1,4 +1,5 @@
 //! The backbone against PyTorch: every activation of the tiny ViT.
+#![allow(clippy::unwrap_used)]
 
 use sdlora_core::Updates;
 use sdlora_testkit::{Golden, Tolerance, assert_close, golden_file, test_device};

@@ -1,4 +1,5 @@
 //! A merged backbone is the adapted one at the cost of a plain one.
+#![allow(clippy::unwrap_used)]
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};

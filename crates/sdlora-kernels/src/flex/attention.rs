@@ -29,8 +29,10 @@ use super::buffer;
 use super::product::{Left, Matrix, Right, Sink, product, write};
 use super::simd::{Dot, Sum, Vector, sums, vectorize};
 
-/// Rows of scores in flight: one tile of [`product`].
-const BLOCK: usize = 4;
+/// Rows of scores in flight; they fit the first-level cache for up to 200 tokens.
+const BLOCK: usize = 8;
+/// Rows transposed together.
+const TRANSPOSED: usize = 8;
 /// Products of one task at the least, about 50 microseconds of work.
 const TASK_PRODUCTS: usize = 1 << 20;
 
@@ -179,6 +181,11 @@ fn gradient(
     buffer::tensor(out, Shape::new([batch, n_tokens, 3 * d_model]))
 }
 
+/// `n` rounded up to whole vectors and whole blocks of a transposition.
+fn padded<S: Simd>(n: usize) -> usize {
+    n.next_multiple_of(Vector::<S>::LANES.max(TRANSPOSED))
+}
+
 /// The columns of one head in every token's row.
 type Head<'a> = Vec<&'a mut [f32]>;
 
@@ -283,15 +290,31 @@ impl Columns {
     }
 
     /// Copies the columns transposed to rows of `stride` values, the rest of each row 0.
+    ///
+    /// Eight rows advance together: writing one row at a time would touch a new cache line with
+    /// every value.
     fn pack_transposed(&self, rows: &[f32], stride: usize, to: &mut [f32]) {
-        let n_rows = rows.len() / self.row;
-        for (idx, from) in self.of(rows).enumerate() {
-            for (to, &value) in to.chunks_exact_mut(stride).zip(from) {
-                to[idx] = value;
+        let mut from = self.of(rows);
+        for first in (0..stride).step_by(TRANSPOSED) {
+            let block: [&[f32]; TRANSPOSED] = std::array::from_fn(|_| from.next().unwrap_or(&[]));
+            let rows = to
+                .chunks_exact_mut(stride)
+                .map(|row| &mut row[first..][..TRANSPOSED]);
+            if block[TRANSPOSED - 1].is_empty() {
+                // Past the last row.
+                for (column, to) in rows.enumerate() {
+                    for (to, from) in to.iter_mut().zip(&block) {
+                        *to = from.get(column).copied().unwrap_or(0.0);
+                    }
+                }
+            } else {
+                let block = block.map(|row| &row[..self.width]);
+                for (column, to) in rows.take(self.width).enumerate() {
+                    for (to, from) in to.iter_mut().zip(&block) {
+                        *to = from[column];
+                    }
+                }
             }
-        }
-        for to in to.chunks_exact_mut(stride) {
-            to[n_rows..].fill(0.0);
         }
     }
 }
@@ -423,8 +446,8 @@ impl WithSimd for Forward<'_> {
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES);
-        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
+        let n_padded = padded::<S>(n_tokens);
+        let d_padded = padded::<S>(d_head);
 
         let mut scratch = Scratch::take();
         let [keys, values, block] =
@@ -485,8 +508,8 @@ impl WithSimd for Gradient<'_> {
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES);
-        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
+        let n_padded = padded::<S>(n_tokens);
+        let d_padded = padded::<S>(d_head);
         let queries = sizes.packed(0, self.head);
         let keys = sizes.packed(1, self.head);
         let values = sizes.packed(2, self.head);

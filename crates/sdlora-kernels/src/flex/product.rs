@@ -8,9 +8,6 @@ use pulp::Simd;
 
 use super::simd::Vector;
 
-/// Rows of a tile. A ViT has `4 k + 1` tokens, so four leaves one row over.
-const ROWS: usize = 4;
-
 /// The left operand: `values[i * row + k * column]` at row `i` and inner index `k`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
@@ -74,6 +71,9 @@ impl<S: Simd> Sink<S> for Matrix<'_> {
 }
 
 /// `left · right` over `n_rows` rows of `left` and `n_inner` inner indices.
+///
+/// Panels of columns pass one after another over all rows, so a panel of `right` stays in the
+/// first-level cache.
 #[inline(always)]
 pub(super) fn product<S: Simd>(
     simd: S,
@@ -83,41 +83,44 @@ pub(super) fn product<S: Simd>(
     right: Right<'_>,
     mut sink: impl Sink<S>,
 ) {
-    let mut row = 0;
-    while row + ROWS <= n_rows {
-        panels::<S, ROWS>(simd, row, n_inner, left, right, &mut sink);
-        row += ROWS;
+    let lanes = Vector::<S>::LANES;
+    let mut column = 0;
+    while column + 2 * lanes <= right.stride {
+        panel::<S, 2>(simd, column, n_rows, n_inner, left, right, &mut sink);
+        column += 2 * lanes;
     }
-    while row < n_rows {
-        panels::<S, 1>(simd, row, n_inner, left, right, &mut sink);
-        row += 1;
+    if column < right.stride {
+        panel::<S, 1>(simd, column, n_rows, n_inner, left, right, &mut sink);
     }
 }
 
-/// `N` rows of the product, by tiles as wide as the registers allow.
+/// `VECTORS` vectors of every row, by tiles as high as the registers allow.
+///
+/// A ViT has `4 k + 1` tokens, so few rows are left over.
 #[inline(always)]
-fn panels<S: Simd, const N: usize>(
+fn panel<S: Simd, const VECTORS: usize>(
     simd: S,
-    row: usize,
+    column: usize,
+    n_rows: usize,
     n_inner: usize,
     left: Left<'_>,
     right: Right<'_>,
     sink: &mut impl Sink<S>,
 ) {
-    // Four rows by four vectors need 16 registers for the sums alone.
-    let wide = S::REGISTER_COUNT >= 32;
-    let lanes = Vector::<S>::LANES;
-    let mut column = 0;
-    while wide && column + 4 * lanes <= right.stride {
-        tile::<S, N, 4>(simd, row, column, n_inner, left, right, sink);
-        column += 4 * lanes;
+    // Eight rows of two vectors need 16 registers for the sums alone.
+    let high = S::REGISTER_COUNT >= 32;
+    let mut row = 0;
+    while high && row + 8 <= n_rows {
+        tile::<S, 8, VECTORS>(simd, row, column, n_inner, left, right, sink);
+        row += 8;
     }
-    while column + 2 * lanes <= right.stride {
-        tile::<S, N, 2>(simd, row, column, n_inner, left, right, sink);
-        column += 2 * lanes;
+    while row + 4 <= n_rows {
+        tile::<S, 4, VECTORS>(simd, row, column, n_inner, left, right, sink);
+        row += 4;
     }
-    if column < right.stride {
-        tile::<S, N, 1>(simd, row, column, n_inner, left, right, sink);
+    while row < n_rows {
+        tile::<S, 1, VECTORS>(simd, row, column, n_inner, left, right, sink);
+        row += 1;
     }
 }
 
