@@ -30,7 +30,7 @@ use super::product::{Left, Matrix, Right, Sink, product, write};
 use super::simd::{Dot, Sum, Vector, sums, vectorize};
 
 /// Rows of scores in flight; they fit the first-level cache for up to 200 tokens.
-const BLOCK: usize = 8;
+const BLOCK: usize = 16;
 /// Rows transposed together.
 const TRANSPOSED: usize = 8;
 /// Products of one task at the least, about 50 microseconds of work.
