@@ -1,7 +1,8 @@
-//! GELU and layer norm on `flex` against their generic form in `f64`: values, gradients, views.
+//! GELU and layer norm on `flex` against their generic form in `f64`: values, gradients, views; and
+//! what all operations share: threads and checkpointing.
 
 use burn::tensor::{Device, Tensor};
-use sdlora_kernels::{gelu, generic, layer_norm};
+use sdlora_kernels::{gelu, generic, layer_norm, linear, qkv_attention};
 
 mod common;
 use common::{assert_near, bits, precise, random};
@@ -190,4 +191,64 @@ fn an_empty_tensor_stays_empty() {
     let gamma = random([8], 2, &plain());
     let y = gelu(layer_norm(x, gamma.clone(), gamma, EPS));
     assert_eq!(y.dims(), [0, 5, 8]);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let run = || {
+        let x = random([5, 65, 193], 1, &tracking()).require_grad();
+        let gamma = random([193], 2, &tracking()).require_grad();
+        let beta = random([193], 3, &tracking()).require_grad();
+        let y = gelu(layer_norm(x.clone(), gamma.clone(), beta.clone(), EPS));
+        let grads = y.clone().powi_scalar(2).sum().backward();
+        [
+            bits(y),
+            bits(x.grad(&grads).unwrap()),
+            bits(gamma.grad(&grads).unwrap()),
+            bits(beta.grad(&grads).unwrap()),
+        ]
+    };
+    let pool = |n| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build()
+            .unwrap()
+    };
+    let expected = pool(1).install(run);
+    for n in [2, 3, 7] {
+        assert!(pool(n).install(run) == expected, "{n} threads");
+    }
+}
+
+/// One pre-norm block from the operations of this crate.
+fn block(x: Tensor<3>, parameters: &[Tensor<2>; 2], row: &Tensor<1>) -> Tensor<3> {
+    let [qkv, projection] = parameters.clone();
+    let normed = layer_norm(x.clone(), row.clone(), row.clone(), EPS);
+    let attended = qkv_attention(linear(normed, qkv, None), 2);
+    x + gelu(linear(attended, projection, Some(row.clone())))
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_gradient() {
+    let run = |device: Device| {
+        let x = random([2, 5, 8], 1, &device).require_grad();
+        let row = random([8], 2, &device).require_grad();
+        let parameters = [random([8, 24], 3, &device), random([8, 8], 4, &device)];
+        let [qkv, projection] = parameters.map(|parameter| parameter.require_grad());
+        let parameters = [qkv, projection];
+        let y = block(x.clone(), &parameters, &row);
+        // Twice, so that the inputs of the second block are intermediate results.
+        let y = block(y * 0.5, &parameters, &row);
+        let grads = y.powi_scalar(2).sum().backward();
+        let [qkv, projection] = parameters;
+        [
+            bits(x.grad(&grads).unwrap()),
+            bits(row.grad(&grads).unwrap()),
+            bits(qkv.grad(&grads).unwrap()),
+            bits(projection.grad(&grads).unwrap()),
+        ]
+    };
+    let kept = run(tracking());
+    let recomputed = run(tracking().gradient_checkpointing());
+    assert!(kept == recomputed);
 }

@@ -181,11 +181,6 @@ fn gradient(
     buffer::tensor(out, Shape::new([batch, n_tokens, 3 * d_model]))
 }
 
-/// `n` rounded up to whole vectors and whole blocks of a transposition.
-fn padded<S: Simd>(n: usize) -> usize {
-    n.next_multiple_of(Vector::<S>::LANES.max(TRANSPOSED))
-}
-
 /// The columns of one head in every token's row.
 type Head<'a> = Vec<&'a mut [f32]>;
 
@@ -446,8 +441,8 @@ impl WithSimd for Forward<'_> {
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let n_padded = padded::<S>(n_tokens);
-        let d_padded = padded::<S>(d_head);
+        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES.max(TRANSPOSED));
+        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
 
         let mut scratch = Scratch::take();
         let [keys, values, block] =
@@ -508,8 +503,8 @@ impl WithSimd for Gradient<'_> {
         let Sizes {
             n_tokens, d_head, ..
         } = sizes;
-        let n_padded = padded::<S>(n_tokens);
-        let d_padded = padded::<S>(d_head);
+        let n_padded = n_tokens.next_multiple_of(Vector::<S>::LANES.max(TRANSPOSED));
+        let d_padded = d_head.next_multiple_of(Vector::<S>::LANES);
         let queries = sizes.packed(0, self.head);
         let keys = sizes.packed(1, self.head);
         let values = sizes.packed(2, self.head);
@@ -603,5 +598,102 @@ fn score_gradients<S: Simd>(
     for (&p, d) in row {
         let p = Vector::new(simd, p);
         *d = (p * (Vector::new(simd, *d) - mean) * scale).lanes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: Sizes = Sizes {
+        batch: 1,
+        n_tokens: 9,
+        d_model: 2 * 20,
+        d_head: 20,
+    };
+
+    /// The second head's output and gradients, computed by `run` and `back` at some width.
+    fn all(run: &dyn Fn(Forward), back: &dyn Fn(Gradient)) -> Vec<f32> {
+        let Sizes {
+            n_tokens, d_model, ..
+        } = SIZES;
+        let wave = |len: usize, step: f32| -> Vec<f32> {
+            (0..len).map(|idx| (idx as f32 * step).sin()).collect()
+        };
+        let qkv = wave(n_tokens * 3 * d_model, 0.7);
+        let grad = wave(n_tokens * d_model, 1.3);
+        let mut softmax = vec![Softmax::default(); n_tokens];
+        let mut out = vec![0.0; n_tokens * d_model];
+        run(Forward {
+            sizes: SIZES,
+            qkv: &qkv,
+            head: 1,
+            out: heads(&mut out, d_model, SIZES.d_head).remove(1),
+            softmax: &mut softmax,
+        });
+        let mut d_qkv = vec![0.0; qkv.len()];
+        let mut parts = heads(&mut d_qkv, 3 * d_model, SIZES.d_head);
+        let (d_v, d_k, d_q) = (parts.remove(5), parts.remove(3), parts.remove(1));
+        back(Gradient {
+            sizes: SIZES,
+            qkv: &qkv,
+            grad: &grad,
+            head: 1,
+            softmax: &softmax,
+            d_q,
+            d_k,
+            d_v,
+        });
+        [out, d_qkv].concat()
+    }
+
+    fn assert_same(widest: &[f32], other: &[f32]) {
+        for (a, b) in widest.iter().zip(other) {
+            assert!((a - b).abs() < 5e-6, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn every_width_of_vectors_gives_the_same_numbers() {
+        let widest = all(&|kernel| vectorize(kernel), &|kernel| vectorize(kernel));
+        assert!(
+            widest.iter().any(|x| x.abs() > 0.1),
+            "the comparison needs values"
+        );
+        let scalar = all(&|kernel| Simd::vectorize(pulp::Scalar, kernel), &|kernel| {
+            Simd::vectorize(pulp::Scalar, kernel)
+        });
+        assert_same(&widest, &scalar);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            let narrow = all(&|kernel| Simd::vectorize(simd, kernel), &|kernel| {
+                Simd::vectorize(simd, kernel)
+            });
+            assert_same(&widest, &narrow);
+        }
+    }
+
+    #[test]
+    fn a_transposition_of_any_size_is_padded_with_zeros() {
+        for (n_rows, width) in [(1, 1), (8, 3), (9, 20), (31, 5)] {
+            let columns = Columns {
+                row: width + 3,
+                start: 2,
+                width,
+            };
+            let rows: Vec<f32> = (0..n_rows * (width + 3)).map(|x| x as f32).collect();
+            let stride = 32;
+            let mut to = vec![f32::NAN; width * stride];
+            columns.pack_transposed(&rows, stride, &mut to);
+            for (idx, &value) in to.iter().enumerate() {
+                let (column, row) = (idx / stride, idx % stride);
+                let expected = if row < n_rows {
+                    rows[row * (width + 3) + 2 + column]
+                } else {
+                    0.0
+                };
+                assert_eq!(value, expected, "{n_rows} rows of {width}: row {row}");
+            }
+        }
     }
 }

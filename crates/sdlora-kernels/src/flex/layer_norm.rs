@@ -362,3 +362,79 @@ impl WithSimd for ParameterGradients<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDTH: usize = 21;
+
+    /// `y`, `dx`, `dγ` and `dβ` of two rows, computed by `run` at some width of vectors.
+    fn all(
+        run: &dyn Fn(Normalise),
+        back: &dyn Fn(InputGradient),
+        sum: &dyn Fn(ParameterGradients),
+    ) -> Vec<f32> {
+        let wave = |len: usize, step: f32| -> Vec<f32> {
+            (0..len)
+                .map(|idx| (idx as f32 * step).sin() + 0.3)
+                .collect()
+        };
+        let (x, mut grad) = (wave(2 * WIDTH, 0.7), wave(2 * WIDTH, 1.3));
+        let (gamma, beta) = (wave(WIDTH, 0.4), wave(WIDTH, 0.9));
+        let mut moments = [Moments::default(); 2];
+        let mut y = x.clone();
+        run(Normalise {
+            x: &mut y,
+            gamma: &gamma,
+            beta: &beta,
+            eps: 1e-6,
+            moments: &mut moments,
+        });
+        let (mut d_gamma, mut d_beta) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
+        sum(ParameterGradients {
+            grad: &grad,
+            x: &x,
+            moments: &moments,
+            gamma: &mut d_gamma,
+            beta: &mut d_beta,
+        });
+        back(InputGradient {
+            grad: &mut grad,
+            x: &x,
+            gamma: &gamma,
+            moments: &moments,
+        });
+        [y, grad, d_gamma, d_beta].concat()
+    }
+
+    fn assert_same(widest: &[f32], other: &[f32]) {
+        for (a, b) in widest.iter().zip(other) {
+            assert!((a - b).abs() < 5e-6, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn every_width_of_vectors_gives_the_same_numbers() {
+        let widest = all(
+            &|kernel| vectorize(kernel),
+            &|kernel| vectorize(kernel),
+            &|kernel| vectorize(kernel),
+        );
+        let scalar = all(
+            &|kernel| Simd::vectorize(pulp::Scalar, kernel),
+            &|kernel| Simd::vectorize(pulp::Scalar, kernel),
+            &|kernel| Simd::vectorize(pulp::Scalar, kernel),
+        );
+        assert_same(&widest, &scalar);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            let narrow = all(
+                &|kernel| Simd::vectorize(simd, kernel),
+                &|kernel| Simd::vectorize(simd, kernel),
+                &|kernel| Simd::vectorize(simd, kernel),
+            );
+            assert_same(&widest, &narrow);
+        }
+    }
+}
