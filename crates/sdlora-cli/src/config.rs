@@ -52,7 +52,9 @@ pub fn with_settings(text: &str, settings: &[String]) -> anyhow::Result<RunConfi
         .map_err(|e| UsageError(format!("configuration is not TOML: {e}")))?;
     for setting in settings {
         let (key, value) = setting.split_once('=').ok_or_else(|| {
-            UsageError(format!("`--set {setting}` has no `=`: write `--set key=value`"))
+            UsageError(format!(
+                "`--set {setting}` has no `=`: write `--set key=value`"
+            ))
         })?;
         set(&mut table, key.trim(), parse_value(value.trim()))?;
     }
@@ -62,7 +64,9 @@ pub fn with_settings(text: &str, settings: &[String]) -> anyhow::Result<RunConfi
 /// A TOML value, or a string where it is none: `paper` needs no quotes.
 fn parse_value(text: &str) -> Value {
     match format!("value = {text}").parse::<Table>() {
-        Ok(mut table) => table.remove("value").unwrap_or_else(|| Value::String(text.into())),
+        Ok(mut table) => table
+            .remove("value")
+            .unwrap_or_else(|| Value::String(text.into())),
         Err(_) => Value::String(text.into()),
     }
 }
@@ -79,7 +83,9 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), UsageError> {
                 .or_insert_with(|| Value::Table(Table::new()));
             match inner {
                 Value::Table(inner) => set(inner, rest, value),
-                _ => Err(UsageError(format!("`--set {key}`: `{head}` is a value, not a section"))),
+                _ => Err(UsageError(format!(
+                    "`--set {key}`: `{head}` is a value, not a section"
+                ))),
             }
         }
     }
@@ -97,7 +103,8 @@ mod tests {
     #[test]
     fn every_preset_is_a_plan() {
         for preset in presets::PRESETS {
-            let config = with_settings(preset.text, &[]).unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
+            let config = with_settings(preset.text, &[])
+                .unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
             config.check().unwrap();
         }
     }
@@ -114,7 +121,11 @@ mod tests {
     fn unknown_keys_and_values_are_refused_by_name() {
         let error = format!("{:#}", main_job(&["n_epoch=3"]).unwrap_err());
         assert!(error.contains("n_epoch"), "{error}");
-        let error = main_job(&["method.variant=best"]).unwrap().check().unwrap_err().to_string();
+        let error = main_job(&["method.variant=best"])
+            .unwrap()
+            .check()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("best") && error.contains("paper"), "{error}");
         assert!(main_job(&["n_epochs"]).is_err());
         assert!(main_job(&["seed.x=1"]).is_err());

@@ -34,9 +34,9 @@ impl Progress {
         if quiet {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        if let Ok(style) = ProgressStyle::with_template(
-            "{prefix} {wide_bar} {percent:>3} %  {msg}  {eta} left",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} %  {msg}  {eta} left")
+        {
             bar.set_style(style);
         }
         Self {
@@ -95,7 +95,13 @@ impl Observer for Progress {
                 self.since = Instant::now();
                 self.loss = f64::NAN;
             }
-            Event::Step { step, n_steps, n_images, loss, .. } => {
+            Event::Step {
+                step,
+                n_steps,
+                n_images,
+                loss,
+                ..
+            } => {
                 self.n_images += n_images;
                 self.loss = if self.loss.is_nan() {
                     *loss
@@ -111,7 +117,9 @@ impl Observer for Progress {
                 }
                 self.bar.set_message(message);
             }
-            Event::Evaluated { task_idx, matrix, .. } => {
+            Event::Evaluated {
+                task_idx, matrix, ..
+            } => {
                 let table = AccuracyTable::new(matrix.n_tasks(), TABLE_WIDTH);
                 if !self.has_header {
                     self.println(table.header().trim_end());

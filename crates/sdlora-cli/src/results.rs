@@ -86,7 +86,12 @@ fn html(
     for task in &log.tasks {
         task_starts.push(losses.len());
         let first = losses.len();
-        losses.extend(task.losses.iter().enumerate().map(|(i, &loss)| (first + i, loss)));
+        losses.extend(
+            task.losses
+                .iter()
+                .enumerate()
+                .map(|(i, &loss)| (first + i, loss)),
+        );
     }
     let magnitudes: Vec<Vec<f64>> = log
         .magnitudes
@@ -97,7 +102,10 @@ fn html(
         .tasks
         .iter()
         .zip(&log.eval_seconds)
-        .map(|(task, &eval_seconds)| TaskTiming { train_seconds: task.seconds, eval_seconds })
+        .map(|(task, &eval_seconds)| TaskTiming {
+            train_seconds: task.seconds,
+            eval_seconds,
+        })
         .collect();
     let fact = |name: &str, value: String| (name.to_owned(), value);
     Ok(report_html(&ReportInput {

@@ -87,14 +87,22 @@ impl Adapter {
         let Some(site) = self.sites.first() else {
             return Vec::new();
         };
-        let mut ranks = site.past.as_ref().map_or(Vec::new(), |p| p.ranks().to_vec());
+        let mut ranks = site
+            .past
+            .as_ref()
+            .map_or(Vec::new(), |p| p.ranks().to_vec());
         ranks.extend(site.current.as_ref().map(Direction::rank));
         ranks
     }
 
     /// Number of magnitudes per task: 1 when all sites share one, else the number of blocks.
     pub fn n_groups(&self) -> usize {
-        1 + self.sites.iter().map(|s| self.group(s.site)).max().unwrap_or(0)
+        1 + self
+            .sites
+            .iter()
+            .map(|s| self.group(s.site))
+            .max()
+            .unwrap_or(0)
     }
 
     fn group(&self, site: Site) -> usize {
@@ -296,9 +304,7 @@ impl Adapter {
                 // Between tasks the last magnitude belongs to a finished direction too.
                 let weights = match (magnitudes.past_of(group), bank.current.is_some()) {
                     (Some(past), true) => past,
-                    (Some(past), false) => {
-                        Tensor::cat(vec![past, magnitudes.current_of(group)], 1)
-                    }
+                    (Some(past), false) => Tensor::cat(vec![past, magnitudes.current_of(group)], 1),
                     (None, _) => magnitudes.current_of(group),
                 };
                 terms.push(ScaledFactors {
@@ -340,7 +346,9 @@ impl Adapter {
 
     /// The magnitudes, one row per group, one column per task; empty before the first task.
     pub fn magnitude_rows(&self) -> Vec<Vec<f64>> {
-        self.magnitudes.as_ref().map_or(Vec::new(), Magnitudes::to_rows)
+        self.magnitudes
+            .as_ref()
+            .map_or(Vec::new(), Magnitudes::to_rows)
     }
 
     /// An adapter of zeros with the structure of a saved one, to load a record into: the ranks of
@@ -414,7 +422,8 @@ pub struct Updates {
 impl Updates {
     /// Adds the update of a site, replacing an earlier one.
     pub fn insert(&mut self, site: Site, update: Update) {
-        self.by_site.insert((site.block_idx, site.projection), update);
+        self.by_site
+            .insert((site.block_idx, site.projection), update);
     }
 
     /// The update of a projection, if it has one.

@@ -277,7 +277,8 @@ mod tests {
             b: vec![6.0, 7.0],
             rank: 1,
         };
-        let past = PastDirections::from_host(&[factors(), other.clone()], &[2.0, 0.0], &test_device());
+        let past =
+            PastDirections::from_host(&[factors(), other.clone()], &[2.0, 0.0], &test_device());
         assert_eq!(past.ranks(), [2, 1]);
         assert_eq!(past.to_host(), vec![factors(), other]);
         assert_eq!(past.inverse_norms(), vec![0.5, 0.0]);

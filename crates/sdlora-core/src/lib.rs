@@ -49,9 +49,7 @@ mod site;
 mod update;
 
 pub use adapter::{Adapter, SiteDirections, Updates};
-pub use config::{
-    CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant,
-};
+pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant};
 pub use direction::{Direction, HostFactors, PastDirections};
 pub use error::CoreError;
 pub use linear::{ColumnUpdate, adapted_linear, effective_weight};

@@ -137,18 +137,36 @@ mod tests {
             update(&mut rng, d, &[4], &device),
         );
         let columns = [
-            ColumnUpdate { first_column: 0, update: &q },
-            ColumnUpdate { first_column: 2 * d, update: &v },
+            ColumnUpdate {
+                first_column: 0,
+                update: &q,
+            },
+            ColumnUpdate {
+                first_column: 2 * d,
+                update: &v,
+            },
         ];
         let run = |form| {
-            adapted_linear(x.clone(), weight.clone(), Some(bias.clone()), &columns, form)
+            adapted_linear(
+                x.clone(),
+                weight.clone(),
+                Some(bias.clone()),
+                &columns,
+                form,
+            )
         };
         let (dense, factored) = (run(UpdateForm::Dense), run(UpdateForm::Factored));
         let expected: Vec<f32> = dense.into_data().iter().collect();
-        assert_close(factored, &expected, Tolerance::RelMax(1e-5), "factored against dense");
+        assert_close(
+            factored,
+            &expected,
+            Tolerance::RelMax(1e-5),
+            "factored against dense",
+        );
 
         // The key's columns are untouched.
-        let base = linear(x.clone(), weight.clone(), Some(bias.clone())).slice([0..2, 0..n, d..2 * d]);
+        let base =
+            linear(x.clone(), weight.clone(), Some(bias.clone())).slice([0..2, 0..n, d..2 * d]);
         let expected: Vec<f32> = base.into_data().iter().collect();
         let key = run(UpdateForm::Dense).slice([0..2, 0..n, d..2 * d]);
         assert_close(key, &expected, Tolerance::Abs(0.0), "key columns");
@@ -161,6 +179,12 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let u = update(&mut rng, 4, &[1], &device);
         let weight = random(&mut rng, [4, 6], &device);
-        effective_weight(weight, &[ColumnUpdate { first_column: 3, update: &u }]);
+        effective_weight(
+            weight,
+            &[ColumnUpdate {
+                first_column: 3,
+                update: &u,
+            }],
+        );
     }
 }

@@ -70,7 +70,10 @@ impl Update {
     ///
     /// If there is none.
     pub fn new(terms: Vec<ScaledFactors>) -> Self {
-        assert!(!terms.is_empty(), "an update has at least one pair of factors");
+        assert!(
+            !terms.is_empty(),
+            "an update has at least one pair of factors"
+        );
         Self { terms }
     }
 

@@ -66,7 +66,11 @@ impl Case {
             let directions = sites
                 .iter()
                 .map(|site| {
-                    let letter = if site.projection == Projection::Query { "q" } else { "v" };
+                    let letter = if site.projection == Projection::Query {
+                        "q"
+                    } else {
+                        "v"
+                    };
                     let name = |f| format!("layer{}.task{task}.{f}_{letter}", site.block_idx);
                     Direction::from_factors(
                         self.transposed(&name("A")),
@@ -109,7 +113,12 @@ impl Case {
                 .collect();
 
             let merged = effective_weight(weight.clone(), &columns).transpose();
-            assert_close(merged, g.f32(&name("merged_weight")), TOLERANCE, &name("merged_weight"));
+            assert_close(
+                merged,
+                g.f32(&name("merged_weight")),
+                TOLERANCE,
+                &name("merged_weight"),
+            );
 
             let out = adapted_linear(x.clone(), weight, Some(bias), &columns, form);
             assert_close(out.clone(), g.f32(&name("out")), TOLERANCE, &name("out"));
@@ -125,14 +134,21 @@ impl Case {
         }
         for bank in &adapter.sites {
             let (l, current) = (bank.site().block_idx, bank.current.as_ref().unwrap());
-            let letter = if bank.site().projection == Projection::Query { "q" } else { "v" };
+            let letter = if bank.site().projection == Projection::Query {
+                "q"
+            } else {
+                "v"
+            };
             for (factor, param) in [("A", &current.a), ("B", &current.b)] {
                 let name = format!("grad.layer{l}.{factor}_{letter}");
                 let grad = param.val().grad(&grads).unwrap().transpose();
                 assert_close(grad, g.f32(&name), TOLERANCE, &name);
             }
             if let Some(past) = &bank.past {
-                assert!(past.a.val().grad(&grads).is_none(), "past factors are frozen");
+                assert!(
+                    past.a.val().grad(&grads).is_none(),
+                    "past factors are frozen"
+                );
             }
         }
         let magnitudes = adapter.magnitudes.as_ref().unwrap();
@@ -143,7 +159,12 @@ impl Case {
         parts.push(magnitudes.current.val().grad(&grads).unwrap());
         let grad = Tensor::cat(parts, 1).into_data();
         let grad: Vec<f32> = grad.iter().collect();
-        assert_close(grad.as_slice(), g.f32("grad.alpha").0.as_slice(), TOLERANCE, "grad.alpha");
+        assert_close(
+            grad.as_slice(),
+            g.f32("grad.alpha").0.as_slice(),
+            TOLERANCE,
+            "grad.alpha",
+        );
     }
 }
 

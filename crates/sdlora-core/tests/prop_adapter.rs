@@ -17,7 +17,12 @@ use sdlora_testkit::{Tolerance, assert_close, test_device};
 const D: usize = 6;
 
 fn site(projection: Projection) -> Site {
-    Site { block_idx: 0, projection, d_input: D, d_output: D }
+    Site {
+        block_idx: 0,
+        projection,
+        d_input: D,
+        d_output: D,
+    }
 }
 
 fn values(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
@@ -30,7 +35,11 @@ fn matrix(rng: &mut ChaCha8Rng, shape: [usize; 2]) -> Tensor<2> {
 }
 
 fn factors(rng: &mut ChaCha8Rng, rank: usize) -> HostFactors {
-    HostFactors { a: values(rng, D * rank), b: values(rng, rank * D), rank }
+    HostFactors {
+        a: values(rng, D * rank),
+        b: values(rng, rank * D),
+        rank,
+    }
 }
 
 fn direction(f: &HostFactors) -> Direction {
@@ -46,7 +55,9 @@ fn trained(variant: Variant, ranks: &[usize], rng: &mut ChaCha8Rng) -> Adapter {
     let mut adapter = Adapter::new(variant.config(), &[site(Projection::Query)]).unwrap();
     for &rank in ranks {
         let f = factors(rng, rank);
-        adapter = adapter.begin_task_with(vec![direction(&f)], &test_device()).unwrap();
+        adapter = adapter
+            .begin_task_with(vec![direction(&f)], &test_device())
+            .unwrap();
     }
     let alpha: Vec<f64> = ranks.iter().map(|_| rng.random_range(0.5..2.0)).collect();
     adapter.magnitudes = Some(Magnitudes::from_rows(&[alpha], &test_device()));
@@ -177,7 +188,11 @@ fn past_directions_do_not_move_and_have_unit_norm_in_the_paper_variant() {
         assert!((f.frobenius_norm() * inverse - 1.0).abs() < 5e-3);
     }
     // A new direction starts at zero and leaves the function as it was.
-    assert!(host(adapter.sites[0].current.as_ref().unwrap().b.val()).iter().all(|&v| v == 0.0));
+    assert!(
+        host(adapter.sites[0].current.as_ref().unwrap().b.val())
+            .iter()
+            .all(|&v| v == 0.0)
+    );
 }
 
 #[test]
@@ -192,7 +207,10 @@ fn reference_resets_all_magnitudes_and_paper_keeps_the_learned_ones() {
         adapter.magnitudes = Some(Magnitudes::from_rows(&[vec![1.5, 0.25]], &device));
         let adapter = adapter.begin_task(2, &mut rng, &device).unwrap();
         for (found, expected) in adapter.magnitude_rows()[0].iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6, "{variant:?}: {found} for {expected}");
+            assert!(
+                (found - expected).abs() < 1e-6,
+                "{variant:?}: {found} for {expected}"
+            );
         }
     }
 }

@@ -86,7 +86,10 @@ fn model(n_past: usize, device: &Device) -> Model {
             // A trained up-projection is not 0.
             let direction = bank.current.take().unwrap();
             let b = direction.b.val() + rng.random_range(0.01..0.02);
-            bank.current = Some(Direction { b: Param::from_tensor(b.detach()), ..direction });
+            bank.current = Some(Direction {
+                b: Param::from_tensor(b.detach()),
+                ..direction
+            });
         }
     }
     let mut model = Model::new(vit, adapter);
@@ -98,7 +101,9 @@ fn main() {
     let rounds = std::env::var("ROUNDS").map_or(9, |r| r.parse().unwrap());
     let device = Device::flex().autodiff();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let pixels: Vec<f32> = (0..BATCH * 3 * 32 * 32).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let pixels: Vec<f32> = (0..BATCH * 3 * 32 * 32)
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
     let images = Tensor::<4>::from_data(TensorData::new(pixels, [BATCH, 3, 32, 32]), &device);
     let labels: Vec<i32> = (0..BATCH).map(|i| (i % N_CLASSES) as i32).collect();
     let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [BATCH]), &device);
@@ -128,14 +133,17 @@ fn main() {
             }
             // The first round warms up.
             if round > 0 {
-                case.seconds.push(start.elapsed().as_secs_f64() / STEPS as f64);
+                case.seconds
+                    .push(start.elapsed().as_secs_f64() / STEPS as f64);
                 case.peak = case.peak.max(PEAK.load(Ordering::Relaxed) - before);
             }
         }
     }
 
     let stored = |n_past: usize| n_past * 12 * 2 * 192 * RANK * 4;
-    println!("| past tasks | images/s | speed against 0 | peak of a step, MiB | growth, MiB | stored factors, MiB |");
+    println!(
+        "| past tasks | images/s | speed against 0 | peak of a step, MiB | growth, MiB | stored factors, MiB |"
+    );
     println!("|---|---|---|---|---|---|");
     let mib = |bytes: f64| bytes / (1024.0 * 1024.0);
     let base = cases[0].seconds.clone();

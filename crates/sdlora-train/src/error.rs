@@ -50,7 +50,9 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// A checkpoint is damaged or belongs to another run.
-    #[error("checkpoint {path} cannot be used: {problem}; remove it to continue from the one before")]
+    #[error(
+        "checkpoint {path} cannot be used: {problem}; remove it to continue from the one before"
+    )]
     Checkpoint {
         /// The checkpoint.
         path: PathBuf,
@@ -109,9 +111,16 @@ impl TrainError {
         }
     }
 
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// Whether the user's input is at fault (exit code 2) rather than the run (exit code 1).

@@ -35,7 +35,11 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
     std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
     let model = &finished.model;
     let vit = model.merged_backbone();
-    vit.save(&folder.join("vit.safetensors"), WeightDtype::F32, &BTreeMap::new())?;
+    vit.save(
+        &folder.join("vit.safetensors"),
+        WeightDtype::F32,
+        &BTreeMap::new(),
+    )?;
 
     let mut head = Tensors::default();
     if let Some(linear) = &model.head {
@@ -70,14 +74,18 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
         all.extend(bank.current.as_ref().map(|c| (c.to_host(), 1.0)));
         for (k, (factors, inverse_norm)) in all.into_iter().enumerate() {
             let matrix = |values: Vec<f32>, shape: [usize; 2]| {
-                Tensor::<2>::from_data(TensorData::new(values, shape), &Device::default()).transpose()
+                Tensor::<2>::from_data(TensorData::new(values, shape), &Device::default())
+                    .transpose()
             };
             let name = |part: &str| format!("{site}.task{k}.{part}");
             let rank = factors.rank;
             file.push(&name("lora_A"), matrix(factors.a, [site.d_input, rank]));
             file.push(&name("lora_B"), matrix(factors.b, [rank, site.d_output]));
             let scale = TensorData::from([inverse_norm as f32]);
-            file.push(&name("inverse_norm"), Tensor::<1>::from_data(scale, &Device::default()));
+            file.push(
+                &name("inverse_norm"),
+                Tensor::<1>::from_data(scale, &Device::default()),
+            );
         }
     }
     let rows = model.adapter.magnitude_rows();
@@ -85,7 +93,10 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
     let values: Vec<f32> = rows.into_iter().flatten().map(|v| v as f32).collect();
     file.push(
         "magnitudes",
-        Tensor::<2>::from_data(TensorData::new(values, [n_groups, n_tasks]), &Device::default()),
+        Tensor::<2>::from_data(
+            TensorData::new(values, [n_groups, n_tasks]),
+            &Device::default(),
+        ),
     );
     let config = serde_json::to_string(&model.adapter.config())
         .map_err(|e| TrainError::setting("adapter", "unwritable", e.to_string()))?;
@@ -114,7 +125,10 @@ impl Tensors {
     }
 
     fn write(&self, path: &Path, metadata: HashMap<String, String>) -> Result<(), TrainError> {
-        let format = |source| sdlora_vit::VitError::Format { path: path.into(), source };
+        let format = |source| sdlora_vit::VitError::Format {
+            path: path.into(),
+            source,
+        };
         let mut views = Vec::with_capacity(self.0.len());
         for (name, shape, bytes) in &self.0 {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(format)?;
@@ -151,9 +165,15 @@ impl Predictor {
 
         let path = folder.join("head.safetensors");
         let bytes = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        let format = |source| sdlora_vit::VitError::Format { path: path.clone(), source };
+        let format = |source| sdlora_vit::VitError::Format {
+            path: path.clone(),
+            source,
+        };
         let file = SafeTensors::deserialize(&bytes).map_err(format)?;
-        let damaged = |problem: String| TrainError::Checkpoint { path: path.clone(), problem };
+        let damaged = |problem: String| TrainError::Checkpoint {
+            path: path.clone(),
+            problem,
+        };
         let read = |name: &str| -> Result<Option<FlatTensor>, TrainError> {
             let Ok(view) = file.tensor(name) else {
                 return Ok(None);
@@ -161,7 +181,12 @@ impl Predictor {
             if view.dtype() != Dtype::F32 {
                 return Err(damaged(format!("`{name}` is {:?}, not F32", view.dtype())));
             }
-            let values = view.data().as_chunks().0.iter().map(|&c| f32::from_le_bytes(c));
+            let values = view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&c| f32::from_le_bytes(c));
             Ok(Some((values.collect(), view.shape().to_vec())))
         };
         let head = match (read("class_means")?, read("weight")?, read("bias")?) {
@@ -183,12 +208,19 @@ impl Predictor {
                 ));
                 HeadKind::Linear
             }
-            _ => return Err(damaged(format!("it holds no classifier for features of width {d_model}"))),
+            _ => {
+                return Err(damaged(format!(
+                    "it holds no classifier for features of width {d_model}"
+                )));
+            }
         };
         let path = folder.join("classes.json");
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        let class_names: Vec<String> = serde_json::from_slice(&text)
-            .map_err(|e| TrainError::Checkpoint { path, problem: e.to_string() })?;
+        let class_names: Vec<String> =
+            serde_json::from_slice(&text).map_err(|e| TrainError::Checkpoint {
+                path,
+                problem: e.to_string(),
+            })?;
         let n_classes = match head {
             HeadKind::Ncm => model.class_means_host().n_classes(),
             HeadKind::Linear => model.n_head_classes(),
@@ -199,7 +231,12 @@ impl Predictor {
                 problem: format!("{n_classes} classes have {} names", class_names.len()),
             });
         }
-        Ok(Self { model, head, class_names, device: device.clone() })
+        Ok(Self {
+            model,
+            head,
+            class_names,
+            device: device.clone(),
+        })
     }
 
     /// The class name of each of `images: [batch, n_channels, image_size, image_size]`.
@@ -208,7 +245,10 @@ impl Predictor {
     ///
     /// When the model has no classifier.
     pub fn predict(&self, images: Tensor<4>) -> Result<Vec<&str>, TrainError> {
-        let features = self.model.backbone.forward(images, &sdlora_core::Updates::default());
+        let features = self
+            .model
+            .backbone
+            .forward(images, &sdlora_core::Updates::default());
         let [n, d_model] = features.dims();
         let table = FeatureTable {
             features: features.into_data().iter::<f32>().collect(),
@@ -216,7 +256,10 @@ impl Predictor {
             labels: vec![0; n],
         };
         let labels = self.model.predict(&table, self.head)?;
-        Ok(labels.into_iter().map(|label| self.class_names[label].as_str()).collect())
+        Ok(labels
+            .into_iter()
+            .map(|label| self.class_names[label].as_str())
+            .collect())
     }
 
     /// Where images have to be.

@@ -116,7 +116,11 @@ pub fn accuracy(predictions: &[usize], labels: &[usize]) -> f64 {
     if labels.is_empty() {
         return 0.0;
     }
-    let hits = predictions.iter().zip(labels).filter(|(a, b)| a == b).count();
+    let hits = predictions
+        .iter()
+        .zip(labels)
+        .filter(|(a, b)| a == b)
+        .count();
     hits as f64 / labels.len() as f64
 }
 

@@ -129,7 +129,12 @@ pub fn pretrain(
     let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::joint())?;
     let task = &stream.tasks()[0];
     let transform = config.transform.init()?;
-    let source = Arc::new(ImageSource::new(dataset, &task.train, transform, Cache::Memory)?);
+    let source = Arc::new(ImageSource::new(
+        dataset,
+        &task.train,
+        transform,
+        Cache::Memory,
+    )?);
     let loader = LoaderConfig::training(config.batch_size)
         .with_last_batch(LastBatch::Drop)
         .init(source, config.seed)?;
@@ -189,7 +194,11 @@ pub fn pretrain(
             let loss = cross_entropy(logits, batch.labels);
             let value = f64::from(loss.clone().into_scalar::<f32>());
             if !value.is_finite() {
-                return Err(TrainError::Diverged { task_idx: 0, step, loss: value });
+                return Err(TrainError::Diverged {
+                    task_idx: 0,
+                    step,
+                    loss: value,
+                });
             }
             model = config.optimizer.step(&mut optimizer, model, &loss, factor);
             sum += value;
@@ -206,7 +215,8 @@ pub fn pretrain(
         log.losses.push(sum / loader.n_batches() as f64);
         log.n_epochs_done = epoch + 1;
         log.seconds += start.elapsed().as_secs_f64();
-        if log.n_epochs_done % config.checkpoint_every == 0 || log.n_epochs_done == config.n_epochs {
+        if log.n_epochs_done % config.checkpoint_every == 0 || log.n_epochs_done == config.n_epochs
+        {
             let older = checkpoint::names(&checkpoints);
             let name = format!("epoch-{:05}", log.n_epochs_done);
             let record = model.clone().into_record();
@@ -259,11 +269,18 @@ fn evaluation_loader(
 }
 
 /// What the model card says of the run, as flat text for the metadata of the weight file.
-pub fn card_metadata(config: &PretrainConfig, log: &PretrainLog, ncm: f64) -> BTreeMap<String, String> {
+pub fn card_metadata(
+    config: &PretrainConfig,
+    log: &PretrainLog,
+    ncm: f64,
+) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("sdlora.pretrain.dataset".into(), config.dataset.clone()),
         ("sdlora.pretrain.seed".into(), config.seed.to_string()),
-        ("sdlora.pretrain.n_epochs".into(), log.n_epochs_done.to_string()),
+        (
+            "sdlora.pretrain.n_epochs".into(),
+            log.n_epochs_done.to_string(),
+        ),
         ("sdlora.pretrain.ncm_accuracy".into(), format!("{ncm:.4}")),
     ])
 }

@@ -50,7 +50,11 @@ impl Position {
     /// The position of a run whose first `n_done` rounds are over.
     pub(crate) fn of(model: &Model, n_done: usize, log: &RunLog) -> Self {
         let mut ranks = model.adapter.ranks();
-        let is_running = model.adapter.sites.first().is_some_and(|s| s.current.is_some());
+        let is_running = model
+            .adapter
+            .sites
+            .first()
+            .is_some_and(|s| s.current.is_some());
         let current_rank = if is_running { ranks.pop() } else { None };
         Self {
             n_done,
@@ -96,7 +100,13 @@ pub(crate) fn save(
         class_means: model.class_means.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
-    let path = checkpoint::save(checkpoints, name, learned.into_record(), optimizer, &position)?;
+    let path = checkpoint::save(
+        checkpoints,
+        name,
+        learned.into_record(),
+        optimizer,
+        &position,
+    )?;
     let superfluous: Vec<String> = checkpoint::names(checkpoints)
         .into_iter()
         .filter(|other| other != name && other.contains("-step-"))
@@ -167,12 +177,16 @@ pub(crate) fn claim(folder: &Path, plan: &Plan, start: Start) -> Result<(), Trai
     let file = folder.join(PLAN_FILE);
     let text = plan.to_toml()?;
     match (start, fs::read_to_string(&file)) {
-        (Start::Fresh, Ok(_)) => Err(TrainError::RunExists { path: folder.into() }),
+        (Start::Fresh, Ok(_)) => Err(TrainError::RunExists {
+            path: folder.into(),
+        }),
         (Start::Fresh, Err(_)) => {
             fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
             write_file(&file, text.as_bytes())
         }
-        (Start::Resume, Err(_)) => Err(TrainError::NoRun { path: folder.into() }),
+        (Start::Resume, Err(_)) => Err(TrainError::NoRun {
+            path: folder.into(),
+        }),
         (Start::Resume, Ok(earlier)) => match difference(&earlier, &text) {
             None => Ok(()),
             Some(difference) => Err(TrainError::PlanChanged {

@@ -59,7 +59,11 @@ impl Rooms {
 
     /// Tasks seen after a round.
     pub(crate) fn n_seen_tasks(&self, round: usize) -> usize {
-        if self.joint { self.train.len() } else { round + 1 }
+        if self.joint {
+            self.train.len()
+        } else {
+            round + 1
+        }
     }
 
     /// Label of the first class of a round.
@@ -83,7 +87,11 @@ impl Rooms {
     }
 
     fn tasks_of(&self, round: usize) -> std::ops::Range<usize> {
-        if self.joint { 0..self.train.len() } else { round..round + 1 }
+        if self.joint {
+            0..self.train.len()
+        } else {
+            round..round + 1
+        }
     }
 
     /// The training images of a round. Joint batches hold a share of every task.

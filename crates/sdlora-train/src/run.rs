@@ -90,7 +90,8 @@ pub fn run(
             restore(fresh, &path, &config.optimizer, &device)?
         }
         _ => {
-            let matrix = AccuracyMatrix::new(rooms.n_tasks()).with_test_counts(rooms.test_counts())?;
+            let matrix =
+                AccuracyMatrix::new(rooms.n_tasks()).with_test_counts(rooms.test_counts())?;
             (fresh, None, RunLog::new(matrix), 0)
         }
     };
@@ -114,7 +115,11 @@ pub fn run(
             };
             model = method.before_task(model, &task)?;
             log.tasks.push(TaskLog::default());
-            log.n_trained.push(if method.takes_steps() { model.n_trained() } else { 0 });
+            log.n_trained.push(if method.takes_steps() {
+                model.n_trained()
+            } else {
+                0
+            });
         }
         observer.event(&Event::TaskStarted {
             task_idx: round,
@@ -142,11 +147,23 @@ pub fn run(
         let mut on_checkpoint = |model: &Model, optimizer: &ModuleOptimizer, task: &TaskLog| {
             log.tasks[round] = task.clone();
             let name = format!("task-{round:03}-step-{:07}", task.losses.len());
-            save(&checkpoints, &name, model, Some(optimizer), Position::of(model, round, &log))
+            save(
+                &checkpoints,
+                &name,
+                model,
+                Some(optimizer),
+                Position::of(model, round, &log),
+            )
         };
         let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
-        let (trained, task) =
-            trainer.train(model, optimizer, position, &data, observer, &mut on_checkpoint)?;
+        let (trained, task) = trainer.train(
+            model,
+            optimizer,
+            position,
+            &data,
+            observer,
+            &mut on_checkpoint,
+        )?;
         (model, log.tasks[round]) = (trained, task);
 
         if config.head == HeadKind::Ncm {
@@ -178,7 +195,13 @@ pub fn run(
         });
 
         let name = format!("task-{round:03}-trained");
-        let path = save(&checkpoints, &name, &model, None, Position::of(&model, round + 1, &log))?;
+        let path = save(
+            &checkpoints,
+            &name,
+            &model,
+            None,
+            Position::of(&model, round + 1, &log),
+        )?;
         observer.event(&Event::Checkpointed { path: &path });
     }
 
@@ -186,7 +209,11 @@ pub fn run(
     Ok(Finished {
         model,
         log,
-        class_names: stream.class_order().iter().map(|&id| names[id].clone()).collect(),
+        class_names: stream
+            .class_order()
+            .iter()
+            .map(|&id| names[id].clone())
+            .collect(),
         class_order: stream.class_order().to_vec(),
     })
 }
@@ -216,7 +243,11 @@ fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, Tra
     if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {
         return Err(TrainError::setting(
             "transform",
-            format!("{} channels of {} pixels", transform.channels.count(), transform.side),
+            format!(
+                "{} channels of {} pixels",
+                transform.channels.count(),
+                transform.side
+            ),
             format!(
                 "the {} channels of {} pixels the backbone {} takes",
                 vit.n_channels,

@@ -39,10 +39,8 @@ impl Attention {
     pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
         let qkv = self.project(x, block_idx, updates);
         let attended = sdlora_kernels::qkv_attention(qkv, self.n_heads);
-        self.proj.forward(
-            attended,
-            &whole(updates.get(block_idx, Projection::Output)),
-        )
+        self.proj
+            .forward(attended, &whole(updates.get(block_idx, Projection::Output)))
     }
 
     /// The layer with the updates inside its weights.

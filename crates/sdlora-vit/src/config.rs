@@ -1,7 +1,7 @@
 //! The shape of a Vision Transformer, and the presets people know by name.
 
-use serde::{Deserialize, Serialize};
 use sdlora_core::{Projection, Site};
+use serde::{Deserialize, Serialize};
 
 use crate::error::VitError;
 
@@ -126,7 +126,11 @@ impl VitConfig {
             .map(|preset| (preset.config)())
             .ok_or_else(|| VitError::UnknownPreset {
                 name: name.into(),
-                known: BACKBONES.iter().map(|p| p.name).collect::<Vec<_>>().join(", "),
+                known: BACKBONES
+                    .iter()
+                    .map(|p| p.name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
             })
     }
 
@@ -150,7 +154,12 @@ impl VitConfig {
                     Projection::Fc2 => (self.d_mlp, self.d_model),
                     _ => (self.d_model, self.d_model),
                 };
-                sites.push(Site { block_idx, projection, d_input, d_output });
+                sites.push(Site {
+                    block_idx,
+                    projection,
+                    d_input,
+                    d_output,
+                });
             }
         }
         sites
@@ -163,7 +172,11 @@ impl VitConfig {
     /// [`VitError::Shape`] naming the first number that does not fit.
     pub fn check(&self) -> Result<(), VitError> {
         let refuse = |field, found: usize, expected: String| {
-            Err(VitError::Shape { field, found, expected })
+            Err(VitError::Shape {
+                field,
+                found,
+                expected,
+            })
         };
         for (field, value) in [
             ("image_size", self.image_size),
@@ -229,13 +242,30 @@ mod tests {
     #[test]
     fn numbers_that_do_not_fit_are_refused_by_name() {
         let mut config = VitConfig::standard(30, 8, 48, 3, 3);
-        assert!(config.check().unwrap_err().to_string().contains("image_size"));
+        assert!(
+            config
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("image_size")
+        );
         config.image_size = 32;
         config.n_heads = 5;
         assert!(config.check().unwrap_err().to_string().contains("n_heads"));
         config.n_heads = 3;
         config.class_token = false;
-        assert!(config.check().unwrap_err().to_string().contains("class_token"));
-        assert!(VitConfig::preset("vit_huge").unwrap_err().to_string().contains("vit_base_patch16_224"));
+        assert!(
+            config
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("class_token")
+        );
+        assert!(
+            VitConfig::preset("vit_huge")
+                .unwrap_err()
+                .to_string()
+                .contains("vit_base_patch16_224")
+        );
     }
 }

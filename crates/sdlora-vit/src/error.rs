@@ -52,9 +52,7 @@ pub enum VitError {
         problem: String,
     },
     /// Tensors of the file and of the model do not match.
-    #[error(
-        "{path} does not fit the model: {report}; choose the matching preset or another file"
-    )]
+    #[error("{path} does not fit the model: {report}; choose the matching preset or another file")]
     Mismatch {
         /// The file.
         path: PathBuf,

@@ -151,7 +151,10 @@ impl Vit {
             config.patch_size,
         ];
         let proj = &mut self.patch_embed.proj;
-        f("patch_embed.proj.weight".into(), Slot::Conv(&mut proj.weight, conv));
+        f(
+            "patch_embed.proj.weight".into(),
+            Slot::Conv(&mut proj.weight, conv),
+        );
         f("patch_embed.proj.bias".into(), Slot::Vector(&mut proj.bias));
         if let Some(cls_token) = &mut self.cls_token {
             f("cls_token".into(), Slot::Tokens(cls_token));
@@ -159,8 +162,14 @@ impl Vit {
         f("pos_embed".into(), Slot::Tokens(&mut self.pos_embed));
         for (i, block) in self.blocks.iter_mut().enumerate() {
             for (name, norm) in [("norm1", &mut block.norm1), ("norm2", &mut block.norm2)] {
-                f(format!("blocks.{i}.{name}.weight"), Slot::Vector(&mut norm.weight));
-                f(format!("blocks.{i}.{name}.bias"), Slot::Vector(&mut norm.bias));
+                f(
+                    format!("blocks.{i}.{name}.weight"),
+                    Slot::Vector(&mut norm.weight),
+                );
+                f(
+                    format!("blocks.{i}.{name}.bias"),
+                    Slot::Vector(&mut norm.bias),
+                );
             }
             linear(f, format!("blocks.{i}.attn.qkv"), &mut block.attn.qkv);
             linear(f, format!("blocks.{i}.attn.proj"), &mut block.attn.proj);
@@ -402,7 +411,10 @@ mod tests {
 
     fn features(vit: &Vit) -> Vec<f32> {
         let images = Tensor::<4>::ones([1, 1, 8, 8], &test_device());
-        vit.forward(images, &Updates::default()).into_data().iter().collect()
+        vit.forward(images, &Updates::default())
+            .into_data()
+            .iter()
+            .collect()
     }
 
     #[test]
@@ -410,24 +422,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (folder.path().join("a"), folder.path().join("b"));
         let vit = small();
-        vit.save(&first, WeightDtype::F32, &BTreeMap::new()).unwrap();
+        vit.save(&first, WeightDtype::F32, &BTreeMap::new())
+            .unwrap();
         let (loaded, report) = Vit::load(&first, None, &test_device()).unwrap();
         assert_eq!(report.applied.len(), 6 + 2 * 12);
         assert_eq!(features(&loaded), features(&vit));
-        loaded.save(&second, WeightDtype::F32, &BTreeMap::new()).unwrap();
-        assert_eq!(std::fs::read(first).unwrap(), std::fs::read(second).unwrap());
+        loaded
+            .save(&second, WeightDtype::F32, &BTreeMap::new())
+            .unwrap();
+        assert_eq!(
+            std::fs::read(first).unwrap(),
+            std::fs::read(second).unwrap()
+        );
     }
 
     #[test]
     fn a_truncated_file_a_missing_one_and_a_wrong_shape_say_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vit.safetensors");
-        small().save(&path, WeightDtype::F16, &BTreeMap::new()).unwrap();
+        small()
+            .save(&path, WeightDtype::F16, &BTreeMap::new())
+            .unwrap();
 
         let mut other = small().config().clone();
         other.d_mlp = 20;
         let error = Vit::load(&path, Some(&other), &test_device()).unwrap_err();
-        assert!(error.to_string().contains("blocks.1.mlp.fc2.weight"), "{error}");
+        assert!(
+            error.to_string().contains("blocks.1.mlp.fc2.weight"),
+            "{error}"
+        );
 
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();

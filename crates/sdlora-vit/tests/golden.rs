@@ -14,7 +14,10 @@ fn every_activation_agrees_with_pytorch() {
         golden_file("tiny_vit_timm.safetensors"),
         golden_file("tiny_vit_io.safetensors"),
     ) else {
-        assert!(std::env::var_os("SDLORA_GOLDEN").is_some(), "golden files are missing");
+        assert!(
+            std::env::var_os("SDLORA_GOLDEN").is_some(),
+            "golden files are missing"
+        );
         return;
     };
     let device = test_device();

@@ -32,10 +32,15 @@ fn merged_equals_unmerged_on_every_projection_and_pooling() {
                 bank.current = Some(Direction { b, ..direction });
             }
         }
-        let pixels: Vec<f32> = (0..3 * 3 * 256).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let pixels: Vec<f32> = (0..3 * 3 * 256)
+            .map(|_| rng.random_range(-1.0..1.0))
+            .collect();
         let images = Tensor::<4>::from_data(TensorData::new(pixels, [3, 3, 16, 16]), &device);
         let features = |vit: &Vit, updates: &Updates| -> Vec<f32> {
-            vit.forward(images.clone(), updates).into_data().iter().collect()
+            vit.forward(images.clone(), updates)
+                .into_data()
+                .iter()
+                .collect()
         };
         let updates = adapter.updates();
         let plain = features(&vit, &Updates::default());
@@ -47,6 +52,11 @@ fn merged_equals_unmerged_on_every_projection_and_pooling() {
             .fold(0.0, f32::max);
         assert!(change > 1e-2, "the adapter changes nothing: {change}");
         let merged = features(&vit.merged(&updates), &Updates::default());
-        assert_close(merged.as_slice(), unmerged.as_slice(), Tolerance::RelMax(1e-5), "merged");
+        assert_close(
+            merged.as_slice(),
+            unmerged.as_slice(),
+            Tolerance::RelMax(1e-5),
+            "merged",
+        );
     }
 }

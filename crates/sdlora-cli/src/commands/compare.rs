@@ -17,10 +17,22 @@ use crate::results;
 
 /// The suites inside the binary.
 const SUITES: &[(&str, &str)] = &[
-    ("omniglot", include_str!("../../presets/suite-omniglot.toml")),
-    ("omniglot-shift", include_str!("../../presets/suite-omniglot-shift.toml")),
-    ("tune-omniglot", include_str!("../../presets/tune-omniglot.toml")),
-    ("tune-omniglot-shift", include_str!("../../presets/tune-omniglot-shift.toml")),
+    (
+        "omniglot",
+        include_str!("../../presets/suite-omniglot.toml"),
+    ),
+    (
+        "omniglot-shift",
+        include_str!("../../presets/suite-omniglot-shift.toml"),
+    ),
+    (
+        "tune-omniglot",
+        include_str!("../../presets/tune-omniglot.toml"),
+    ),
+    (
+        "tune-omniglot-shift",
+        include_str!("../../presets/tune-omniglot-shift.toml"),
+    ),
 ];
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
@@ -85,7 +97,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let mut rows = Vec::new();
     for entry in &suite.entry {
-        if args.only.as_ref().is_some_and(|only| !entry.label.contains(only.as_str())) {
+        if args
+            .only
+            .as_ref()
+            .is_some_and(|only| !entry.label.contains(only.as_str()))
+        {
             continue;
         }
         let (mut summaries, mut seconds, mut n_parameters) = (Vec::new(), Vec::new(), 0);
@@ -94,11 +110,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.extend(entry.set.iter().cloned());
             settings.extend(args.set.iter().cloned());
             settings.push(format!("seed={seed}"));
-            settings.push(format!("stream.class_order={{ numpy = {{ seed = {seed} }} }}"));
+            settings.push(format!(
+                "stream.class_order={{ numpy = {{ seed = {seed} }} }}"
+            ));
             let plan = with_settings(base.text, &settings)
                 .and_then(|config| Ok(config.check()?))
                 .with_context(|| format!("entry `{}`", entry.label))?;
-            let folder = args.runs.join(&suite.name).join(format!("{}-seed{seed}", slug(&entry.label)));
+            let folder = args
+                .runs
+                .join(&suite.name)
+                .join(format!("{}-seed{seed}", slug(&entry.label)));
             if !folder.join(results::METRICS_FILE).exists() {
                 let start = match folder.join(PLAN_FILE).exists() {
                     true => Start::Resume,

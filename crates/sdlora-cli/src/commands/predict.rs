@@ -42,7 +42,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let [channels, height, width] = transform.shape();
     for paths in args.images.chunks(BATCH) {
         let mut pixels = vec![0.0; paths.len() * transform.n_values()];
-        for (path, out) in paths.iter().zip(pixels.chunks_exact_mut(transform.n_values())) {
+        for (path, out) in paths
+            .iter()
+            .zip(pixels.chunks_exact_mut(transform.n_values()))
+        {
             let base = transform.base_image(decode(path)?, &[], Split::Test, 0);
             transform.write(&base, None, out);
         }

@@ -39,7 +39,10 @@ pub const PRESETS: &[Preset] = &[
 pub fn find(name: &str) -> Result<&'static Preset, UsageError> {
     PRESETS.iter().find(|p| p.name == name).ok_or_else(|| {
         let known: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
-        UsageError(format!("no preset is called `{name}`: choose one of {}", known.join(", ")))
+        UsageError(format!(
+            "no preset is called `{name}`: choose one of {}",
+            known.join(", ")
+        ))
     })
 }
 

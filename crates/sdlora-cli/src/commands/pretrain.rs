@@ -74,7 +74,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (vit, log) = pretrain(&config, train, &device, &args.run, &mut progress)?;
     progress.finish();
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
-    vit.save(&args.out, WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
+    vit.save(
+        &args.out,
+        WeightDtype::F16,
+        &card_metadata(&config, &log, ncm),
+    )?;
     let card = model_card(&config, &log, ncm, &recipe);
     write_file(&args.out.with_extension("md"), card.as_bytes())?;
     println!(
@@ -110,7 +114,12 @@ fn model_card(config: &PretrainConfig, log: &PretrainLog, ncm: f64, recipe: &str
         heads = config.backbone.n_heads,
         patch = config.backbone.patch_size,
         size = config.backbone.image_size,
-        options = config.dataset_options.0.to_string().trim().replace('\n', ", "),
+        options = config
+            .dataset_options
+            .0
+            .to_string()
+            .trim()
+            .replace('\n', ", "),
         seed = config.seed,
         epochs = log.n_epochs_done,
         minutes = log.seconds / 60.0,

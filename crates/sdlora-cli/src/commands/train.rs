@@ -38,7 +38,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(name) => args.runs.join(name),
         None => free_folder(&args.runs, &stem(&args.config)),
     };
-    let start = if args.resume { Start::Resume } else { Start::Fresh };
+    let start = if args.resume {
+        Start::Resume
+    } else {
+        Start::Fresh
+    };
     let mut progress = Progress::new(args.common.quiet);
     progress.println(&format!(
         "{} on {}: run folder {}",
@@ -69,8 +73,12 @@ pub fn execute(
     let device = crate::device::open(&common.device)?;
     let mut log = RunLogger::new(folder, observer);
     let finished = sdlora_train::run(plan, &common.data_dir, &device, folder, start, &mut log)?;
-    results::write(folder, plan, &finished, &common.device)
-        .with_context(|| format!("the run in {} is complete, its files are not", folder.display()))?;
+    results::write(folder, plan, &finished, &common.device).with_context(|| {
+        format!(
+            "the run in {} is complete, its files are not",
+            folder.display()
+        )
+    })?;
     Ok(finished)
 }
 
@@ -79,7 +87,10 @@ fn stem(config: &ConfigArgs) -> String {
         .config
         .as_ref()
         .and_then(|path| path.file_stem())
-        .map_or_else(|| config.preset.clone(), |stem| stem.to_string_lossy().into_owned())
+        .map_or_else(
+            || config.preset.clone(),
+            |stem| stem.to_string_lossy().into_owned(),
+        )
 }
 
 /// The first of `stem-001`, `stem-002`, … that does not exist.
