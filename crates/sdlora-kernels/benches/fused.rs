@@ -11,6 +11,11 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use sdlora_kernels as fused;
 use sdlora_kernels::generic;
 
+// The allocator of the command line: glibc's gives every large tensor back to the system, and the
+// page faults hide the operations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Batch, tokens, width, heads, width of the MLP: the models of the tests and the examples.
 const SHAPES: [[usize; 5]; 3] = [
     [64, 17, 128, 4, 512],
@@ -24,7 +29,10 @@ fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Default, device)
 }
 
-/// Times `forward` without autodiff and with it, there together with the backward pass.
+/// Times each form without autodiff, and with it together with the backward pass.
+///
+/// `none` does nothing in place of the operation: take its time off the others, it is that of the
+/// product which stands for the layer before and of the loss.
 fn compare(
     c: &mut Criterion,
     name: &str,
@@ -34,19 +42,26 @@ fn compare(
     let mut group = c.benchmark_group(name);
     group.sample_size(20);
     let label = format!("{shape:?}");
-    for (form, build) in forms {
-        let device = Device::flex();
-        let (x, forward) = (random(shape, &device), build(&device));
-        group.bench_function(BenchmarkId::new(format!("infer/{form}"), &label), |b| {
-            b.iter(|| black_box(forward(x.clone())));
-        });
-    }
-    for (form, build) in forms {
-        let device = Device::flex().autodiff();
-        let (x, forward) = (random(shape, &device).require_grad(), build(&device));
-        group.bench_function(BenchmarkId::new(format!("train/{form}"), &label), |b| {
-            b.iter(|| black_box(forward(x.clone()).sum().backward()));
-        });
+    let none = ("none", &(|_: &Device| -> Unary { Box::new(|x| x) }) as _);
+    for (mode, device) in [
+        ("infer", Device::flex()),
+        ("train", Device::flex().autodiff()),
+    ] {
+        let x = random(shape, &device);
+        for (form, build) in [none, forms[0], forms[1]] {
+            let forward = build(&device);
+            let weight: Tensor<3> = random(forward(x.clone()).dims(), &device);
+            group.bench_function(BenchmarkId::new(format!("{mode}/{form}"), &label), |b| {
+                b.iter(|| {
+                    if mode == "infer" {
+                        black_box(forward(x.clone() * 1.0));
+                    } else {
+                        let y = forward(x.clone().require_grad() * 1.0);
+                        black_box((y * weight.clone()).sum().backward());
+                    }
+                });
+            });
+        }
     }
     group.finish();
 }
