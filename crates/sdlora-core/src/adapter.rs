@@ -182,6 +182,20 @@ impl Adapter {
         Ok(self)
     }
 
+    /// Starts a task that adds no direction: the running one, if any, is finished; the magnitudes
+    /// start as the settings say.
+    pub fn begin_task_without_direction(mut self, device: &Device) -> Self {
+        self = self.finish_task(device);
+        if let (Some(magnitudes), MagnitudeStart::Reset { value }) =
+            (&self.magnitudes, self.config.start)
+        {
+            let mut rows = magnitudes.to_rows();
+            rows.iter_mut().for_each(|row| row.fill(value));
+            self.magnitudes = Some(Magnitudes::from_rows(&rows, device));
+        }
+        self
+    }
+
     /// Ends the running task: its directions are frozen beside the earlier ones, divided by the
     /// norm the settings name. Without a running task nothing happens.
     pub fn finish_task(mut self, device: &Device) -> Self {
@@ -238,6 +252,7 @@ impl Adapter {
                 factors.as_ref().map(|f| match self.config.past_norm {
                     PastNorm::FactorProduct => f.factor_product_norm(),
                     PastNorm::Frobenius | PastNorm::SharedFrobenius => f.frobenius_norm(),
+                    PastNorm::Unit => 1.0,
                 })
             })
             .collect::<Option<_>>()?;

@@ -16,6 +16,8 @@ pub enum PastNorm {
     FactorProduct,
     /// `‖A B‖_F` (paper, equation 4).
     Frobenius,
+    /// 1: the direction stays as it was trained (a LoRA per task, O-LoRA).
+    Unit,
     /// One norm for all sites that share a magnitude: the root mean square of their `‖A B‖_F`.
     ///
     /// With it the norm can move into a shared magnitude and leave every site's update as it was.
@@ -161,6 +163,14 @@ impl SdLoraConfig {
                 setting: "start.value",
                 found: value.to_string(),
                 expected: "a finite number",
+            });
+        }
+        if self.past_norm == PastNorm::Unit && self.current != CurrentForm::Raw {
+            return Err(CoreError::Setting {
+                setting: "past_norm",
+                found: "unit".into(),
+                expected: "a raw current direction: one that is trained normalised and then left \
+                           undivided would jump",
             });
         }
         if matches!(self.start, MagnitudeStart::Carry { .. })

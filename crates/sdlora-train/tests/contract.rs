@@ -131,9 +131,34 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "sdlora",
             vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
         ),
+        (
+            "sdlora-rr",
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+        ),
+        // In the second task one magnitude and no direction.
+        (
+            "sdlora-first",
+            vec![direction + 1 + head(N_NEW), 1 + head(2 * N_NEW)],
+        ),
+        (
+            "sdlora-single",
+            vec![direction + 1 + head(N_NEW), direction + 1 + head(2 * N_NEW)],
+        ),
+        (
+            "sdlora-fixed-magnitude",
+            vec![direction + 1 + head(N_NEW), direction + 1 + head(2 * N_NEW)],
+        ),
         // The magnitude is the constant 1.
         (
             "lora",
+            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+        ),
+        (
+            "lora-per-task",
+            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+        ),
+        (
+            "olora",
             vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
         ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),

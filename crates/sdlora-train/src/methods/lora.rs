@@ -17,19 +17,19 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Lora {
+pub(super) struct Lora {
     /// Rank of the factors.
     #[serde(default = "default_rank")]
-    rank: usize,
+    pub(super) rank: usize,
     /// Adapted projections of every block.
     #[serde(default = "query_and_value")]
     projections: Vec<Projection>,
 }
 
-/// One slot of coefficient 1 that never ends.
+/// Slots of coefficient 1, never rescaled.
 pub(super) fn constant_coefficient() -> SdLoraConfig {
     SdLoraConfig {
-        past_norm: PastNorm::Frobenius,
+        past_norm: PastNorm::Unit,
         current: CurrentForm::Raw,
         start: MagnitudeStart::Keep { value: 1.0 },
         sharing: MagnitudeSharing::Shared,
@@ -37,7 +37,7 @@ pub(super) fn constant_coefficient() -> SdLoraConfig {
 }
 
 /// Starts the slot in the first task; later tasks go on with it.
-pub(super) fn one_slot(model: Model, task: &TaskContext, rank: usize) -> Result<Model, TrainError> {
+fn one_slot(model: Model, task: &TaskContext, rank: usize) -> Result<Model, TrainError> {
     if task.task_idx > 0 {
         return Ok(model);
     }

@@ -7,8 +7,14 @@ mod finetune;
 mod joint;
 mod linear;
 mod lora;
+mod lora_per_task;
 mod ncm;
+mod olora;
 mod sdlora;
+mod sdlora_first;
+mod sdlora_fixed_magnitude;
+mod sdlora_rr;
+mod sdlora_single;
 
 use std::fmt::Debug;
 
@@ -121,7 +127,13 @@ pub struct MethodEntry {
 /// Every method there is.
 pub const METHODS: &[MethodEntry] = &[
     sdlora::ENTRY,
+    sdlora_rr::ENTRY,
+    sdlora_first::ENTRY,
+    sdlora_single::ENTRY,
+    sdlora_fixed_magnitude::ENTRY,
     lora::ENTRY,
+    lora_per_task::ENTRY,
+    olora::ENTRY,
     finetune::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,

@@ -15,20 +15,17 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a direction per task with shared trainable magnitudes (variant: reference, paper, carry)",
     build: |options| {
         let method: SdLora = parse("sdlora", options)?;
-        method.config().check()?;
+        method.family.check()?;
         Ok(Box::new(method))
     },
 };
 
+/// What every method of the SD-LoRA family lets choose.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SdLora {
+pub(super) struct Family {
     /// Named combination of settings.
     #[serde(default = "default_variant")]
     variant: Variant,
-    /// Rank of every direction.
-    #[serde(default = "default_rank")]
-    rank: usize,
     /// Adapted projections of every block.
     #[serde(default = "query_and_value")]
     projections: Vec<Projection>,
@@ -41,10 +38,29 @@ fn default_variant() -> Variant {
     Variant::Reference
 }
 
-impl SdLora {
-    fn config(&self) -> SdLoraConfig {
+impl Family {
+    pub(super) fn config(&self) -> SdLoraConfig {
         self.settings.unwrap_or_else(|| self.variant.config())
     }
+
+    pub(super) fn check(&self) -> Result<(), TrainError> {
+        Ok(self.config().check()?)
+    }
+
+    pub(super) fn projections(&self) -> &[Projection] {
+        &self.projections
+    }
+}
+
+// No `deny_unknown_fields` here and in the rest of the family: serde cannot combine it with
+// `flatten`; `parse` refuses unknown options.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SdLora {
+    /// Rank of every direction.
+    #[serde(default = "default_rank")]
+    rank: usize,
+    #[serde(flatten)]
+    family: Family,
 }
 
 impl Method for SdLora {
@@ -54,10 +70,10 @@ impl Method for SdLora {
     }
 
     fn adapter(&self) -> SdLoraConfig {
-        self.config()
+        self.family.config()
     }
 
     fn projections(&self) -> &[Projection] {
-        &self.projections
+        self.family.projections()
     }
 }
