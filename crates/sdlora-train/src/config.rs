@@ -108,11 +108,11 @@ impl RunConfig {
         self.optimizer.check()?;
         self.transform.init()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
-        if !method.takes_steps() && self.head != HeadKind::Ncm {
+        if !method.takes_steps() && self.head == HeadKind::Linear {
             return Err(TrainError::setting(
                 "head",
                 "linear",
-                "ncm, because this method trains no classifier",
+                "ncm or ridge, because this method trains no classifier",
             ));
         }
         Ok(Plan {

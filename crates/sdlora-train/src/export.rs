@@ -42,9 +42,14 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
     )?;
 
     let mut head = Tensors::default();
-    if let Some(linear) = &model.head {
-        head.push("weight", linear.weight.val().transpose());
-        head.push("bias", linear.bias.val());
+    let kind = if model.ridge.is_some() {
+        HeadKind::Ridge
+    } else {
+        HeadKind::Linear
+    };
+    if let Ok((weight, bias)) = model.linear_classifier(kind) {
+        head.push("weight", weight.transpose());
+        head.push("bias", bias);
     }
     if let Some(means) = &model.class_means {
         head.push("class_means", means.val());
@@ -223,7 +228,7 @@ impl Predictor {
             })?;
         let n_classes = match head {
             HeadKind::Ncm => model.class_means_host().n_classes(),
-            HeadKind::Linear => model.n_head_classes(),
+            HeadKind::Linear | HeadKind::Ridge => model.n_head_classes(),
         };
         if class_names.len() < n_classes {
             return Err(TrainError::Checkpoint {

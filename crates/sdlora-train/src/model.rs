@@ -10,6 +10,7 @@ use sdlora_vit::Vit;
 use crate::error::TrainError;
 use crate::features::{ClassMeans, FeatureTable};
 use crate::head::LinearHead;
+use crate::ridge::Ridge;
 
 /// Backbone, adapter and classifier of a run.
 #[derive(Module, Debug)]
@@ -22,6 +23,8 @@ pub struct Model {
     pub head: Option<LinearHead>,
     /// Unit-length class means `[n_classes, d_model]`, frozen; only with [`HeadKind::Ncm`].
     pub class_means: Option<Param<Tensor<2>>>,
+    /// Closed-form classifier and its statistics, frozen; only with [`HeadKind::Ridge`].
+    pub ridge: Option<Ridge>,
 }
 
 /// What turns features into a class.
@@ -33,6 +36,9 @@ pub enum HeadKind {
     Linear,
     /// Nearest class mean by cosine; stores `d_model` numbers per class and no image.
     Ncm,
+    /// Ridge regression, see [`Ridge`]; stores `3 · d_model` numbers per class, `2 · d_model²` once
+    /// and no image.
+    Ridge,
 }
 
 impl Model {
@@ -43,6 +49,7 @@ impl Model {
             adapter,
             head: None,
             class_means: None,
+            ridge: None,
         }
     }
 
@@ -89,6 +96,23 @@ impl Model {
         inner.backbone.merged(&updates)
     }
 
+    /// Fits a head that is computed from features rather than trained by steps, after the images of
+    /// a task; a trained head stays as it is.
+    pub fn with_fitted_head(
+        mut self,
+        head: HeadKind,
+        table: &FeatureTable,
+        first_label: usize,
+        device: &Device,
+    ) -> Self {
+        match head {
+            HeadKind::Linear => {}
+            HeadKind::Ncm => self = self.with_class_means(table, first_label, device),
+            HeadKind::Ridge => self.ridge = Some(Ridge::fitted(self.ridge.as_ref(), table, device)),
+        }
+        self
+    }
+
     /// Adds the means of new classes to the class means; rows of earlier classes stay as they were.
     pub fn with_class_means(
         mut self,
@@ -123,33 +147,53 @@ impl Model {
     ///
     /// [`TrainError::Setting`] when the model has no classifier yet.
     pub fn predict(&self, table: &FeatureTable, head: HeadKind) -> Result<Vec<usize>, TrainError> {
-        match (head, &self.head) {
-            (HeadKind::Ncm, _) => Ok(self.class_means_host().predict(table)),
-            (HeadKind::Linear, Some(head)) => {
-                let d = table.d_model;
-                let [_, n_classes] = head.weight.lazy_shape().dims();
-                let weight: Vec<f32> = head.weight.val().into_data().iter::<f32>().collect();
-                let bias: Vec<f32> = head.bias.val().into_data().iter::<f32>().collect();
-                let mut logits = vec![0.0f32; n_classes];
-                Ok((0..table.len())
-                    .map(|i| {
-                        logits.copy_from_slice(&bias);
-                        for (&x, w) in table.row(i).iter().zip(weight.chunks_exact(n_classes)) {
-                            for (logit, &w) in logits.iter_mut().zip(w) {
-                                *logit += x * w;
-                            }
-                        }
-                        argmax(&logits)
-                    })
-                    .inspect(|_| debug_assert_eq!(weight.len(), d * n_classes))
-                    .collect())
-            }
-            (HeadKind::Linear, None) => Err(TrainError::setting(
-                "head",
-                "linear",
-                "ncm, because this method trains no classifier",
-            )),
+        if head == HeadKind::Ncm {
+            return Ok(self.class_means_host().predict(table));
         }
+        let (weight, bias) = self.linear_classifier(head)?;
+        let [_, n_classes] = weight.dims();
+        let weight: Vec<f32> = weight.into_data().iter::<f32>().collect();
+        let bias: Vec<f32> = bias.into_data().iter::<f32>().collect();
+        let mut logits = vec![0.0f32; n_classes];
+        Ok((0..table.len())
+            .map(|i| {
+                logits.copy_from_slice(&bias);
+                for (&x, w) in table.row(i).iter().zip(weight.chunks_exact(n_classes)) {
+                    for (logit, &w) in logits.iter_mut().zip(w) {
+                        *logit += x * w;
+                    }
+                }
+                argmax(&logits)
+            })
+            .collect())
+    }
+
+    /// Weight `[d_model, n_classes]` and bias `[n_classes]` of a classifier that is linear in the
+    /// features. Class means are linear too: their bias is 0, and the cosine is these logits divided
+    /// by the length of the feature, which changes no prediction.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] when the model has no such classifier yet.
+    pub fn linear_classifier(&self, head: HeadKind) -> Result<(Tensor<2>, Tensor<1>), TrainError> {
+        let without_bias = |rows: &Param<Tensor<2>>| {
+            let weight = rows.val().transpose();
+            let [_, n_classes] = weight.dims();
+            let bias = Tensor::zeros([n_classes], &weight.device());
+            (weight, bias)
+        };
+        let found = match head {
+            HeadKind::Linear => self.head.as_ref().map(|h| (h.weight.val(), h.bias.val())),
+            HeadKind::Ncm => self.class_means.as_ref().map(without_bias),
+            HeadKind::Ridge => self.ridge.as_ref().map(|r| without_bias(&r.weight)),
+        };
+        found.ok_or_else(|| {
+            TrainError::setting(
+                "head",
+                format!("{head:?}").to_lowercase(),
+                "a head this model has: `linear` for a method that takes steps, or a fitted one",
+            )
+        })
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::TrainError;
 use crate::head::LinearHead;
 use crate::model::Model;
 use crate::optimizer::OptimizerConfig;
+use crate::ridge::Ridge;
 use crate::run::{RunLog, Start};
 
 /// Name of the file that holds the plan of a run.
@@ -28,6 +29,7 @@ struct Learned {
     adapter: Adapter,
     head: Option<LinearHead>,
     class_means: Option<Param<Tensor<2>>>,
+    ridge: Option<Ridge>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Position {
     current_rank: Option<usize>,
     n_head_classes: Option<usize>,
     n_class_means: Option<usize>,
+    #[serde(default)]
+    n_ridge_classes: Option<usize>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -65,6 +69,7 @@ impl Position {
                 .class_means
                 .as_ref()
                 .map(|means| means.lazy_shape().dims::<2>()[0]),
+            n_ridge_classes: model.ridge.as_ref().map(Ridge::n_classes),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -98,6 +103,7 @@ pub(crate) fn save(
         adapter: model.adapter.clone(),
         head: model.head.clone(),
         class_means: model.class_means.clone(),
+        ridge: model.ridge.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -144,6 +150,9 @@ pub(crate) fn restore(
         class_means: position
             .n_class_means
             .map(|n| Param::from_tensor(Tensor::from_data(zeros([n, d_model]), device))),
+        ridge: position
+            .n_ridge_classes
+            .map(|n| Ridge::zeros(d_model, n, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -157,6 +166,7 @@ pub(crate) fn restore(
         adapter: learned.adapter,
         head: learned.head,
         class_means: learned.class_means,
+        ridge: learned.ridge,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {

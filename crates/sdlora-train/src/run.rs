@@ -166,12 +166,13 @@ pub fn run(
         )?;
         (model, log.tasks[round]) = (trained, task);
 
-        if config.head == HeadKind::Ncm {
+        if config.head != HeadKind::Linear {
             let table = match features {
                 Some(table) => table,
                 None => rooms.train_features(round, &model, &dataset, config, &device)?,
             };
-            model = model.with_class_means(&table, rooms.first_label(round), &device);
+            let first_label = rooms.first_label(round);
+            model = model.with_fitted_head(config.head, &table, first_label, &device);
         }
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {

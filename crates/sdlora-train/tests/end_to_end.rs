@@ -32,6 +32,7 @@ const RESUMED: &[(&str, HeadKind)] = &[
         HeadKind::Linear,
     ),
     ("name = \"sdlora\"\nrank = 4", HeadKind::Ncm),
+    ("name = \"sdlora\"\nrank = 4", HeadKind::Ridge),
     ("name = \"lora\"\nrank = 4", HeadKind::Linear),
     ("name = \"finetune\"", HeadKind::Linear),
     ("name = \"linear\"", HeadKind::Linear),
