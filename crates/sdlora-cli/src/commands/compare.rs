@@ -26,12 +26,20 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-omniglot-shift.toml"),
     ),
     (
+        "omniglot-relatives",
+        include_str!("../../presets/suite-omniglot-relatives.toml"),
+    ),
+    (
         "tune-omniglot",
         include_str!("../../presets/tune-omniglot.toml"),
     ),
     (
         "tune-omniglot-shift",
         include_str!("../../presets/tune-omniglot-shift.toml"),
+    ),
+    (
+        "tune-omniglot-relatives",
+        include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
 ];
 
@@ -40,7 +48,7 @@ const SUITES: &[(&str, &str)] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Suite inside the binary (omniglot, omniglot-shift, tune-omniglot, tune-omniglot-shift), or a file
+    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, and each with `tune-` before it), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images
