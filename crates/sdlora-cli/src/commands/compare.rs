@@ -30,6 +30,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-omniglot-relatives.toml"),
     ),
     (
+        "omniglot-100x5",
+        include_str!("../../presets/suite-omniglot-100x5.toml"),
+    ),
+    (
         "tune-omniglot",
         include_str!("../../presets/tune-omniglot.toml"),
     ),
@@ -48,7 +52,7 @@ const SUITES: &[(&str, &str)] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, and each with `tune-` before it), or a file
+    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, each also with `tune-` before it; omniglot-100x5), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images

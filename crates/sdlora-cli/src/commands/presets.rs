@@ -25,6 +25,11 @@ pub const PRESETS: &[Preset] = &[
         text: include_str!("../../presets/omniglot-alphabets.toml"),
     },
     Preset {
+        name: "omniglot-100x5",
+        summary: "100 tasks of 5 unseen characters: a long stream",
+        text: include_str!("../../presets/omniglot-100x5.toml"),
+    },
+    Preset {
         name: "omniglot-shift",
         summary: "10 tasks of 20 unseen characters whose appearance changes with the task",
         text: include_str!("../../presets/omniglot-shift.toml"),
