@@ -105,7 +105,7 @@ impl Adapter {
             .unwrap_or(0)
     }
 
-    fn group(&self, site: Site) -> usize {
+    pub(crate) fn group(&self, site: Site) -> usize {
         group_of(self.config.sharing, site.block_idx)
     }
 
@@ -229,16 +229,19 @@ impl Adapter {
 
         for ((site, factors), norm) in self.sites.iter_mut().zip(current).zip(norms) {
             let Some(factors) = factors else { continue };
-            let (mut all, mut all_norms) = match &site.past {
-                None => (Vec::new(), Vec::new()),
+            let (mut all, mut all_norms, offsets) = match &site.past {
+                None => (Vec::new(), Vec::new(), Vec::new()),
                 Some(past) => (
                     past.to_host(),
                     past.inverse_norms().into_iter().map(invert).collect(),
+                    past.offsets_host(),
                 ),
             };
             all.push(factors);
             all_norms.push(norm);
-            site.past = Some(PastDirections::from_host(&all, &all_norms, device));
+            site.past = Some(
+                PastDirections::from_host(&all, &all_norms, device).with_offsets(&offsets, device),
+            );
             site.current = None;
         }
         self
@@ -322,6 +325,7 @@ impl Adapter {
                     (Some(past), false) => Tensor::cat(vec![past, magnitudes.current_of(group)], 1),
                     (None, _) => magnitudes.current_of(group),
                 };
+                let weights = weights + past.offsets.val();
                 terms.push(ScaledFactors {
                     a: past.a.val() * weights.matmul(past.spread.val()),
                     b: past.b.val(),

@@ -107,30 +107,39 @@ impl HostFactors {
 
     /// `‖A B‖_F`, in double precision through the two `rank × rank` Gram matrices.
     pub fn frobenius_norm(&self) -> f64 {
-        let r = self.rank;
-        let d_output = self.b.len() / r;
-        let mut gram_a = vec![0.0f64; r * r];
-        for row in self.a.chunks_exact(r) {
-            for i in 0..r {
-                for j in 0..r {
-                    gram_a[i * r + j] += f64::from(row[i]) * f64::from(row[j]);
+        // Rounding can leave a tiny negative number where the product is 0.
+        self.inner(self).max(0.0).sqrt()
+    }
+
+    /// `⟨A B, A' B'⟩_F = tr((AᵀA')(B' Bᵀ))` with the factors of `other`, which acts on the same site,
+    /// in double precision; no `[d_input, d_output]` matrix is formed.
+    ///
+    /// # Panics
+    ///
+    /// If a rank is 0.
+    pub fn inner(&self, other: &Self) -> f64 {
+        let (n, m) = (self.rank, other.rank);
+        let mut gram_a = vec![0.0f64; n * m];
+        for (row, other) in self.a.chunks_exact(n).zip(other.a.chunks_exact(m)) {
+            for i in 0..n {
+                for j in 0..m {
+                    gram_a[i * m + j] += f64::from(row[i]) * f64::from(other[j]);
                 }
             }
         }
-        let row = |i: usize| &self.b[i * d_output..(i + 1) * d_output];
+        let d_output = self.b.len() / n;
         let mut total = 0.0;
-        for i in 0..r {
-            for j in 0..r {
-                let gram_b: f64 = row(i)
+        for (i, row) in self.b.chunks_exact(d_output).enumerate() {
+            for (j, other) in other.b.chunks_exact(d_output).enumerate() {
+                let gram_b: f64 = row
                     .iter()
-                    .zip(row(j))
+                    .zip(other)
                     .map(|(&x, &y)| f64::from(x) * f64::from(y))
                     .sum();
-                total += gram_a[i * r + j] * gram_b;
+                total += gram_a[i * m + j] * gram_b;
             }
         }
-        // Rounding can leave a tiny negative number where the product is 0.
-        total.max(0.0).sqrt()
+        total
     }
 }
 
@@ -146,6 +155,9 @@ pub struct PastDirections {
     pub b: Param<Tensor<2>>,
     /// `[n_tasks, Σ rank]`: row k holds `1 / norm_k` at the columns of direction k, 0 elsewhere.
     pub spread: Param<Tensor<2>>,
+    /// `[1, n_tasks]`: what is added to the shared magnitudes on this site alone, not trained; 0
+    /// until a direction is absorbed ([`Adapter::absorb_current`](crate::Adapter::absorb_current)).
+    pub offsets: Param<Tensor<2>>,
     #[module(skip)]
     ranks: Vec<usize>,
 }
@@ -195,8 +207,24 @@ impl PastDirections {
             a: frozen(a, [d_input, total]),
             b: frozen(b, [total, d_output]),
             spread: frozen(spread, [ranks.len(), total]),
+            offsets: frozen(vec![0.0; ranks.len()], [1, ranks.len()]),
             ranks,
         }
+    }
+
+    /// These directions with the given offsets in front; later directions have none.
+    pub(crate) fn with_offsets(mut self, offsets: &[f64], device: &Device) -> Self {
+        let mut values: Vec<f32> = offsets.iter().map(|&v| v as f32).collect();
+        values.resize(self.ranks.len(), 0.0);
+        let data = TensorData::new(values, [1, self.ranks.len()]);
+        self.offsets = Param::from_tensor(Tensor::from_data(data, device)).set_require_grad(false);
+        self
+    }
+
+    /// The offset of each direction, in task order.
+    pub fn offsets_host(&self) -> Vec<f64> {
+        let values = self.offsets.val().into_data();
+        values.iter::<f32>().map(f64::from).collect()
     }
 
     /// Rank of each direction, in task order.
@@ -268,6 +296,18 @@ mod tests {
         );
         let squared: f32 = direction.norm_squared().into_scalar();
         assert!((f64::from(squared) - expected * expected).abs() < 1e-5);
+    }
+
+    #[test]
+    fn inner_products_agree_with_the_products_formed_by_hand() {
+        let other = HostFactors {
+            a: vec![1.0, 0.0, 2.0],
+            b: vec![3.0, -1.0],
+            rank: 1,
+        };
+        // ⟨[[4,-2],[1,-1],[-1.5,-.5]], [[3,-1],[0,0],[6,-2]]⟩ = 12 + 2 - 9 + 1
+        assert!((factors().inner(&other) - 6.0).abs() < 1e-12);
+        assert!((other.inner(&factors()) - 6.0).abs() < 1e-12);
     }
 
     #[test]

@@ -39,6 +39,7 @@
 //! # Ok::<(), sdlora_core::CoreError>(())
 //! ```
 
+mod absorb;
 mod adapter;
 mod config;
 mod direction;
@@ -48,6 +49,7 @@ mod magnitude;
 mod site;
 mod update;
 
+pub use absorb::{Absorption, ResidualNorm};
 pub use adapter::{Adapter, SiteDirections, Updates};
 pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant};
 pub use direction::{Direction, HostFactors, PastDirections};

@@ -106,14 +106,14 @@ pub fn run(
 
     for round in n_done..rooms.n_rounds() {
         let loader = rooms.train_loader(round, &dataset, config)?;
+        let context = TaskContext {
+            task_idx: round,
+            n_new_classes: rooms.n_new_classes(round),
+            seed: config.seed,
+            device: device.clone(),
+        };
         if log.tasks.len() == round {
-            let task = TaskContext {
-                task_idx: round,
-                n_new_classes: rooms.n_new_classes(round),
-                seed: config.seed,
-                device: device.clone(),
-            };
-            model = method.before_task(model, &task)?;
+            model = method.before_task(model, &context)?;
             log.tasks.push(TaskLog::default());
             log.n_trained.push(if method.takes_steps() {
                 model.n_trained()
@@ -164,7 +164,8 @@ pub fn run(
             observer,
             &mut on_checkpoint,
         )?;
-        (model, log.tasks[round]) = (trained, task);
+        log.tasks[round] = task;
+        model = method.after_task(trained, &context)?;
 
         if config.head != HeadKind::Linear {
             let table = match features {

@@ -52,6 +52,7 @@ fn with_one_task_the_relatives_are_the_method_they_come_from() {
             "name = \"sdlora\"",
             &[
                 one_step,
+                "name = \"sdlora-kd\"",
                 "name = \"sdlora-first\"",
                 "name = \"sdlora-single\"",
                 "name = \"sdlora-fixed-magnitude\"",
@@ -96,6 +97,28 @@ fn the_first_direction_stays_alone_and_its_magnitude_is_trained() {
     assert_eq!(past(&three, 0), current(&one));
     let magnitude = three.magnitude_rows()[0][0];
     assert!((magnitude - 0.8).abs() > 1e-6, "{magnitude} is the start");
+}
+
+#[test]
+fn a_threshold_of_zero_keeps_every_direction_and_a_high_one_absorbs_every_later_one() {
+    let bench = Bench::new();
+    let expected = run(&bench, "sdlora", "name = \"sdlora\"\nrank = 4", 3);
+    let with = |threshold: &str, variant: &str| {
+        let method = format!(
+            "name = \"sdlora-kd\"\nrank = 4\nnorm = \"fro\"\n\
+             threshold = {threshold}\nvariant = \"{variant}\""
+        );
+        let folder = format!("kd-{threshold}-{variant}");
+        run(&bench, &folder, &method, 3).model.adapter
+    };
+    let kept = with("0.0", "reference");
+    assert_eq!(bits(&kept), bits(&expected.model.adapter));
+    for variant in ["reference", "carry"] {
+        let absorbed = with("1.0", variant);
+        assert_eq!(absorbed.ranks(), [4], "{variant}");
+        let past = absorbed.sites[0].past.as_ref().unwrap();
+        assert!(past.offsets_host()[0] != 0.0, "{variant}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod olora;
 mod sdlora;
 mod sdlora_first;
 mod sdlora_fixed_magnitude;
+mod sdlora_kd;
 mod sdlora_rr;
 mod sdlora_single;
 
@@ -82,6 +83,15 @@ pub trait Method: Debug + Send + Sync {
     /// When the settings do not fit the model.
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
 
+    /// Changes the structure of the model after the last step of a task, before it is evaluated.
+    ///
+    /// # Errors
+    ///
+    /// When the settings do not fit the model.
+    fn after_task(&self, model: Model, _task: &TaskContext) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
     /// Settings of the adapter.
     fn adapter(&self) -> SdLoraConfig {
         sdlora_core::Variant::Reference.config()
@@ -128,6 +138,7 @@ pub struct MethodEntry {
 pub const METHODS: &[MethodEntry] = &[
     sdlora::ENTRY,
     sdlora_rr::ENTRY,
+    sdlora_kd::ENTRY,
     sdlora_first::ENTRY,
     sdlora_single::ENTRY,
     sdlora_fixed_magnitude::ENTRY,
