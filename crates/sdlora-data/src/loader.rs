@@ -258,7 +258,7 @@ impl Loader {
     ) -> Result<(), DataError> {
         let transform = self.source.transform();
         let set = self.source.set();
-        let augments = !transform.config().augment.is_none();
+        let augments = transform.config().is_random();
         for (&position, out) in positions
             .iter()
             .zip(pixels.chunks_exact_mut(transform.n_values()))
