@@ -4,7 +4,8 @@
 //! sample). So a batch depends neither on how many threads prepare it, nor on how far they are ahead, nor on whether
 //! the epoch started at its beginning: a run that resumes at batch k sees what the uninterrupted run saw.
 
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use burn::tensor::Device;
@@ -32,17 +33,15 @@ pub struct LoaderConfig {
     /// Number of batches prepared ahead; with 0 each is prepared when asked for, by the asking thread.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
-    /// Number of threads that share the images of a batch, at least 1.
-    #[serde(default = "default_workers")]
-    pub workers: usize,
+    /// Number of threads that share the images of a batch, at least 1. When absent, every processor takes part if
+    /// images are decoded as they are needed, and one thread does the work if they are in memory. Batches are the
+    /// same for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
 }
 
 fn default_prefetch() -> usize {
     2
-}
-
-fn default_workers() -> usize {
-    1
 }
 
 /// Order of the samples of an epoch.
@@ -75,7 +74,7 @@ impl LoaderConfig {
             order: SampleOrder::Shuffled,
             last_batch: LastBatch::Keep,
             prefetch: default_prefetch(),
-            workers: default_workers(),
+            workers: None,
         }
     }
 
@@ -104,7 +103,7 @@ impl LoaderConfig {
     /// Another number of threads.
     #[must_use]
     pub fn with_workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
+        self.workers = Some(workers);
         self
     }
 
@@ -115,7 +114,10 @@ impl LoaderConfig {
     /// [`DataError::Setting`] for a batch size or number of threads of 0, and with [`LastBatch::Drop`] for a set
     /// smaller than one batch.
     pub fn init(&self, source: Arc<ImageSource>, seed: u64) -> Result<Loader, DataError> {
-        for (name, value) in [("batch_size", self.batch_size), ("workers", self.workers)] {
+        for (name, value) in [
+            ("batch_size", self.batch_size),
+            ("workers", self.workers.unwrap_or(1)),
+        ] {
             if value == 0 {
                 return Err(DataError::setting(
                     format!("loader.{name}"),
@@ -134,8 +136,13 @@ impl LoaderConfig {
                 ),
             ));
         }
+        let automatic = || match source.is_cached() {
+            true => 1,
+            false => thread::available_parallelism().map_or(1, NonZero::get),
+        };
         Ok(Loader {
             config: self.clone(),
+            n_workers: self.workers.unwrap_or_else(automatic),
             source,
             seed,
         })
@@ -146,6 +153,7 @@ impl LoaderConfig {
 #[derive(Clone, Debug)]
 pub struct Loader {
     config: LoaderConfig,
+    n_workers: usize,
     source: Arc<ImageSource>,
     seed: u64,
 }
@@ -210,19 +218,19 @@ impl Loader {
         let transform = self.source.transform();
         let n_values = transform.n_values();
         let mut pixels = vec![0.0; positions.len() * n_values];
-        let share = positions.len().div_ceil(self.config.workers).max(1);
-        if self.config.workers == 1 {
-            self.fill(plan, positions, &mut pixels)?;
+        let n_workers = self.n_workers.min(positions.len());
+        let images = positions.iter().zip(pixels.chunks_exact_mut(n_values));
+        if n_workers <= 1 {
+            self.fill(plan, images)?;
         } else {
+            // A worker takes the next image when it is done with one: images differ in what they cost.
+            let images = Shared(Mutex::new(images));
             thread::scope(|scope| {
-                let parts = positions
-                    .chunks(share)
-                    .zip(pixels.chunks_mut(share * n_values));
-                let workers: Vec<_> = parts
-                    .map(|(positions, pixels)| {
+                let workers: Vec<_> = (0..n_workers)
+                    .map(|_| {
                         thread::Builder::new()
                             .name("sdlora-loader-worker".to_owned())
-                            .spawn_scoped(scope, move || self.fill(plan, positions, pixels))
+                            .spawn_scoped(scope, || self.fill(plan, &images))
                             .map_err(|error| DataError::Worker {
                                 reason: error.to_string(),
                             })
@@ -249,20 +257,16 @@ impl Loader {
         })
     }
 
-    /// Writes the images at `positions` of the sample set one after another.
-    fn fill(
+    /// Writes images: each comes as its position in the sample set and the place of its pixels.
+    fn fill<'a>(
         &self,
         plan: &EpochPlan,
-        positions: &[usize],
-        pixels: &mut [f32],
+        images: impl IntoIterator<Item = (&'a usize, &'a mut [f32])>,
     ) -> Result<(), DataError> {
         let transform = self.source.transform();
         let set = self.source.set();
-        let augments = !transform.config().augment.is_none();
-        for (&position, out) in positions
-            .iter()
-            .zip(pixels.chunks_exact_mut(transform.n_values()))
-        {
+        let augments = transform.config().is_random();
+        for (&position, out) in images {
             let sample_idx = set.samples()[position].idx as u32;
             let place = [set.task_idx() as u32, plan.epoch_idx() as u32, sample_idx];
             let mut rng = augments.then(|| generator(self.seed, Purpose::Augment, place));
@@ -270,6 +274,18 @@ impl Loader {
                 .with_base(position, |base| transform.write(base, rng.as_mut(), out))?;
         }
         Ok(())
+    }
+}
+
+/// An iterator that several threads take from.
+struct Shared<I>(Mutex<I>);
+
+impl<I: Iterator> Iterator for &Shared<I> {
+    type Item = I::Item;
+
+    fn next(&mut self) -> Option<I::Item> {
+        // A panic between two items leaves the iterator whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).next()
     }
 }
 

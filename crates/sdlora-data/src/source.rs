@@ -15,7 +15,8 @@ use crate::transform::{BaseImage, Transform};
 #[serde(rename_all = "snake_case")]
 pub enum Cache {
     /// In memory: every image is decoded once, when the source is made. Takes about
-    /// `channels * (oversample * side)^2` bytes an image.
+    /// `channels * (oversample * side)^2` bytes an image; with a pipeline, one byte for each value of the image after
+    /// the steps before the first random one, so for a random resized crop the whole decoded image.
     #[default]
     Memory,
     /// Nowhere: an image is decoded each time it is needed.
@@ -78,6 +79,11 @@ impl ImageSource {
     /// The transform its images are made with.
     pub fn transform(&self) -> &Transform {
         &self.transform
+    }
+
+    /// Whether its images are in memory.
+    pub fn is_cached(&self) -> bool {
+        self.cached.is_some()
     }
 
     /// Calls `read` with the base image at a position of the set.

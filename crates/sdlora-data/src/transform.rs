@@ -1,5 +1,8 @@
 //! From a decoded image to the square of numbers a model reads.
 //!
+//! With [`TransformConfig::pipeline`] the steps it names, equal to torchvision's; see [`PipelineConfig`]. Otherwise the
+//! drawing transform, made for drawings such as Omniglot's that change cheaply in every epoch:
+//!
 //! Two stages. The first makes a *base image* once for every image: channels, polarity, the task's appearance, and a
 //! size of at most [`TransformConfig::oversample`] times the output, so that it can be cached. The second runs in
 //! every epoch: one affine map (fit, then crop, flip and affine augmentation together) is sampled bilinearly from
@@ -13,6 +16,8 @@ use crate::augment::AugmentConfig;
 use crate::dataset::{SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
+use crate::pipeline::PipelineConfig;
+use crate::resample::Interpolation;
 use crate::resize::{Affine, sample_affine, shrink};
 
 /// Settings of a [`Transform`].
@@ -42,6 +47,10 @@ pub struct TransformConfig {
     /// Random changes of geometry, for training.
     #[serde(default)]
     pub augment: AugmentConfig,
+    /// The steps of a published transform. They take the place of `fit`, `oversample`, `background` and `augment`,
+    /// which then keep their defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PipelineConfig>,
 }
 
 fn default_oversample() -> usize {
@@ -126,7 +135,18 @@ impl TransformConfig {
             background: Background::Border,
             normalise: None,
             augment: AugmentConfig::default(),
+            pipeline: None,
         }
+    }
+
+    /// The transforms of published runs on natural images at 224 pixels: [`PipelineConfig::imagenet`] with a test
+    /// resize to 256, bicubic; levels in 0 to 1, as those runs feed them.
+    pub fn imagenet() -> Self {
+        Self::new(224, Channels::Rgb).with_pipeline(PipelineConfig::imagenet(
+            224,
+            256,
+            Interpolation::Bicubic,
+        ))
     }
 
     /// Omniglot as it is usually fed: gray, ink 1 on 0.
@@ -144,10 +164,72 @@ impl TransformConfig {
         self
     }
 
-    /// The same without random changes: what evaluation uses.
+    /// The same with the steps of a published transform.
+    #[must_use]
+    pub fn with_pipeline(mut self, pipeline: PipelineConfig) -> Self {
+        self.pipeline = Some(pipeline);
+        self
+    }
+
+    /// The same, normalised: what a checkpoint's preprocessing asks for, one entry for all channels or one for each.
+    #[must_use]
+    pub fn with_normalise(mut self, mean: impl Into<Vec<f32>>, std: impl Into<Vec<f32>>) -> Self {
+        self.normalise = Some(Normalise {
+            mean: mean.into(),
+            std: std.into(),
+        });
+        self
+    }
+
+    /// The same without random changes: what evaluation uses. With a pipeline, its `test` steps.
     #[must_use]
     pub fn for_evaluation(&self) -> Self {
-        self.clone().with_augment(AugmentConfig::default())
+        let mut config = self.clone().with_augment(AugmentConfig::default());
+        config.pipeline = self.pipeline.as_ref().map(PipelineConfig::for_evaluation);
+        config
+    }
+
+    /// Whether a training image looks different in every epoch.
+    pub fn is_random(&self) -> bool {
+        match &self.pipeline {
+            Some(pipeline) => pipeline.is_random(),
+            None => !self.augment.is_none(),
+        }
+    }
+
+    /// Refuses settings that a pipeline would silently replace, and checks the pipeline.
+    fn check_pipeline(&self, pipeline: &PipelineConfig) -> Result<(), DataError> {
+        let plain = Self::new(self.side, self.channels);
+        for (name, is_default) in [
+            ("fit", self.fit == plain.fit),
+            ("oversample", self.oversample == plain.oversample),
+            ("background", self.background == plain.background),
+            ("augment", self.augment == plain.augment),
+        ] {
+            if !is_default {
+                return Err(DataError::setting(
+                    format!("transform.{name}"),
+                    "given together with `transform.pipeline`",
+                    "only one of them, the pipeline has steps in its place",
+                ));
+            }
+        }
+        pipeline.check(self.side)
+    }
+
+    /// What each byte becomes in each channel, rounded as torchvision's `ToTensor` and `Normalize` round; none without
+    /// a pipeline. The settings have been checked.
+    fn levels(&self) -> Vec<[f32; 256]> {
+        let channels = self.pipeline.as_ref().map_or(0, |_| self.channels.count());
+        let level = |channel: usize, byte: usize| {
+            let level = byte as f32 / 255.0;
+            self.normalise.as_ref().map_or(level, |by| {
+                (level - by.mean[channel % by.mean.len()]) / by.std[channel % by.std.len()]
+            })
+        };
+        (0..channels)
+            .map(|channel| std::array::from_fn(|byte| level(channel, byte)))
+            .collect()
     }
 
     /// Checks the settings and makes the transform.
@@ -184,6 +266,9 @@ impl TransformConfig {
             return refuse("background.level", level.to_string(), "0 to 1");
         }
         self.augment.check()?;
+        if let Some(pipeline) = &self.pipeline {
+            self.check_pipeline(pipeline)?;
+        }
         let channels = self.channels.count();
         let (mut gain, mut offset) = ([1.0 / 255.0; 3], [0.0; 3]);
         if let Some(Normalise { mean, std }) = &self.normalise {
@@ -208,10 +293,12 @@ impl TransformConfig {
                 offset[channel] = -mean / std;
             }
         }
+        let levels = self.levels();
         Ok(Transform {
             config: self.clone(),
             gain,
             offset,
+            levels,
         })
     }
 }
@@ -222,6 +309,8 @@ pub struct Transform {
     config: TransformConfig,
     gain: [f32; 3],
     offset: [f32; 3],
+    /// What each byte becomes, for each channel; used by pipelines.
+    levels: Vec<[f32; 256]>,
 }
 
 /// An image after the first stage of a [`Transform`], small enough to keep.
@@ -252,6 +341,8 @@ impl Transform {
     }
 
     /// First stage: the base image of sample `idx` of a split, changed as `appearance` says.
+    ///
+    /// With a pipeline the whole image is changed, then takes the steps before the first random one.
     pub fn base_image(
         &self,
         image: Image,
@@ -266,6 +357,15 @@ impl Transform {
         };
         if config.polarity == Polarity::Inverted {
             image = Appearance::Invert.apply(image, split, idx);
+        }
+        if let Some(pipeline) = &config.pipeline {
+            for change in appearance {
+                image = change.apply(image, split, idx);
+            }
+            return BaseImage {
+                image: pipeline.apply_fixed(image),
+                background: [0; 3],
+            };
         }
         let side = (config.side * config.oversample) as f32;
         let (width, height) = match config.fit {
@@ -289,7 +389,8 @@ impl Transform {
 
     /// Second stage: writes `[channels, side, side]` normalised values to `out`.
     ///
-    /// The augmentation is drawn from `rng`; without one, or without augmentation, the image is only fitted.
+    /// The augmentation is drawn from `rng`; without one, or without augmentation, the image is only fitted (random
+    /// crops of a pipeline take the middle).
     ///
     /// # Panics
     ///
@@ -297,6 +398,10 @@ impl Transform {
     pub fn write(&self, base: &BaseImage, rng: Option<&mut ChaCha8Rng>, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_values(), "length of the output");
         let config = &self.config;
+        if let Some(pipeline) = &config.pipeline {
+            self.write_levels(&pipeline.apply_random(&base.image, rng), out);
+            return;
+        }
         let mut map = match config.fit {
             Fit::Stretch => Affine::IDENTITY,
             Fit::CropCentre { fraction } => {
@@ -319,6 +424,18 @@ impl Transform {
                 out[channel * n_pixels + pixel] = level * self.gain[channel] + self.offset[channel];
             },
         );
+    }
+
+    fn write_levels(&self, image: &Image, out: &mut [f32]) {
+        let channels = self.levels.len();
+        let n_pixels = self.config.side * self.config.side;
+        for (channel, levels) in self.levels.iter().enumerate() {
+            let plane = &mut out[channel * n_pixels..][..n_pixels];
+            let bytes = image.data()[channel..].iter().step_by(channels);
+            for (out, &byte) in plane.iter_mut().zip(bytes) {
+                *out = levels[usize::from(byte)];
+            }
+        }
     }
 }
 

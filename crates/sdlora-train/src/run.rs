@@ -132,7 +132,7 @@ pub fn run(
         });
 
         // Features that never change are computed once.
-        let features = if method.keeps_features() && config.transform.augment.is_none() {
+        let features = if method.keeps_features() && !config.transform.is_random() {
             Some(rooms.train_features(round, &model, &dataset, config, &device)?)
         } else {
             None
