@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::weights::WeightReport;
+use crate::report::WeightReport;
 
 /// What can be wrong with a shape or a weight file.
 #[derive(Debug, thiserror::Error)]
