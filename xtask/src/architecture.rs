@@ -16,7 +16,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("indicatif", &["sdlora-cli"]),
     ("mimalloc", &["sdlora-cli"]),
     ("image", &["sdlora-data"]),
-    ("zip", &["sdlora-data"]),
+    ("zip", &["sdlora-data", "sdlora-weights"]),
     (
         "safetensors",
         &["sdlora-vit", "sdlora-train", "sdlora-testkit"],
