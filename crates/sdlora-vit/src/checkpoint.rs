@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use sdlora_weights::WeightFile;
 
 use crate::config::{Pooling, VitConfig};
 use crate::error::VitError;
-use crate::file::WeightFile;
 use crate::infer::{Positions, Shapes, Understanding, foreign, infer, pooling_name, with_config};
 use crate::model::Vit;
 use crate::names::{Names, Place, Scheme, Source};
@@ -77,7 +77,7 @@ impl Checkpoint {
             problem,
         };
         let file = WeightFile::open(path)?;
-        let sidecar = Sidecar::read(path)?;
+        let mut sidecar = Sidecar::read(file.path())?;
         let files: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
         let names = Names::find(&files).ok_or_else(|| {
             not_a_vit(format!(
@@ -93,11 +93,15 @@ impl Checkpoint {
             names: &names,
             shapes: file.tensors().iter().map(|t| t.shape.as_slice()).collect(),
         };
+        let width = shapes
+            .get("patch_embed.proj.weight")
+            .and_then(|shape| shape.first().copied());
+        let stranger = width.and_then(|width| sidecar.keep_for(width));
         let metadata = |key: &str| file.metadata().get(key);
         let Understanding {
             config,
             positions,
-            notes,
+            mut notes,
         } = match (&hints.config, metadata(CONFIG_KEY)) {
             (Some(config), _) => {
                 let note = "shape from the caller".into();
@@ -112,10 +116,15 @@ impl Checkpoint {
                 let note = "shape from the metadata of the file".into();
                 with_config(config, &shapes, hints, note)
             }
-            (None, None) => infer(&shapes, &sidecar, hints, &name_of(path)),
+            (None, None) => infer(&shapes, &sidecar, hints, &name_of(file.path())),
         }
         .map_err(not_a_vit)?;
         config.check()?;
+        if let Some(width) = stranger {
+            notes.push(format!(
+                "config.json beside it is of a model of width {width} and was passed over"
+            ));
+        }
         let preprocess = metadata(PREPROCESS_KEY)
             .and_then(|text| Preprocess::from_metadata(text))
             .or_else(|| Preprocess::beside(&sidecar));
@@ -341,7 +350,13 @@ impl Checkpoint {
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.config;
-        write!(f, "{}, {} tensors, names of {}", self.file.kind(), self.file.tensors().len(), self.scheme())?;
+        write!(
+            f,
+            "{}, {} tensors, names of {}",
+            self.file.kind(),
+            self.file.tensors().len(),
+            self.scheme()
+        )?;
         if !self.names.prefix.is_empty() {
             write!(f, " behind `{}`", self.names.prefix)?;
         }

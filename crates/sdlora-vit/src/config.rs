@@ -112,6 +112,10 @@ fn default_norm_eps() -> f64 {
     1e-6
 }
 
+/// Most patches along one side: 2,048 pixels in patches of 8. More would be a mistake, and attention
+/// over them asks for terabytes.
+const MAX_GRID: usize = 256;
+
 impl VitConfig {
     /// The usual ViT: RGB, class token, MLP four times as wide as the tokens, eps 1e-6.
     pub fn standard(
@@ -254,6 +258,13 @@ impl VitConfig {
                 "image_size",
                 self.image_size,
                 format!("a multiple of the patch size {}", self.patch_size),
+            );
+        }
+        if self.grid() > MAX_GRID {
+            return refuse(
+                "image_size",
+                self.image_size,
+                format!("at most {MAX_GRID} patches of {} pixels", self.patch_size),
             );
         }
         if !self.d_model.is_multiple_of(self.n_heads) {

@@ -67,7 +67,13 @@ impl Shapes<'_> {
         self.names
             .sources
             .keys()
-            .filter_map(|name| name.strip_prefix("blocks.")?.split_once('.')?.0.parse().ok())
+            .filter_map(|name| {
+                name.strip_prefix("blocks.")?
+                    .split_once('.')?
+                    .0
+                    .parse()
+                    .ok()
+            })
             .max()
             .map_or(0, |last: usize| last.saturating_add(1))
     }
@@ -112,21 +118,33 @@ pub(crate) fn infer(
     name: &str,
 ) -> Result<Understanding, String> {
     let mut notes = Vec::new();
-    let [d_model, n_channels, patch, patch_width] = shapes.n_axes::<4>("patch_embed.proj.weight")?;
+    if let Some(kind) = sidecar.kind() {
+        notes.push(format!("`{kind}`, by config.json"));
+    }
+    let [d_model, n_channels, patch, patch_width] =
+        shapes.n_axes::<4>("patch_embed.proj.weight")?;
     if patch != patch_width {
         return Err(format!(
             "its patches are {patch} by {patch_width}, and only squares are supported"
         ));
     }
-    if let Some(name) = sidecar.other_activation() {
+    if let Some(problem) = sidecar.unlike_plain() {
+        return Err(problem);
+    }
+    let depth = shapes.depth();
+    // Each block has tensors of its own, so a larger number is no count.
+    if depth == 0 || depth > shapes.shapes.len() {
         return Err(format!(
-            "its MLP uses `{name}`, and this version has the exact GELU only; use a model that says `gelu`"
+            "it has {} tensors, and the numbers of its blocks ask for {depth} blocks; give a whole file",
+            shapes.shapes.len()
         ));
     }
     let [d_mlp, _] = shapes.n_axes::<2>("blocks.0.mlp.fc1.weight")?;
     let [_, n_rows, _] = shapes.n_axes::<3>("pos_embed")?;
     let n_registers = match shapes.get("reg_token") {
-        Some(shape) => *shape.get(1).ok_or("`reg_token` has one axis, and 3 are expected")?,
+        Some(shape) => *shape
+            .get(1)
+            .ok_or("`reg_token` has one axis, and 3 are expected")?,
         None => 0,
     };
     let fc_norm = match (shapes.has("norm.weight"), shapes.has("fc_norm.weight")) {
@@ -137,7 +155,7 @@ pub(crate) fn infer(
     };
     let pre_norm = shapes.has("norm_pre.weight");
 
-    let mut config = VitConfig::standard(patch, patch, d_model, shapes.depth(), 1);
+    let mut config = VitConfig::standard(patch, patch, d_model, depth, 1);
     config.n_channels = n_channels;
     config.d_mlp = d_mlp;
     config.class_token = shapes.has("cls_token");
@@ -194,8 +212,7 @@ fn positions(
     n_rows: usize,
     config: &mut VitConfig,
 ) -> Result<Positions, String> {
-    let is_original = shapes.names.scheme != Scheme::Timm;
-    let first_to_class = is_original && config.class_token && config.n_registers > 0;
+    let first_to_class = shapes.names.bare_registers && config.class_token;
     let n_prefix = if first_to_class {
         config.pos_embed = PosEmbed::Patches;
         1
@@ -236,9 +253,12 @@ fn heads(
     if let Some(n_heads) = sidecar.n_heads() {
         return Ok((n_heads, "config.json".into()));
     }
-    let by_architecture = sidecar
-        .architecture()
-        .and_then(|a| Some((heads_by_name(a, d_model)?, format!("the architecture `{a}`"))));
+    let by_architecture = sidecar.architecture().and_then(|a| {
+        Some((
+            heads_by_name(a, d_model)?,
+            format!("the architecture `{a}`"),
+        ))
+    });
     let by_name = || Some((heads_by_name(name, d_model)?, format!("the name `{name}`")));
     by_architecture.or_else(by_name).ok_or_else(|| {
         format!(
@@ -271,7 +291,11 @@ fn pooling(
         Some(Err(name)) => return refuse(&name),
         None => {}
     }
-    if shapes.names.places.contains(&Place::Unused(ATTENTION_POOLING)) {
+    if shapes
+        .names
+        .places
+        .contains(&Place::Unused(ATTENTION_POOLING))
+    {
         return refuse("map");
     }
     Ok(if !config.class_token {

@@ -28,7 +28,6 @@ mod block;
 mod checkpoint;
 mod config;
 mod error;
-mod file;
 mod infer;
 mod layers;
 mod model;

@@ -84,14 +84,16 @@ impl Preprocess {
         };
         let short = side("size", "shortest_edge").filter(|_| cfg["size"].is_object());
         let size = short.or_else(|| side("size", "height"));
-        let crop = side("crop_size", "height").filter(|_| {
-            cfg.get("do_center_crop").and_then(Value::as_bool) != Some(false)
-        });
+        let crop = side("crop_size", "height")
+            .filter(|_| cfg.get("do_center_crop").and_then(Value::as_bool) != Some(false));
         // Without resizing an image already has the size of the model.
         let resized = size.filter(|_| flag("do_resize")).or(crop)?;
         let input_size = crop.unwrap_or(resized).min(resized);
         let (mut mean, mut std) = if flag("do_normalize") {
-            (floats(cfg.get("image_mean")?)?, floats(cfg.get("image_std")?)?)
+            (
+                floats(cfg.get("image_mean")?)?,
+                floats(cfg.get("image_std")?)?,
+            )
         } else {
             (vec![0.0; 3], vec![1.0; 3])
         };
@@ -100,7 +102,11 @@ impl Preprocess {
             .get("rescale_factor")
             .and_then(Value::as_f64)
             .unwrap_or(1.0 / 255.0);
-        let scale = if flag("do_rescale") { 255.0 * factor } else { 255.0 } as f32;
+        let scale = if flag("do_rescale") {
+            255.0 * factor
+        } else {
+            255.0
+        } as f32;
         if (scale - 1.0).abs() > 1e-4 {
             for value in mean.iter_mut().chain(&mut std) {
                 *value /= scale;
@@ -232,7 +238,11 @@ mod tests {
 
     #[test]
     fn numbers_that_cannot_be_are_no_preprocessing() {
-        for (key, value) in [("std", json!([0.0])), ("crop_pct", json!(0)), ("mean", json!("x"))] {
+        for (key, value) in [
+            ("std", json!([0.0])),
+            ("crop_pct", json!(0)),
+            ("mean", json!("x")),
+        ] {
             let mut cfg = json!({"mean": [0.5], "std": [0.5]});
             cfg[key] = value;
             assert_eq!(Preprocess::from_timm(&cfg), None, "{key}");

@@ -28,17 +28,26 @@ impl Sidecar {
         } else {
             path.parent().unwrap_or(Path::new(""))
         };
-        let config = read_json(folder.join("config.json"))?
-            .filter(|config| ["architecture", "model_type"].iter().any(|k| config.get(k).is_some()));
+        let config = read_json(folder.join("config.json"))?.filter(|config| {
+            let names = ["architecture", "model_type"];
+            names.iter().any(|key| config.get(key).is_some())
+        });
         Ok(Self {
             config,
             preprocessor: read_json(folder.join("preprocessor_config.json"))?,
         })
     }
 
-    /// Whether there is a `config.json`.
-    pub fn has_config(&self) -> bool {
-        self.config.is_some()
+    /// Forgets what describes a model of another width, as a `config.json` does that was left in a
+    /// folder of several models. Returns that width.
+    pub fn keep_for(&mut self, d_model: usize) -> Option<u64> {
+        let config = self.config.as_ref()?;
+        let width = ["hidden_size", "num_features"]
+            .iter()
+            .find_map(|key| config.get(*key)?.as_u64())
+            .filter(|width| *width != d_model as u64)?;
+        *self = Self::default();
+        Some(width)
     }
 
     /// timm's name of the architecture.
@@ -46,9 +55,10 @@ impl Sidecar {
         self.config.as_ref()?.get("architecture")?.as_str()
     }
 
-    /// Hugging Face's name of the kind of model.
-    pub fn model_type(&self) -> Option<&str> {
-        self.config.as_ref()?.get("model_type")?.as_str()
+    /// The kind of model: timm's architecture or Hugging Face's model type.
+    pub fn kind(&self) -> Option<&str> {
+        self.architecture()
+            .or_else(|| self.config.as_ref()?.get("model_type")?.as_str())
     }
 
     /// timm's description of the input, which older files have in the outermost object.
@@ -93,8 +103,9 @@ impl Sidecar {
         })
     }
 
-    /// A nonlinearity other than the exact GELU, by name.
-    pub fn other_activation(&self) -> Option<String> {
+    /// What makes the model another function of the same tensors than a plain ViT, as the problem
+    /// with it.
+    pub fn unlike_plain(&self) -> Option<String> {
         let named = self
             .config
             .as_ref()
@@ -102,14 +113,41 @@ impl Sidecar {
             .or_else(|| self.model_arg("act_layer"))
             .and_then(Value::as_str)
             .filter(|name| *name != "gelu");
-        let by_architecture = || {
-            self.architecture()
-                .filter(|name| name.contains("quickgelu"))
-                .map(|_| "quick_gelu")
-        };
-        named.or_else(by_architecture).map(Into::into)
+        if let Some(name) = named {
+            return Some(format!(
+                "its MLP uses `{name}`, and this version has the exact GELU only; use a model that says \
+                 `gelu`"
+            ));
+        }
+        if self
+            .model_arg("pool_include_prefix")
+            .and_then(Value::as_bool)
+            == Some(true)
+        {
+            return Some(
+                "its pooling includes class token and registers; use another model".into(),
+            );
+        }
+        let architecture = self.architecture()?;
+        let (_, what) = UNLIKE_PLAIN
+            .iter()
+            .find(|(words, _)| words.iter().all(|word| architecture.contains(word)))?;
+        Some(format!(
+            "`{architecture}` has {what}, which this version does not have; use another model"
+        ))
     }
 }
+
+/// Words of timm's architectures (1.0.31) whose tensors are those of a plain ViT and whose function
+/// is not, with what they have instead.
+const UNLIKE_PLAIN: &[(&[&str], &str)] = &[
+    (&["quickgelu"], "an approximate GELU"),
+    (&["so400m"], "an approximate GELU"),
+    (&["giantopt"], "an approximate GELU"),
+    (&["patch32_siglip"], "an approximate GELU"),
+    (&["siglip", "512"], "an approximate GELU"),
+    (&["_rpn_"], "its norms behind attention and MLP"),
+];
 
 fn read_json(path: PathBuf) -> Result<Option<Value>, VitError> {
     let io = |source| VitError::Io {

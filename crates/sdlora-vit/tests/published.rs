@@ -60,7 +60,10 @@ fn timm_with_average_pooling_and_the_norm_behind_it() {
         assert_eq!(preprocess.resized_side(), 35);
         assert_eq!(preprocess.std, [0.25; 3]);
         let text = c.describe();
-        assert!(text.contains("2 heads per block, from config.json"), "{text}");
+        assert!(
+            text.contains("2 heads per block, from config.json"),
+            "{text}"
+        );
     });
 }
 
@@ -87,10 +90,7 @@ fn hugging_face_vit_with_a_classifier() {
     agrees("hf_vit", "", &Hints::default(), |c| {
         assert_eq!(c.scheme(), Scheme::HuggingFaceVit);
         assert_eq!(c.config().norm_eps, 1e-12);
-        assert_eq!(
-            c.report().unused,
-            ["classifier.bias", "classifier.weight"]
-        );
+        assert_eq!(c.report().unused, ["classifier.bias", "classifier.weight"]);
         assert_eq!(c.preprocess().unwrap().resize, Resize::Squash);
         let key = c
             .mapping()
@@ -127,4 +127,41 @@ fn positions_are_brought_to_other_grids() {
         let (vit, _) = checkpoint.load(&test_device()).unwrap();
         check_features(&vit, &io, &format!("{side} pixels"));
     }
+}
+
+#[test]
+fn a_training_checkpoint_of_dino() {
+    // Nothing tells the heads: refused with the way out, then given.
+    if let Some((folder, _)) = case("dino_pth", "io.safetensors") {
+        let error = Checkpoint::open(&folder.join("checkpoint.pth"), &Hints::default());
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("--heads"), "{message}");
+    }
+    let hints = Hints {
+        n_heads: Some(2),
+        ..Hints::default()
+    };
+    agrees("dino_pth", "checkpoint.pth", &hints, |c| {
+        assert_eq!(c.scheme(), Scheme::Original);
+        let text = c.describe();
+        assert!(text.contains("behind `teacher.module.backbone.`"), "{text}");
+        let unused = c.report().unused;
+        assert!(
+            unused.iter().any(|n| n.starts_with("student.")),
+            "{unused:?}"
+        );
+    });
+}
+
+#[test]
+fn a_release_of_dinov2_with_registers() {
+    let hints = Hints {
+        n_heads: Some(2),
+        ..Hints::default()
+    };
+    agrees("dinov2_pth", "dinov2_pretrain.pth", &hints, |c| {
+        assert_eq!(c.scheme(), Scheme::Original);
+        assert_eq!(c.config().pos_embed, PosEmbed::Patches);
+        assert_eq!(c.report().unused, ["mask_token"]);
+    });
 }

@@ -64,6 +64,9 @@ pub(crate) struct Names {
     pub scheme: Scheme,
     /// What precedes the names of the backbone, such as `teacher.backbone.`.
     pub prefix: String,
+    /// Whether registers have no position and the class token has one, as in DINOv2; timm, which
+    /// names them otherwise, has added that position to the class token.
+    pub bare_registers: bool,
     /// By position in the file's list.
     pub places: Vec<Place>,
     /// By timm name.
@@ -125,8 +128,13 @@ impl Names {
                 Place::Unused(_) | Place::Foreign(_) => {}
             }
         }
+        let bare_registers = inner
+            .iter()
+            .flatten()
+            .any(|name| matches!(*name, "register_tokens" | "embeddings.register_tokens"));
         Some(Self {
             scheme,
+            bare_registers,
             prefix: prefix.into(),
             places,
             sources,

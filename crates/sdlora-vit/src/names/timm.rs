@@ -22,8 +22,10 @@ pub(super) fn place(name: &str) -> Place {
             _ => Place::Foreign(foreign(part)),
         };
     }
-    if is_weight_or_bias(name, &["patch_embed.proj.", "norm.", "norm_pre.", "fc_norm."])
-        || matches!(name, "cls_token" | "pos_embed" | "reg_token")
+    if is_weight_or_bias(
+        name,
+        &["patch_embed.proj.", "norm.", "norm_pre.", "fc_norm."],
+    ) || matches!(name, "cls_token" | "pos_embed" | "reg_token")
     {
         return Place::Whole(name.into());
     }
@@ -59,7 +61,15 @@ fn is_weight_or_bias(name: &str, stems: &[&str]) -> bool {
 /// What the part of a block is that no ViT here has.
 pub(super) fn foreign(part: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| part.contains(word));
-    if has(&["mlp.w1", "mlp.w2", "mlp.w3", "fc1_g", "fc1_x", "weights_in", "weights_out"]) {
+    if has(&[
+        "mlp.w1",
+        "mlp.w2",
+        "mlp.w3",
+        "fc1_g",
+        "fc1_x",
+        "weights_in",
+        "weights_out",
+    ]) {
         "a SwiGLU MLP, which this version does not have; use a size with a GELU MLP"
     } else if has(&["q_norm", "k_norm"]) {
         "norms of query and key, which this version does not have"
