@@ -103,7 +103,7 @@ impl Place {
             return Ok(Vec::new());
         }
         let Some(strides) = &self.strides else {
-            let mut out = Vec::with_capacity(n_elements);
+            let mut out = self.reserve(n_elements);
             self.each_chunk(source, n_elements * size, |chunk| {
                 info.dtype.widen(chunk, &mut out);
             })?;
@@ -125,11 +125,19 @@ impl Place {
                     .into(),
             });
         }
-        let mut all = Vec::with_capacity(span as usize + 1);
+        let mut all = self.reserve(span as usize + 1);
         self.each_chunk(source, (span as usize + 1) * size, |chunk| {
             info.dtype.widen(chunk, &mut all);
         })?;
         Ok(gather(&all, &info.shape, strides, n_elements))
+    }
+
+    /// Room for `n` numbers: all of them where the file was seen to hold them, few where a directory only claims so.
+    fn reserve(&self, n: usize) -> Vec<f32> {
+        Vec::with_capacity(match self.run {
+            Run::Plain { .. } => n,
+            Run::Packed { .. } => n.min(CHUNK / size_of::<f32>()),
+        })
     }
 
     /// Calls `f` with whole numbers until `n_bytes` have been read.

@@ -4,6 +4,7 @@
 //! format's reference reader: tensors lie one after the other without gap or overlap and end with the file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 
@@ -151,11 +152,16 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         header.metadata = map.next_value()?;
-                    } else if header.tensors.contains_key(&name) {
-                        return Err(A::Error::custom(format!("`{name}` is there twice")));
-                    } else {
-                        let tensor = map.next_value()?;
-                        header.tensors.insert(name, tensor);
+                        continue;
+                    }
+                    match header.tensors.entry(name) {
+                        Vacant(place) => {
+                            place.insert(map.next_value()?);
+                        }
+                        Occupied(first) => {
+                            let name = first.key();
+                            return Err(A::Error::custom(format!("`{name}` is there twice")));
+                        }
                     }
                 }
                 Ok(header)
@@ -246,7 +252,7 @@ mod tests {
             ("{", 0, "JSON"),
         ];
         for (header, n_data, expected) in cases {
-            let message = open(header, n_data).err().expect(header);
+            let message = open(header, n_data).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
     }

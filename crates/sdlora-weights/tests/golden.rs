@@ -1,4 +1,5 @@
 //! Files that PyTorch and the safetensors package wrote, read back and compared number by number.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -91,10 +91,10 @@ impl<'a> Machine<'a> {
                 Ok(())
             }
             b'0' => match self.marks.last() {
-                Some(&mark) if mark == self.stack.len() => self.to_mark().map(drop),
+                Some(&mark) if mark == self.stack.len() => self.pop_mark().map(drop),
                 _ => self.pop().map(drop),
             },
-            b'1' => self.to_mark().map(drop),
+            b'1' => self.pop_mark().map(drop),
             b'2' => {
                 let top = self.peek()?;
                 self.stack.push(top);
@@ -182,12 +182,12 @@ impl<'a> Machine<'a> {
                 self.push(tuple)
             }
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 self.push(Value::Tuple(items.into()))
             }
             b']' => self.push(Value::List(Vec::new())),
             b'l' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 self.push(Value::List(items))
             }
             b'a' => {
@@ -195,12 +195,12 @@ impl<'a> Machine<'a> {
                 self.extend_list(&[item])
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 self.extend_list(&items)
             }
             b'}' => self.push(Value::Dict(Vec::new())),
             b'd' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 self.push(Value::Dict(Vec::new()))?;
                 self.extend_dict(&items)
             }
@@ -210,16 +210,16 @@ impl<'a> Machine<'a> {
                 self.extend_dict(&[key, value])
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 self.extend_dict(&items)
             }
             0x8f => self.push(Value::Plain),
             0x90 => {
-                self.to_mark()?;
+                self.pop_mark()?;
                 self.peek().map(drop)
             }
             0x91 => {
-                self.to_mark()?;
+                self.pop_mark()?;
                 self.push(Value::Plain)
             }
 
@@ -275,11 +275,11 @@ impl<'a> Machine<'a> {
             b'i' => {
                 let class = self.global()?;
                 let class = self.values.add(class).ok_or_else(too_many)?;
-                self.to_mark()?;
+                self.pop_mark()?;
                 self.leave(class)
             }
             b'o' => {
-                let items = self.to_mark()?;
+                let items = self.pop_mark()?;
                 let class = *items.first().ok_or("an object without a class")?;
                 self.leave(class)
             }
@@ -329,7 +329,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Takes everything above the last mark, and the mark.
-    fn to_mark(&mut self) -> Result<Vec<Id>, Problem> {
+    fn pop_mark(&mut self) -> Result<Vec<Id>, Problem> {
         let mark = self.marks.pop().ok_or("it looks for a mark it never set")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
