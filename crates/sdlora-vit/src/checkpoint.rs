@@ -270,7 +270,7 @@ impl Checkpoint {
         if !report.is_complete() {
             return Err(VitError::Mismatch {
                 path: self.path.clone(),
-                report,
+                report: Box::new(report),
             });
         }
         let mut vit = Vit::blank(&self.config, device)?;

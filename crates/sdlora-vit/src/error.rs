@@ -60,6 +60,6 @@ pub enum VitError {
         /// The file.
         path: PathBuf,
         /// Everything that did and did not fit.
-        report: WeightReport,
+        report: Box<WeightReport>,
     },
 }
