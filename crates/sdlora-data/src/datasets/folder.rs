@@ -70,6 +70,14 @@ pub(super) const VTAB: DatasetEntry = DatasetEntry {
     open: |data_dir, options| open(&VTAB, &["vtab-cil"], data_dir, options),
 };
 
+/// Traffic signs, as folders of classes.
+pub(super) const GTSRB: DatasetEntry = DatasetEntry {
+    name: "gtsrb",
+    summary: "GTSRB: 51,839 photographs of 43 German traffic signs, sorted into train and test folders",
+    manifest: include_str!("../../../../datasets/gtsrb.toml"),
+    open: |data_dir, options| open(&GTSRB, &["GTSRB"], data_dir, options),
+};
+
 /// Options of data sets that are folders of images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -170,11 +178,10 @@ pub(super) fn read(
     files: Files,
     options: &FolderOptions,
 ) -> Result<ListedImages, DataError> {
-    let root = files.common_folder();
     let mut notes = Vec::new();
     let mut listed = match &options.csv {
-        Some(csv) => from_table(&files, &root, csv, options)?,
-        None => from_folders(&files, &root, options, &mut notes)?,
+        Some(csv) => from_table(&files, csv, options)?,
+        None => from_folders(&files, options, &mut notes)?,
     };
     if !options.classes.is_empty() {
         let kept: BTreeSet<&str> = options.classes.iter().map(String::as_str).collect();
@@ -193,15 +200,14 @@ pub(super) fn read(
 
 fn from_folders(
     files: &Files,
-    root: &str,
     options: &FolderOptions,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Listed>, DataError> {
-    let below = |idx: usize| &files.name(idx)[root.len()..];
+    let root = files.common_folder(is_image);
+    let below = |idx: usize| files.name(idx).strip_prefix(root).unwrap_or_default();
     let images: Vec<usize> = (0..files.len())
         .filter(|&idx| is_image(files.name(idx)))
         .collect();
-    // With a single class or half the common folder reaches too deep; its own name is then the first part again.
     let tops: BTreeSet<&str> = images
         .iter()
         .filter_map(|&idx| below(idx).split_once('/').map(|(top, _)| top))
@@ -217,6 +223,10 @@ fn from_folders(
     let mut stray = Vec::new();
     for idx in 0..files.len() {
         let name = below(idx);
+        // What lies outside the images is text about them.
+        if name.is_empty() {
+            continue;
+        }
         let parts = match name.split_once('/') {
             Some((top, rest)) if is_split => half_of(top)
                 .zip(rest.split_once('/'))
@@ -296,12 +306,8 @@ pub(super) fn hold_out(listed: &mut [Listed], files: &Files, test_fraction: f64,
     }
 }
 
-fn from_table(
-    files: &Files,
-    root: &str,
-    csv: &str,
-    options: &FolderOptions,
-) -> Result<Vec<Listed>, DataError> {
+fn from_table(files: &Files, csv: &str, options: &FolderOptions) -> Result<Vec<Listed>, DataError> {
+    let root = files.common_folder(|_| true);
     let Some(table_idx) = files
         .find(&format!("{root}{csv}"))
         .or_else(|| files.find(csv))

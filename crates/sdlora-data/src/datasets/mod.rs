@@ -59,6 +59,7 @@ pub const DATASETS: &[DatasetEntry] = &[
     idx::EMNIST_LETTERS,
     idx::FASHION_MNIST,
     folder::FOLDER,
+    folder::GTSRB,
     folder::IMAGENET_A,
     folder::IMAGENET_R,
     folder::IMAGENET_SUBSET,

@@ -30,9 +30,9 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     let options = options.parse::<FolderOptions>(name)?.check()?;
     let manifest = TINY_IMAGENET.manifest()?;
     let files = find(&TINY_IMAGENET, &manifest, &ALSO, data_dir, &options)?;
-    let root = files.common_folder();
-    let mut listed = train(&files, &root);
-    listed.extend(validation(&files, &root)?);
+    let root = files.common_folder(is_image);
+    let mut listed = train(&files, root);
+    listed.extend(validation(&files, root)?);
     if !options.classes.is_empty() {
         listed.retain(|image| options.classes.contains(&image.class));
     }

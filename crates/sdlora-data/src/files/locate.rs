@@ -35,15 +35,6 @@ fn candidates(place: &Place<'_>) -> Vec<PathBuf> {
     }
 }
 
-/// True when a path of the data set exists; says nothing about what is in it.
-pub(crate) fn is_present(manifest: &Manifest, data_dir: &Path) -> bool {
-    data_dir.join(&manifest.folder).exists()
-        || manifest
-            .files
-            .iter()
-            .any(|file| data_dir.join(&file.path).exists())
-}
-
 /// Opens the first place whose files `is_it` knows; in a folder of archives, the one archive it knows.
 ///
 /// # Errors

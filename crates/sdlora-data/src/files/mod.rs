@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub(crate) use locate::{Place, is_present, locate};
+pub(crate) use locate::{Place, locate};
 
 use crate::error::DataError;
 use store::Store;
@@ -186,24 +186,22 @@ impl Files {
             .min_by_key(depth)
     }
 
-    /// The folder all files lie in, with a `/` at the end, or nothing when they share none.
-    pub(crate) fn common_folder(&self) -> String {
-        let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
-            return String::new();
+    /// The folder in which all files lie that `counts` accepts, with a `/` at the end, or nothing when they share none.
+    pub(crate) fn common_folder(&self, counts: impl Fn(&str) -> bool) -> &str {
+        let mut names = self.names().filter(|name| counts(name));
+        let Some(first) = names.next() else {
+            return "";
         };
         // The names are sorted, so what the first and the last share, all share.
+        let last = names.last().unwrap_or(first);
         let shared = first
-            .name
             .bytes()
-            .zip(last.name.bytes())
+            .zip(last.bytes())
             .take_while(|(a, b)| a == b)
             .count();
-        match first.name.as_bytes()[..shared]
-            .iter()
-            .rposition(|&b| b == b'/')
-        {
-            Some(slash) => first.name[..=slash].to_owned(),
-            None => String::new(),
+        match first.as_bytes()[..shared].iter().rposition(|&b| b == b'/') {
+            Some(slash) => &first[..=slash],
+            None => "",
         }
     }
 
@@ -373,7 +371,7 @@ pub(crate) mod tests {
             assert_eq!(files.read(0).unwrap(), b"one");
             assert_eq!(files.read(1).unwrap(), [7; 5000]);
             assert_eq!(files.size(1), 5000);
-            assert_eq!(files.common_folder(), "top/");
+            assert_eq!(files.common_folder(|_| true), "top/");
             assert_eq!(files.find("top/b/2.txt"), Some(1));
             assert_eq!(files.find_named("2.txt"), Some(1));
             let error = Files::open(path, 2).unwrap_err().to_string();
