@@ -68,6 +68,11 @@ pub trait Dataset: Send + Sync {
     /// All samples of a half, in a fixed order.
     fn samples(&self, split: Split) -> &[Sample];
 
+    /// What was left out when opening, or differs from the original: one sentence each, for the user.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
     /// Decodes the image of sample `idx` of a half.
     ///
     /// # Errors

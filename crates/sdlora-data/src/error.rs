@@ -74,6 +74,16 @@ pub enum DataError {
         /// How many there are.
         found: usize,
     },
+    /// A file or folder holds something a data set cannot have.
+    #[error("{place} {problem}: {action}")]
+    Content {
+        /// The file, folder or member.
+        place: String,
+        /// What is wrong with it, as the end of a sentence.
+        problem: String,
+        /// What to do next.
+        action: String,
+    },
     /// The bytes of one image cannot be decoded.
     #[error("image `{name}` cannot be decoded: replace or remove it")]
     Decode {
@@ -105,7 +115,7 @@ pub enum DataError {
         source: Box<toml::de::Error>,
     },
     /// A file differs from the one the manifest describes.
-    #[error("`{path}` has sha256 {found} instead of {expected}: fetch it again")]
+    #[error("`{path}` has checksum {found} instead of {expected}: fetch it again")]
     Checksum {
         /// The file.
         path: PathBuf,
@@ -173,6 +183,19 @@ fn member_suffix(member: &str) -> String {
 }
 
 impl DataError {
+    /// Shorthand for [`DataError::Content`].
+    pub(crate) fn content(
+        place: impl Into<String>,
+        problem: impl Into<String>,
+        action: impl Into<String>,
+    ) -> Self {
+        Self::Content {
+            place: place.into(),
+            problem: problem.into(),
+            action: action.into(),
+        }
+    }
+
     /// Shorthand for [`DataError::Setting`].
     pub(crate) fn setting(
         setting: impl Into<String>,

@@ -1,12 +1,10 @@
 //! Manifest of a data set: where it comes from, what it may be used for, which files and how many images it has.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use crate::checksum::{FileState, compare};
 use crate::dataset::{Dataset, Split};
 use crate::error::DataError;
 
@@ -24,7 +22,8 @@ pub struct Manifest {
     pub citation: String,
     /// Folder of the files, below the data directory.
     pub folder: PathBuf,
-    /// The files the loader reads.
+    /// The files the authors publish, as far as their sums are known; empty for folders of one's own.
+    #[serde(default)]
     pub files: Vec<ManifestFile>,
     /// The data sets that are made of the files.
     pub sets: Vec<ManifestSet>,
@@ -36,10 +35,15 @@ pub struct Manifest {
 pub struct ManifestFile {
     /// Path below the manifest's folder.
     pub path: PathBuf,
-    /// Size in bytes.
+    /// Size in bytes, 0 when it is not known.
+    #[serde(default)]
     pub bytes: u64,
-    /// SHA-256 in lower-case hexadecimal.
+    /// SHA-256 in lower-case hexadecimal, empty when only `md5` is known.
+    #[serde(default)]
     pub sha256: String,
+    /// MD5 in lower-case hexadecimal, where the authors publish that.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub md5: String,
 }
 
 /// One data set of a manifest, as it can be opened by name.
@@ -48,11 +52,14 @@ pub struct ManifestFile {
 pub struct ManifestSet {
     /// Name under which it is opened.
     pub name: String,
-    /// Number of classes.
+    /// Number of classes, 0 when it depends on the user's files.
+    #[serde(default)]
     pub classes: usize,
     /// Number of groups of classes (alphabets, superclasses), 0 when there are none.
+    #[serde(default)]
     pub groups: usize,
-    /// Number of images, training and test together.
+    /// Number of images, training and test together, 0 when it depends on the user's files.
+    #[serde(default)]
     pub images: usize,
     /// How training and test images are told apart, in words.
     pub split: String,
@@ -90,7 +97,7 @@ impl Manifest {
         }
     }
 
-    /// Compares every file below `data_dir` with its SHA-256.
+    /// Compares every file below `data_dir` with its checksum.
     ///
     /// # Errors
     ///
@@ -98,19 +105,16 @@ impl Manifest {
     pub fn verify(&self, data_dir: &Path) -> Result<(), DataError> {
         for file in &self.files {
             let path = data_dir.join(&self.folder).join(&file.path);
-            let found = match sha256(&path) {
-                Ok(found) => found,
-                Err(source) if source.kind() == ErrorKind::NotFound => {
-                    return Err(self.missing(data_dir, path));
+            match compare(&path, file)? {
+                FileState::Matches => {}
+                FileState::Missing => return Err(self.missing(data_dir, path)),
+                FileState::Differs { expected, found } => {
+                    return Err(DataError::Checksum {
+                        path,
+                        expected,
+                        found,
+                    });
                 }
-                Err(source) => return Err(DataError::Io { path, source }),
-            };
-            if found != file.sha256 {
-                return Err(DataError::Checksum {
-                    path,
-                    expected: file.sha256.clone(),
-                    found,
-                });
             }
         }
         Ok(())
@@ -127,6 +131,24 @@ impl Manifest {
 }
 
 impl ManifestSet {
+    /// How an opened data set differs from this entry, one sentence for each number: a subset is no error.
+    pub fn differences(&self, dataset: &dyn Dataset) -> Vec<String> {
+        let n_images = dataset.samples(Split::Train).len() + dataset.samples(Split::Test).len();
+        [
+            ("classes", self.classes, dataset.class_names().len()),
+            ("images", self.images, n_images),
+        ]
+        .into_iter()
+        .filter(|&(_, expected, found)| expected != 0 && expected != found)
+        .map(|(what, expected, found)| {
+            format!(
+                "{found} {what}; the original `{}` has {expected}",
+                self.name
+            )
+        })
+        .collect()
+    }
+
     /// Compares the classes, groups and images of an opened data set with this entry.
     ///
     /// # Errors
@@ -150,24 +172,6 @@ impl ManifestSet {
         }
         Ok(())
     }
-}
-
-/// SHA-256 of a file in lower-case hexadecimal, read in pieces.
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
 }
 
 #[cfg(test)]

@@ -8,8 +8,19 @@ use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 
+mod cifar;
+mod folder;
+mod idx;
+mod listed;
 mod omniglot;
+mod pixels;
+mod table;
+mod tiny_imagenet;
 
+pub use cifar::CifarOptions;
+pub use folder::FolderOptions;
+pub use idx::IdxOptions;
+pub use listed::ListedImages;
 pub use omniglot::{Omniglot, OmniglotOptions};
 
 /// One data set that can be opened by name.
@@ -40,7 +51,25 @@ impl DatasetEntry {
 }
 
 /// Every data set that can be opened by name.
-pub const DATASETS: &[DatasetEntry] = &[omniglot::BACKGROUND, omniglot::EVALUATION];
+pub const DATASETS: &[DatasetEntry] = &[
+    cifar::CIFAR10,
+    cifar::CIFAR100,
+    idx::EMNIST_BALANCED,
+    idx::EMNIST_BYCLASS,
+    idx::EMNIST_LETTERS,
+    idx::FASHION_MNIST,
+    folder::FOLDER,
+    folder::GTSRB,
+    folder::IMAGENET_A,
+    folder::IMAGENET_R,
+    folder::IMAGENET_SUBSET,
+    idx::KMNIST,
+    idx::MNIST,
+    omniglot::BACKGROUND,
+    omniglot::EVALUATION,
+    tiny_imagenet::TINY_IMAGENET,
+    folder::VTAB,
+];
 
 /// The entry called `name`.
 ///

@@ -1,0 +1,258 @@
+//! A data set whose images are files of their own, in a folder or an archive.
+
+use std::collections::BTreeMap;
+
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use crate::dataset::{ClassId, Dataset, Group, Sample, SampleIdx, Split};
+use crate::error::DataError;
+use crate::files::Files;
+use crate::image::Image;
+
+/// Endings of the image files that are read, in lower case.
+const IMAGES: [&str; 9] = [
+    "png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "pbm", "pnm",
+];
+/// Most names in one note.
+const MAX_NAMED: usize = 10;
+
+/// One image before it has a class id.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    /// Position of its file.
+    pub(super) file_idx: usize,
+    /// Name of its class.
+    pub(super) class: String,
+    /// Its half.
+    pub(super) split: Split,
+}
+
+/// What to do with images and classes that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// The first one is an error.
+    Refuse,
+    /// They are left out and noted; every image is decoded once to find them.
+    Skip,
+}
+
+/// A data set made of image files.
+#[derive(Debug)]
+pub struct ListedImages {
+    name: String,
+    files: Files,
+    class_names: Vec<String>,
+    groups: Vec<Group>,
+    halves: [Half; 2],
+    notes: Vec<String>,
+}
+
+/// Samples of a split, and the files with their images.
+#[derive(Debug, Default)]
+struct Half {
+    samples: Vec<Sample>,
+    file_idx: Vec<usize>,
+}
+
+/// Position of a half.
+fn half_idx(split: Split) -> usize {
+    match split {
+        Split::Train => 0,
+        Split::Test => 1,
+    }
+}
+
+/// True when the ending of a name is that of an image.
+pub(super) fn is_image(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, ending)| {
+        let ending = ending.to_ascii_lowercase();
+        IMAGES.contains(&ending.as_str())
+    })
+}
+
+impl ListedImages {
+    /// Puts the listed images in order: classes by name, images by file name.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Content`] for an empty file and for a class without training or test images, unless `bad` skips
+    /// them, and for a list without images.
+    pub(super) fn new(
+        name: &str,
+        files: Files,
+        mut listed: Vec<Listed>,
+        bad: Bad,
+    ) -> Result<Self, DataError> {
+        let mut notes = Vec::new();
+        listed.sort_by_key(|image| image.file_idx);
+        match bad {
+            Bad::Refuse => {
+                if let Some(image) = listed.iter().find(|image| files.size(image.file_idx) == 0) {
+                    return Err(files.error(
+                        image.file_idx,
+                        "is empty",
+                        "replace or remove it, or set the option `skip_bad = true`",
+                    ));
+                }
+            }
+            Bad::Skip => skip_unreadable(&files, &mut listed, &mut notes),
+        }
+        let mut counts: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+        for image in &listed {
+            counts.entry(image.class.clone()).or_default()[half_idx(image.split)] += 1;
+        }
+        let half_empty: Vec<String> = counts
+            .iter()
+            .filter(|(_, counts)| counts.contains(&0))
+            .map(|(class, counts)| {
+                let split = if counts[0] == 0 {
+                    Split::Train
+                } else {
+                    Split::Test
+                };
+                format!("class `{class}` has no {split} images")
+            })
+            .collect();
+        if !half_empty.is_empty() {
+            if bad == Bad::Refuse {
+                return Err(DataError::content(
+                    format!("data set `{name}` in `{}`", files.path().display()),
+                    format!("cannot be split: {}", some_of(&half_empty)),
+                    "add images, remove the class, or set the option `skip_bad = true`",
+                ));
+            }
+            notes.push(format!("left out: {}", some_of(&half_empty)));
+            counts.retain(|_, counts| !counts.contains(&0));
+        }
+        if counts.is_empty() {
+            return Err(DataError::content(
+                format!("`{}`", files.path().display()),
+                format!("holds no images of data set `{name}`"),
+                "put the images in folders named after their classes",
+            ));
+        }
+        let class_names: Vec<String> = counts.into_keys().collect();
+        let mut halves = [Half::default(), Half::default()];
+        for image in listed {
+            // Absent when the class was left out.
+            let Ok(class_id) = class_names.binary_search(&image.class) else {
+                continue;
+            };
+            let half = &mut halves[half_idx(image.split)];
+            half.file_idx.push(image.file_idx);
+            half.samples.push(Sample {
+                class_id,
+                name: files.name(image.file_idx).to_owned(),
+            });
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            files,
+            class_names,
+            groups: Vec::new(),
+            halves,
+            notes,
+        })
+    }
+
+    /// Makes groups of the classes, by the name of the group of each.
+    pub(super) fn with_groups(mut self, group_of: impl Fn(&str) -> String) -> Self {
+        let mut groups: BTreeMap<String, Vec<ClassId>> = BTreeMap::new();
+        for (class_id, class) in self.class_names.iter().enumerate() {
+            groups.entry(group_of(class)).or_default().push(class_id);
+        }
+        self.groups = groups
+            .into_iter()
+            .map(|(name, classes)| Group { name, classes })
+            .collect();
+        self
+    }
+
+    /// Gives the classes other names; their ids stay.
+    pub(super) fn with_class_names(mut self, name_of: impl Fn(&str) -> Option<String>) -> Self {
+        for class in &mut self.class_names {
+            if let Some(name) = name_of(class) {
+                *class = name;
+            }
+        }
+        self
+    }
+
+    /// Adds notes for the user.
+    pub(super) fn with_notes(mut self, notes: impl IntoIterator<Item = String>) -> Self {
+        self.notes.extend(notes);
+        self
+    }
+}
+
+/// Decodes every image and leaves out those that cannot be.
+fn skip_unreadable(files: &Files, listed: &mut Vec<Listed>, notes: &mut Vec<String>) {
+    let problems: Vec<Option<String>> = listed
+        .par_iter()
+        .map(|image| {
+            let idx = image.file_idx;
+            files
+                .read(idx)
+                .and_then(|bytes| Image::decode(&bytes, files.name(idx)))
+                .err()
+                .map(|_| format!("`{}`", files.name(idx)))
+        })
+        .collect();
+    let mut is_good = problems.iter().map(Option::is_none);
+    listed.retain(|_| is_good.next().unwrap_or(false));
+    let unreadable: Vec<String> = problems.into_iter().flatten().collect();
+    if !unreadable.is_empty() {
+        notes.push(format!(
+            "left out {} unreadable images: {}",
+            unreadable.len(),
+            some_of(&unreadable)
+        ));
+    }
+}
+
+/// The first items, and how many more there are.
+pub(super) fn some_of(items: &[String]) -> String {
+    let shown = items[..items.len().min(MAX_NAMED)].join(", ");
+    match items.len().saturating_sub(MAX_NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+impl Dataset for ListedImages {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    fn samples(&self, split: Split) -> &[Sample] {
+        &self.halves[half_idx(split)].samples
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
+        let half = &self.halves[half_idx(split)];
+        let file_idx = *half.file_idx.get(idx).ok_or(DataError::OutOfRange {
+            what: "sample",
+            idx,
+            len: half.file_idx.len(),
+        })?;
+        let bytes = self.files.read(file_idx)?;
+        let name = format!(
+            "{} in {}",
+            half.samples[idx].name,
+            self.files.path().display()
+        );
+        Image::decode(&bytes, &name)
+    }
+}

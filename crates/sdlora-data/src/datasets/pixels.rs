@@ -1,0 +1,93 @@
+//! A data set whose pixels lie one after another in a few files, all of one size; kept in memory.
+
+use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
+use crate::error::DataError;
+use crate::image::Image;
+
+/// Order of the samples of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// One plane for each channel.
+    Planes,
+    /// One plane of gray, columns after columns, as EMNIST has it.
+    Columns,
+}
+
+/// A data set of small images of one size.
+#[derive(Debug)]
+pub struct PixelImages {
+    pub(super) name: String,
+    pub(super) class_names: Vec<String>,
+    pub(super) groups: Vec<Group>,
+    pub(super) side: [usize; 2],
+    pub(super) channels: usize,
+    pub(super) order: Order,
+    pub(super) train: Pixels,
+    pub(super) test: Pixels,
+    pub(super) notes: Vec<String>,
+}
+
+/// Samples of a half and their pixels, image after image.
+#[derive(Debug, Default)]
+pub(super) struct Pixels {
+    pub(super) samples: Vec<Sample>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl PixelImages {
+    fn half(&self, split: Split) -> &Pixels {
+        match split {
+            Split::Train => &self.train,
+            Split::Test => &self.test,
+        }
+    }
+}
+
+impl Dataset for PixelImages {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    fn samples(&self, split: Split) -> &[Sample] {
+        &self.half(split).samples
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
+        let half = self.half(split);
+        let [width, height] = self.side;
+        let n_pixels = width * height;
+        let len = n_pixels * self.channels;
+        let out_of_range = DataError::OutOfRange {
+            what: "sample",
+            idx,
+            len: half.samples.len(),
+        };
+        let bytes = idx
+            .checked_mul(len)
+            .and_then(|start| half.bytes.get(start..)?.get(..len))
+            .filter(|_| idx < half.samples.len())
+            .ok_or(out_of_range)?;
+        let data = match self.order {
+            Order::Planes if self.channels == 1 => bytes.to_vec(),
+            Order::Planes => (0..n_pixels)
+                .flat_map(|at| bytes[at..].iter().step_by(n_pixels).copied())
+                .collect(),
+            Order::Columns => (0..n_pixels)
+                .map(|at| bytes[at % width * height + at / width])
+                .collect(),
+        };
+        Image::new(width, height, self.channels, data)
+    }
+}

@@ -1,0 +1,429 @@
+//! The files of a data set, read the same way from a folder, a zip, a tar or a tar.gz.
+//!
+//! Opening lists names and sizes; the bytes of a file are read when they are asked for. Nothing is unpacked to disk. A
+//! tar.gz has no index, so it is unpacked once into memory, up to a limit.
+
+mod folder;
+mod locate;
+mod store;
+mod tar;
+mod zip;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+pub(crate) use locate::{Place, locate};
+
+use crate::error::DataError;
+use store::Store;
+
+/// Most files that are listed by default; ImageNet-1k has 1.3 million.
+pub(crate) const MAX_FILES: usize = 2_000_000;
+/// Largest file that is read, in bytes, once unpacked; the largest known, the images of EMNIST by class, have 547 MB.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Largest tar that is unpacked into memory, in bytes.
+const MAX_UNPACKED_BYTES: u64 = 2 << 30;
+
+/// One file: its name with `/` between the parts, and where its bytes are.
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    size: u64,
+    at: Location,
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug)]
+enum Location {
+    /// A file of its own.
+    Own,
+    /// A range of the archive.
+    Range { start: u64 },
+    /// A member of a zip.
+    Zip(zip::Member),
+}
+
+/// The files of a folder or an archive, in the order of their names.
+#[derive(Debug)]
+pub(crate) struct Files {
+    path: PathBuf,
+    entries: Vec<Entry>,
+    store: Option<Store>,
+}
+
+impl Files {
+    /// Lists the files of the folder or archive at `path`; an archive is told by its first bytes.
+    ///
+    /// Hidden files and `__MACOSX/` are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`], [`DataError::Archive`] for a damaged zip, and [`DataError::Content`] for more than `max_files`
+    /// files, a name that leaves the folder, names that differ in case only, a loop of links and an unknown archive.
+    pub(crate) fn open(path: &Path, max_files: usize) -> Result<Self, DataError> {
+        let (entries, store) = if path.is_dir() {
+            (folder::list(path, max_files)?, None)
+        } else {
+            Self::open_archive(path, max_files)?
+        };
+        let mut files = Self {
+            path: path.to_owned(),
+            entries,
+            store,
+        };
+        files
+            .entries
+            .retain(|entry| !entry.name.split('/').any(is_litter));
+        files.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        files.check_names()?;
+        Ok(files)
+    }
+
+    fn open_archive(
+        path: &Path,
+        max_files: usize,
+    ) -> Result<(Vec<Entry>, Option<Store>), DataError> {
+        let io_error = |source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = std::fs::File::open(path).map_err(io_error)?;
+        let mut start = Vec::new();
+        file.by_ref()
+            .take(262)
+            .read_to_end(&mut start)
+            .map_err(io_error)?;
+        if start.starts_with(b"PK") {
+            let members = zip::list(path, max_files)?;
+            let store = Store::file(path)?;
+            return Ok((members, Some(store)));
+        }
+        let store = if start.starts_with(&[0x1f, 0x8b]) {
+            let packed = std::fs::read(path).map_err(io_error)?;
+            Store::memory(gunzip(&packed, MAX_UNPACKED_BYTES, &place_of(path))?)
+        } else if start.get(257..262) == Some(b"ustar") {
+            Store::file(path)?
+        } else {
+            return Err(DataError::content(
+                place_of(path),
+                "is neither a folder nor a zip, tar or tar.gz archive",
+                "unpack it and name the folder",
+            ));
+        };
+        let entries = tar::list(&store, path, max_files)?;
+        Ok((entries, Some(store)))
+    }
+
+    /// Refuses names that cannot be told apart everywhere, or that lead out of the folder.
+    fn check_names(&self) -> Result<(), DataError> {
+        let mut seen: HashMap<String, usize> = HashMap::with_capacity(self.entries.len());
+        for (idx, entry) in self.entries.iter().enumerate() {
+            let in_archive = self.store.is_some();
+            if entry
+                .name
+                .split('/')
+                .any(|part| matches!(part, "" | "." | ".."))
+                || (in_archive && entry.name.contains(['\\', '\0']))
+            {
+                return Err(self.error(
+                    idx,
+                    "has a name that leaves the folder or is not a path with `/`",
+                    "pack the archive again with plain names",
+                ));
+            }
+            if let Some(other) = seen.insert(entry.name.to_lowercase(), idx) {
+                return Err(self.error(
+                    idx,
+                    format!(
+                        "differs from `{}` in upper and lower case at most",
+                        self.entries[other].name
+                    ),
+                    "rename or remove one of them",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Path of the folder or archive.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of files.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Name of a file, with `/` between the parts.
+    pub(crate) fn name(&self, idx: usize) -> &str {
+        &self.entries[idx].name
+    }
+
+    /// Names of all files, ascending.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.name.as_str())
+    }
+
+    /// Size of a file in bytes, once unpacked.
+    pub(crate) fn size(&self, idx: usize) -> u64 {
+        self.entries[idx].size
+    }
+
+    /// Position of the file with exactly this name.
+    pub(crate) fn find(&self, name: &str) -> Option<usize> {
+        self.entries
+            .binary_search_by(|entry| entry.name.as_str().cmp(name))
+            .ok()
+    }
+
+    /// Position of the file whose last part is `file_name`, the least deep one when there are several.
+    pub(crate) fn find_named(&self, file_name: &str) -> Option<usize> {
+        let depth = |idx: &usize| self.name(*idx).matches('/').count();
+        (0..self.len())
+            .filter(|&idx| self.name(idx).rsplit('/').next() == Some(file_name))
+            .min_by_key(depth)
+    }
+
+    /// The folder in which all files lie that `counts` accepts, with a `/` at the end, or nothing when they share none.
+    pub(crate) fn common_folder(&self, counts: impl Fn(&str) -> bool) -> &str {
+        let mut names = self.names().filter(|name| counts(name));
+        let Some(first) = names.next() else {
+            return "";
+        };
+        // The names are sorted, so what the first and the last share, all share.
+        let last = names.last().unwrap_or(first);
+        let shared = first
+            .bytes()
+            .zip(last.bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        match first.as_bytes()[..shared].iter().rposition(|&b| b == b'/') {
+            Some(slash) => &first[..=slash],
+            None => "",
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`], and [`DataError::Content`] when it is damaged or larger than 1 GiB.
+    pub(crate) fn read(&self, idx: usize) -> Result<Vec<u8>, DataError> {
+        let entry = &self.entries[idx];
+        if entry.size > MAX_FILE_BYTES {
+            return Err(self.error(
+                idx,
+                format!("has {} bytes, more than {MAX_FILE_BYTES}", entry.size),
+                "leave it out",
+            ));
+        }
+        match (&entry.at, &self.store) {
+            (Location::Range { start }, Some(store)) => store.read(*start, entry.size),
+            (Location::Zip(member), Some(store)) => {
+                member
+                    .read(store, entry.size)
+                    .map_err(|problem| match problem {
+                        zip::Problem::Store(error) => error,
+                        zip::Problem::Content(text) => {
+                            self.error(idx, text, "fetch the archive again")
+                        }
+                    })
+            }
+            _ => {
+                let path = self.path.join(&entry.name);
+                std::fs::read(&path).map_err(|source| DataError::Io { path, source })
+            }
+        }
+    }
+
+    /// Reads a file, unpacked when its name ends in `.gz`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read).
+    pub(crate) fn read_plain(&self, idx: usize) -> Result<Vec<u8>, DataError> {
+        let bytes = self.read(idx)?;
+        if self.name(idx).ends_with(".gz") {
+            gunzip(&bytes, MAX_FILE_BYTES, &self.place(idx))
+        } else {
+            Ok(bytes)
+        }
+    }
+
+    /// Reads a file as text; bytes that are not UTF-8 become replacement characters.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read).
+    pub(crate) fn read_text(&self, idx: usize) -> Result<String, DataError> {
+        Ok(String::from_utf8_lossy(&self.read_plain(idx)?).into_owned())
+    }
+
+    /// The file as errors name it.
+    pub(crate) fn place(&self, idx: usize) -> String {
+        if self.store.is_some() {
+            format!("`{}` in `{}`", self.name(idx), self.path.display())
+        } else {
+            place_of(&self.path.join(self.name(idx)))
+        }
+    }
+
+    /// An error about a file.
+    pub(crate) fn error(
+        &self,
+        idx: usize,
+        problem: impl Into<String>,
+        action: impl Into<String>,
+    ) -> DataError {
+        DataError::content(self.place(idx), problem, action)
+    }
+}
+
+/// A path as errors name it.
+pub(crate) fn place_of(path: &Path) -> String {
+    format!("`{}`", path.display())
+}
+
+/// True for what operating systems leave behind.
+fn is_litter(part: &str) -> bool {
+    (part.starts_with('.') && part != "." && part != "..") || part == "__MACOSX"
+}
+
+/// The error of a listing that does not end in time.
+fn too_many(path: &Path, max_files: usize) -> DataError {
+    DataError::content(
+        place_of(path),
+        format!("holds more than {max_files} files"),
+        "name the folder of one data set, or raise `max_files`",
+    )
+}
+
+/// Unpacks gzip bytes of at most `max_bytes` once unpacked.
+fn gunzip(packed: &[u8], max_bytes: u64, place: &str) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let n_read = flate2::read::MultiGzDecoder::new(packed)
+        .take(max_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| {
+            DataError::content(
+                place,
+                format!("cannot be unpacked ({source})"),
+                "fetch it again",
+            )
+        })?;
+    if n_read as u64 > max_bytes {
+        return Err(DataError::content(
+            place,
+            format!("unpacks to more than {max_bytes} bytes"),
+            "unpack it to a folder and name that",
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A folder, a zip, a tar and a tar.gz of the same files.
+    pub(crate) fn four_ways(files: &[(&str, &[u8])]) -> (tempfile::TempDir, [PathBuf; 4]) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["folder", "a.zip", "a.tar", "a.tar.gz"].map(|name| dir.path().join(name));
+        for (name, bytes) in files {
+            let path = paths[0].join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        std::fs::write(&paths[1], zip::tests::zipped(files)).unwrap();
+        let tar = tar::tests::tarred(files);
+        std::fs::write(&paths[2], &tar).unwrap();
+        std::fs::write(&paths[3], gzipped(&tar)).unwrap();
+        (dir, paths)
+    }
+
+    pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        writer.write_all(bytes).unwrap();
+        writer.finish().unwrap()
+    }
+
+    #[test]
+    fn a_folder_and_its_archives_hold_the_same() {
+        let long = format!("top/{}/{}", "d".repeat(90), "f".repeat(90));
+        let contents: [(&str, &[u8]); 4] = [
+            ("top/b/2.txt", &[7; 5000]),
+            ("top/a/1.txt", b"one"),
+            ("top/.hidden", b"x"),
+            (&long, b"long"),
+        ];
+        let (_dir, paths) = four_ways(&contents);
+        for path in &paths {
+            let files = Files::open(path, 10).unwrap();
+            assert_eq!(
+                files.names().collect::<Vec<_>>(),
+                ["top/a/1.txt", "top/b/2.txt", &long],
+                "{}",
+                path.display()
+            );
+            assert_eq!(files.read(0).unwrap(), b"one");
+            assert_eq!(files.read(1).unwrap(), [7; 5000]);
+            assert_eq!(files.size(1), 5000);
+            assert_eq!(files.common_folder(|_| true), "top/");
+            assert_eq!(files.find("top/b/2.txt"), Some(1));
+            assert_eq!(files.find_named("2.txt"), Some(1));
+            let error = Files::open(path, 2).unwrap_err().to_string();
+            assert!(error.contains("more than 2 files"), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_that_leave_the_folder_or_differ_in_case_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bad.tar");
+        for (names, culprit) in [
+            (["a/../../x", "b"], "../../x"),
+            (["/etc/x", "b"], "/etc/x"),
+            (["a\\b", "b"], "a\\b"),
+            (["Dog/1.png", "dog/1.png"], "dog/1.png"),
+        ] {
+            let files = names.map(|name| (name, &b"x"[..]));
+            std::fs::write(&path, tar::tests::tarred(&files)).unwrap();
+            let error = Files::open(&path, 10).unwrap_err().to_string();
+            assert!(
+                error.contains(culprit) && error.contains("bad.tar"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_truncated_archive_is_refused_or_its_member_is() {
+        let (_dir, paths) = four_ways(&[("a/1.txt", &[1; 700]), ("a/2.txt", &[2; 700])]);
+        // A tar may lose its second closing block.
+        for (path, spare) in paths[1..].iter().zip([0, 512, 0]) {
+            let whole = std::fs::read(path).unwrap();
+            for len in (0..whole.len() - spare).step_by(7) {
+                std::fs::write(path, &whole[..len]).unwrap();
+                let read = Files::open(path, 10).and_then(|files| {
+                    (0..files.len()).try_for_each(|idx| files.read(idx).map(drop))
+                });
+                assert!(read.is_err(), "{} of {len} bytes", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes.txt");
+        std::fs::write(&path, "hello").unwrap();
+        let error = Files::open(&path, 10).unwrap_err().to_string();
+        assert!(
+            error.contains("notes.txt") && error.contains("tar.gz"),
+            "{error}"
+        );
+    }
+}

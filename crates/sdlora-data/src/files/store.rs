@@ -1,0 +1,85 @@
+//! The bytes of an archive: an open file, or memory.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::DataError;
+
+use super::place_of;
+
+/// The bytes of an archive.
+#[derive(Debug)]
+pub(super) enum Store {
+    /// An open file; the lock is held while one range is read, not while it is unpacked.
+    File {
+        path: PathBuf,
+        len: u64,
+        file: Mutex<File>,
+    },
+    /// An archive that was unpacked.
+    Memory(Vec<u8>),
+}
+
+impl Store {
+    /// Opens the file at `path`.
+    pub(super) fn file(path: &Path) -> Result<Self, DataError> {
+        let io_error = |source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io_error)?;
+        let len = file.metadata().map_err(io_error)?.len();
+        Ok(Self::File {
+            path: path.to_owned(),
+            len,
+            file: Mutex::new(file),
+        })
+    }
+
+    /// Keeps `bytes`.
+    pub(super) fn memory(bytes: Vec<u8>) -> Self {
+        Self::Memory(bytes)
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } => *len,
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Reads `len` bytes from `start`.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Content`] when the archive ends before, [`DataError::Io`] when it cannot be read.
+    pub(super) fn read(&self, start: u64, len: u64) -> Result<Vec<u8>, DataError> {
+        // Checked before anything is allocated: a damaged length would ask for any amount.
+        let end = start.checked_add(len).filter(|&end| end <= self.len());
+        match (self, end) {
+            (Self::Memory(bytes), Some(end)) => Ok(bytes[start as usize..end as usize].to_vec()),
+            (Self::File { path, file, .. }, Some(_)) => {
+                let mut bytes = vec![0; len as usize];
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(start))
+                    .and_then(|_| file.read_exact(&mut bytes))
+                    .map_err(|source| DataError::Io {
+                        path: path.clone(),
+                        source,
+                    })?;
+                Ok(bytes)
+            }
+            (_, None) => Err(DataError::content(
+                match self {
+                    Self::File { path, .. } => place_of(path),
+                    Self::Memory(_) => "an archive that was unpacked".to_owned(),
+                },
+                format!("ends at byte {} in the middle of a member", self.len()),
+                "fetch it again",
+            )),
+        }
+    }
+}
