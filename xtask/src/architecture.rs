@@ -17,7 +17,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("mimalloc", &["sdlora-cli"]),
     ("image", &["sdlora-data"]),
     ("ureq", &["sdlora-fetch"]),
-    ("zip", &["sdlora-data"]),
+    ("zip", &["sdlora-data", "sdlora-weights"]),
     (
         "safetensors",
         &["sdlora-vit", "sdlora-train", "sdlora-testkit"],
