@@ -22,12 +22,23 @@ pub struct Attention {
 impl Attention {
     /// Freshly drawn weights.
     pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Self {
+        let mut layer = Self::blank(config, device);
+        layer.draw(rng, device);
+        layer
+    }
+
+    pub(crate) fn blank(config: &VitConfig, device: &Device) -> Self {
         let d_model = config.d_model;
         Self {
-            qkv: Linear::init(d_model, 3 * d_model, rng, device),
-            proj: Linear::init(d_model, d_model, rng, device),
+            qkv: Linear::blank(d_model, 3 * d_model, config.qkv_bias, device),
+            proj: Linear::blank(d_model, d_model, true, device),
             n_heads: config.n_heads,
         }
+    }
+
+    pub(crate) fn draw(&mut self, rng: &mut impl Rng, device: &Device) {
+        self.qkv.draw(rng, device);
+        self.proj.draw(rng, device);
     }
 
     /// The packed projection of `x: [batch, n_tokens, d_model]`, `[batch, n_tokens, 3 · d_model]`.

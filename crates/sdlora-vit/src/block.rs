@@ -1,6 +1,7 @@
-//! A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
+//! A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`,
+//! what is added scaled per feature where the model has LayerScale.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_core::{Projection, Updates};
@@ -21,10 +22,21 @@ pub struct Mlp {
 impl Mlp {
     /// Freshly drawn weights.
     pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Self {
+        let mut layer = Self::blank(config, device);
+        layer.draw(rng, device);
+        layer
+    }
+
+    pub(crate) fn blank(config: &VitConfig, device: &Device) -> Self {
         Self {
-            fc1: Linear::init(config.d_model, config.d_mlp, rng, device),
-            fc2: Linear::init(config.d_mlp, config.d_model, rng, device),
+            fc1: Linear::blank(config.d_model, config.d_mlp, true, device),
+            fc2: Linear::blank(config.d_mlp, config.d_model, true, device),
         }
+    }
+
+    pub(crate) fn draw(&mut self, rng: &mut impl Rng, device: &Device) {
+        self.fc1.draw(rng, device);
+        self.fc2.draw(rng, device);
     }
 
     /// Maps `x: [batch, n_tokens, d_model]` to the same shape.
@@ -47,17 +59,40 @@ pub struct Block {
     pub norm2: LayerNorm,
     /// Mixes features.
     pub mlp: Mlp,
+    /// `[d_model]`, multiplies what the attention adds (LayerScale).
+    pub scale1: Option<Param<Tensor<1>>>,
+    /// `[d_model]`, multiplies what the MLP adds (LayerScale).
+    pub scale2: Option<Param<Tensor<1>>>,
 }
 
 impl Block {
-    /// Freshly drawn weights.
+    /// Freshly drawn weights; LayerScale starts at 1.
     pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Self {
+        let mut block = Self::blank(config, device);
+        block.draw(rng, device);
+        block
+    }
+
+    pub(crate) fn blank(config: &VitConfig, device: &Device) -> Self {
+        let d_model = config.d_model;
+        let scale = || {
+            config
+                .layer_scale
+                .then(|| Param::from_tensor(Tensor::ones([d_model], device)))
+        };
         Self {
-            norm1: LayerNorm::init(config.d_model, config.norm_eps, device),
-            attn: Attention::init(config, rng, device),
-            norm2: LayerNorm::init(config.d_model, config.norm_eps, device),
-            mlp: Mlp::init(config, rng, device),
+            norm1: LayerNorm::init(d_model, config.norm_eps, device),
+            attn: Attention::blank(config, device),
+            norm2: LayerNorm::init(d_model, config.norm_eps, device),
+            mlp: Mlp::blank(config, device),
+            scale1: scale(),
+            scale2: scale(),
         }
+    }
+
+    pub(crate) fn draw(&mut self, rng: &mut impl Rng, device: &Device) {
+        self.attn.draw(rng, device);
+        self.mlp.draw(rng, device);
     }
 
     /// Maps `x: [batch, n_tokens, d_model]` to the same shape.
@@ -65,11 +100,11 @@ impl Block {
         let attended = self
             .attn
             .forward(self.norm1.forward(x.clone()), block_idx, updates);
-        let x = x + attended;
+        let x = x + scaled(attended, self.scale1.as_ref());
         let mixed = self
             .mlp
             .forward(self.norm2.forward(x.clone()), block_idx, updates);
-        x + mixed
+        x + scaled(mixed, self.scale2.as_ref())
     }
 
     /// The block with the updates inside its weights.
@@ -80,5 +115,12 @@ impl Block {
         self.mlp.fc1 = self.mlp.fc1.merged(&fc1);
         self.mlp.fc2 = self.mlp.fc2.merged(&fc2);
         self
+    }
+}
+
+fn scaled(x: Tensor<3>, scale: Option<&Param<Tensor<1>>>) -> Tensor<3> {
+    match scale {
+        Some(scale) => x * scale.val().unsqueeze(),
+        None => x,
     }
 }

@@ -1,9 +1,10 @@
-//! The shape of a Vision Transformer, and the presets people know by name.
+//! The shape of a Vision Transformer.
 
 use sdlora_core::{Projection, Site};
 use serde::{Deserialize, Serialize};
 
 use crate::error::VitError;
+use crate::presets::BACKBONES;
 
 /// Which tokens become the feature after the final norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,8 +12,19 @@ use crate::error::VitError;
 pub enum Pooling {
     /// The class token (timm `global_pool = "token"`).
     ClassToken,
-    /// The mean of the patch tokens (timm `global_pool = "avg"`, `fc_norm = False`).
+    /// The mean of the patch tokens (timm `global_pool = "avg"`).
     Average,
+}
+
+/// Which tokens have a position of their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PosEmbed {
+    /// Class token, registers and patches: added after they are joined.
+    #[default]
+    All,
+    /// The patches alone (timm `no_embed_class`): added before class token and registers join.
+    Patches,
 }
 
 /// The shape of a pre-norm ViT.
@@ -43,6 +55,45 @@ pub struct VitConfig {
     /// Added to the variance inside every layer norm.
     #[serde(default = "default_norm_eps")]
     pub norm_eps: f64,
+    /// Whether the patch projection has a bias (CLIP's, in front of `pre_norm`, has none).
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
+    pub patch_bias: bool,
+    /// Whether query, key and value have a bias.
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
+    pub qkv_bias: bool,
+    /// Whether attention and MLP outputs are scaled per feature before they are added (LayerScale,
+    /// Touvron et al. 2021, section 3; DINOv2, DeiT III).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub layer_scale: bool,
+    /// Number of learned tokens between class token and patches (Darcet et al. 2024).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_registers: usize,
+    /// Which tokens have a position of their own.
+    #[serde(default, skip_serializing_if = "is_default_pos_embed")]
+    pub pos_embed: PosEmbed,
+    /// Whether a layer norm precedes the first block (CLIP).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub pre_norm: bool,
+    /// Whether the final norm acts on the pooled feature and not on the tokens (timm `fc_norm`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fc_norm: bool,
+}
+
+// What every ViT of earlier versions had is left out of a file, so that those versions read it.
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
+}
+
+fn is_default_pos_embed(value: &PosEmbed) -> bool {
+    *value == PosEmbed::default()
 }
 
 fn default_n_channels() -> usize {
@@ -61,35 +112,9 @@ fn default_norm_eps() -> f64 {
     1e-6
 }
 
-/// A named shape.
-#[derive(Debug, Clone, Copy)]
-pub struct BackbonePreset {
-    /// timm's name without its tag.
-    pub name: &'static str,
-    /// Builds the shape.
-    pub config: fn() -> VitConfig,
-}
-
-macro_rules! presets {
-    ($($name:ident: $d_model:literal, $depth:literal, $n_heads:literal, $patch:literal;)*) => {
-        /// The shapes that can be asked for by name, at 224 pixels.
-        pub const BACKBONES: &[BackbonePreset] = &[$(BackbonePreset {
-            name: stringify!($name),
-            config: || VitConfig::standard(224, $patch, $d_model, $depth, $n_heads),
-        }),*];
-    };
-}
-
-presets! {
-    vit_tiny_patch16_224: 192, 12, 3, 16;
-    vit_small_patch16_224: 384, 12, 6, 16;
-    vit_base_patch16_224: 768, 12, 12, 16;
-    vit_large_patch16_224: 1024, 24, 16, 16;
-    vit_tiny_patch14_224: 192, 12, 3, 14;
-    vit_small_patch14_224: 384, 12, 6, 14;
-    vit_base_patch14_224: 768, 12, 12, 14;
-    vit_large_patch14_224: 1024, 24, 16, 14;
-}
+/// Most patches along one side: 2,048 pixels in patches of 8. More would be a mistake, and attention
+/// over them asks for terabytes.
+const MAX_GRID: usize = 256;
 
 impl VitConfig {
     /// The usual ViT: RGB, class token, MLP four times as wide as the tokens, eps 1e-6.
@@ -111,6 +136,13 @@ impl VitConfig {
             class_token: true,
             pooling: default_pooling(),
             norm_eps: default_norm_eps(),
+            patch_bias: true,
+            qkv_bias: true,
+            layer_scale: false,
+            n_registers: 0,
+            pos_embed: PosEmbed::default(),
+            pre_norm: false,
+            fc_norm: false,
         }
     }
 
@@ -139,9 +171,38 @@ impl VitConfig {
         self.image_size / self.patch_size
     }
 
-    /// Number of tokens, the class token included.
+    /// Number of tokens in front of the patches: class token and registers.
+    pub fn n_prefix_tokens(&self) -> usize {
+        usize::from(self.class_token) + self.n_registers
+    }
+
+    /// Number of tokens, class token and registers included.
     pub fn n_tokens(&self) -> usize {
-        self.grid() * self.grid() + usize::from(self.class_token)
+        self.grid() * self.grid() + self.n_prefix_tokens()
+    }
+
+    /// Number of tokens with a position of their own.
+    pub fn n_positions(&self) -> usize {
+        match self.pos_embed {
+            PosEmbed::All => self.n_tokens(),
+            PosEmbed::Patches => self.grid() * self.grid(),
+        }
+    }
+
+    /// Number of parameters.
+    pub fn n_parameters(&self) -> usize {
+        let (d, h) = (self.d_model, self.d_mlp);
+        let bias = |has: bool, width: usize| if has { width } else { 0 };
+        let patch = self.n_channels * self.patch_size * self.patch_size * d;
+        let qkv = 3 * d * d + bias(self.qkv_bias, 3 * d);
+        let mlp = 2 * d * h + h + d;
+        let block = 4 * d + qkv + d * d + d + mlp + bias(self.layer_scale, 2 * d);
+        patch
+            + bias(self.patch_bias, d)
+            + (self.n_prefix_tokens() + self.n_positions()) * d
+            + bias(self.pre_norm, 2 * d)
+            + self.depth * block
+            + 2 * d
     }
 
     /// The sites of the given projections, block by block, where an adapter can act.
@@ -199,6 +260,13 @@ impl VitConfig {
                 format!("a multiple of the patch size {}", self.patch_size),
             );
         }
+        if self.grid() > MAX_GRID {
+            return refuse(
+                "image_size",
+                self.image_size,
+                format!("at most {MAX_GRID} patches of {} pixels", self.patch_size),
+            );
+        }
         if !self.d_model.is_multiple_of(self.n_heads) {
             return refuse(
                 "n_heads",
@@ -213,6 +281,13 @@ impl VitConfig {
                 "true, because the pooling is `class-token`".into(),
             );
         }
+        if self.n_registers > 1 << 10 {
+            return refuse(
+                "n_registers",
+                self.n_registers,
+                "a number from 0 to 1024".into(),
+            );
+        }
         Ok(())
     }
 }
@@ -222,10 +297,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_preset_is_a_model() {
-        for preset in BACKBONES {
-            (preset.config)().check().unwrap();
-        }
+    fn a_plain_shape_is_written_as_earlier_versions_wrote_it() {
+        let config = VitConfig::standard(32, 8, 48, 3, 3);
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.ends_with(r#""norm_eps":1e-6}"#), "{text}");
+        assert_eq!(serde_json::from_str::<VitConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn base_has_the_published_number_of_parameters() {
+        // timm's `vit_base_patch16_224` with `num_classes = 0`.
+        let config = VitConfig::preset("vit_base_patch16_224").unwrap();
+        assert_eq!(config.n_parameters(), 85_798_656);
+        // Oquab et al.: ViT-S/14 distilled, 21M + 4 registers.
+        let config = VitConfig::preset("vit_small_patch14_reg4_dinov2").unwrap();
+        assert_eq!(config.n_tokens(), 37 * 37 + 5);
+        assert_eq!(config.n_positions(), 37 * 37);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::weights::WeightReport;
+use crate::report::WeightReport;
 
 /// What can be wrong with a shape or a weight file.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +25,11 @@ pub enum VitError {
         /// The names there are.
         known: String,
     },
-    /// A weight file cannot be read or written.
-    #[error("cannot {action} weight file {path}: {source}; check the path and the free space")]
+    /// A weight file cannot be opened or its values cannot be read.
+    #[error(transparent)]
+    Weights(#[from] sdlora_weights::WeightsError),
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}: {source}; check the path and the free space")]
     Io {
         /// `read` or `write`.
         action: &'static str,
@@ -35,7 +38,7 @@ pub enum VitError {
         /// The reason given by the system.
         source: std::io::Error,
     },
-    /// A weight file is not safetensors, or is cut off.
+    /// A safetensors file is not whole, or cannot be made.
     #[error("{path} is not a whole safetensors file: {source}; fetch or write it again")]
     Format {
         /// The file.

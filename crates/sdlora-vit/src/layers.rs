@@ -1,6 +1,6 @@
 //! The two layers every part of a ViT is made of: a linear map and a layer norm.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt};
 use sdlora_core::{ColumnUpdate, UpdateForm, adapted_linear, effective_weight};
@@ -11,7 +11,7 @@ pub struct Linear {
     /// `[d_input, d_output]`.
     pub weight: Param<Tensor<2>>,
     /// `[d_output]`.
-    pub bias: Param<Tensor<1>>,
+    pub bias: Option<Param<Tensor<1>>>,
 }
 
 impl Linear {
@@ -20,15 +20,28 @@ impl Linear {
     /// Deviates: timm draws with a standard deviation of 0.02 at every width. At small widths the
     /// patches then drown in the positions and training starts late.
     pub fn init(d_input: usize, d_output: usize, rng: &mut impl Rng, device: &Device) -> Self {
+        let mut layer = Self::blank(d_input, d_output, true, device);
+        layer.draw(rng, device);
+        layer
+    }
+
+    /// Room for the weights, which take memory only once they are read or set.
+    pub(crate) fn blank(d_input: usize, d_output: usize, bias: bool, device: &Device) -> Self {
+        Self {
+            weight: blank([d_input, d_output], device),
+            bias: bias.then(|| blank([d_output], device)),
+        }
+    }
+
+    /// Replaces the weight by a drawn one, as [`Linear::init`].
+    pub(crate) fn draw(&mut self, rng: &mut impl Rng, device: &Device) {
+        let [d_input, d_output] = self.weight.lazy_shape().dims();
         let bound = (6.0 / (d_input + d_output) as f32).sqrt();
         let values: Vec<f32> = (0..d_input * d_output)
             .map(|_| rng.random_range(-bound..bound))
             .collect();
         let data = TensorData::new(values, [d_input, d_output]);
-        Self {
-            weight: Param::from_tensor(Tensor::from_data(data, device)),
-            bias: Param::from_tensor(Tensor::zeros([d_output], device)),
-        }
+        self.weight = Param::from_tensor(Tensor::from_data(data, device));
     }
 
     /// Maps `x: [batch, n_tokens, d_input]` with the updates of an adapter added to the weight.
@@ -36,7 +49,7 @@ impl Linear {
         adapted_linear(
             x,
             self.weight.val(),
-            Some(self.bias.val()),
+            self.bias.as_ref().map(Param::val),
             updates,
             UpdateForm::Auto,
         )
@@ -74,6 +87,19 @@ impl LayerNorm {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         sdlora_kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
+}
+
+/// A parameter of zeros that takes memory only once it is read.
+pub(crate) fn blank<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, is_require_grad| {
+            Tensor::zeros(shape, device).set_require_grad(is_require_grad)
+        },
+        device.clone(),
+        true,
+        shape.into(),
+    )
 }
 
 /// Standard deviation of a freshly drawn class token (timm `vision_transformer.py`, `init_weights`).

@@ -1,8 +1,10 @@
 //! The Vision Transformer that SD-LoRA adapts: pre-norm, learned positions, class-token or average
-//! pooling, fused qkv, exact GELU.
+//! pooling, fused qkv, exact GELU; LayerScale, registers and a norm before the blocks where the
+//! published model has them.
 //!
 //! One file per noun: [`VitConfig`] the shape, [`PatchEmbed`], [`Attention`], [`Mlp`] and
-//! [`Block`], [`Vit`] the whole, and the weight files. A forward pass takes the
+//! [`Block`], [`Vit`] the whole, and [`Checkpoint`] what others published, understood from its
+//! tensors. A forward pass takes the
 //! [`Updates`](sdlora_core::Updates) of an adapter and adds them to its weights; what a task is,
 //! this crate does not know.
 //!
@@ -23,18 +25,32 @@
 
 mod attention;
 mod block;
+mod checkpoint;
 mod config;
 mod error;
+mod infer;
 mod layers;
 mod model;
+mod names;
 mod patch_embed;
+mod pos_embed;
+mod preprocess;
+mod presets;
+mod report;
+mod sidecar;
+mod slots;
 mod weights;
 
 pub use attention::Attention;
 pub use block::{Block, Mlp};
-pub use config::{BACKBONES, BackbonePreset, Pooling, VitConfig};
+pub use checkpoint::{Checkpoint, Hints, MappedTensor};
+pub use config::{Pooling, PosEmbed, VitConfig};
 pub use error::VitError;
 pub use layers::{LayerNorm, Linear};
 pub use model::Vit;
+pub use names::Scheme;
 pub use patch_embed::PatchEmbed;
-pub use weights::{CONFIG_KEY, WeightDtype, WeightReport};
+pub use preprocess::{Interpolation, PREPROCESS_KEY, Preprocess, Resize};
+pub use presets::{BACKBONES, BackbonePreset};
+pub use report::WeightReport;
+pub use weights::{CONFIG_KEY, WeightDtype};

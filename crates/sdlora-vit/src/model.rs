@@ -6,9 +6,9 @@ use rand::Rng;
 use sdlora_core::Updates;
 
 use crate::block::Block;
-use crate::config::{Pooling, VitConfig};
+use crate::config::{Pooling, PosEmbed, VitConfig};
 use crate::error::VitError;
-use crate::layers::{LayerNorm, truncated_normal};
+use crate::layers::{LayerNorm, blank, truncated_normal};
 use crate::patch_embed::PatchEmbed;
 
 /// A pre-norm ViT without head; its output is the feature of an image.
@@ -18,11 +18,15 @@ pub struct Vit {
     pub patch_embed: PatchEmbed,
     /// `[1, 1, d_model]`, in front of the patch tokens.
     pub cls_token: Option<Param<Tensor<3>>>,
-    /// `[1, n_tokens, d_model]`, row 0 belongs to the class token if there is one.
+    /// `[1, n_registers, d_model]`, between class token and patches.
+    pub reg_token: Option<Param<Tensor<3>>>,
+    /// `[1, n_positions, d_model]`, in the order of the tokens.
     pub pos_embed: Param<Tensor<3>>,
+    /// Before the first block (CLIP).
+    pub norm_pre: Option<LayerNorm>,
     /// The transformer blocks.
     pub blocks: Vec<Block>,
-    /// After the last block.
+    /// After the last block, or on the pooled feature where the shape says `fc_norm`.
     pub norm: LayerNorm,
     #[module(skip)]
     config: VitConfig,
@@ -36,21 +40,43 @@ impl Vit {
     ///
     /// [`VitError::Shape`] when the numbers do not describe a model.
     pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Result<Self, VitError> {
+        let mut vit = Self::blank(config, device)?;
+        vit.pos_embed = Param::from_tensor(Tensor::from_data(
+            TensorData::new(
+                sine_cosine_positions(config),
+                [1, config.n_positions(), config.d_model],
+            ),
+            device,
+        ));
+        vit.patch_embed.proj.draw(rng, device);
+        if config.class_token {
+            vit.cls_token = Some(truncated_normal([1, 1, config.d_model], rng, device));
+        }
+        if config.n_registers > 0 {
+            let shape = [1, config.n_registers, config.d_model];
+            vit.reg_token = Some(truncated_normal(shape, rng, device));
+        }
+        for block in &mut vit.blocks {
+            block.draw(rng, device);
+        }
+        Ok(vit)
+    }
+
+    /// Room for the weights of a file.
+    pub(crate) fn blank(config: &VitConfig, device: &Device) -> Result<Self, VitError> {
         config.check()?;
-        let positions = sine_cosine_positions(config);
+        let (d_model, n_registers) = (config.d_model, config.n_registers);
+        let norm = || LayerNorm::init(d_model, config.norm_eps, device);
         Ok(Self {
-            patch_embed: PatchEmbed::init(config, rng, device),
-            cls_token: config
-                .class_token
-                .then(|| truncated_normal([1, 1, config.d_model], rng, device)),
-            pos_embed: Param::from_tensor(Tensor::from_data(
-                TensorData::new(positions, [1, config.n_tokens(), config.d_model]),
-                device,
-            )),
+            patch_embed: PatchEmbed::blank(config, device),
+            cls_token: config.class_token.then(|| blank([1, 1, d_model], device)),
+            reg_token: (n_registers > 0).then(|| blank([1, n_registers, d_model], device)),
+            pos_embed: blank([1, config.n_positions(), d_model], device),
+            norm_pre: config.pre_norm.then(norm),
             blocks: (0..config.depth)
-                .map(|_| Block::init(config, rng, device))
+                .map(|_| Block::blank(config, device))
                 .collect(),
-            norm: LayerNorm::init(config.d_model, config.norm_eps, device),
+            norm: norm(),
             config: config.clone(),
         })
     }
@@ -76,20 +102,42 @@ impl Vit {
             c.image_size
         );
         let mut tokens = self.patch_embed.forward(images);
-        if let Some(cls_token) = &self.cls_token {
-            let cls = cls_token.val().expand([batch, 1, c.d_model]);
-            tokens = Tensor::cat(vec![cls, tokens], 1);
+        if c.pos_embed == PosEmbed::Patches {
+            tokens = tokens + self.pos_embed.val();
         }
-        tokens + self.pos_embed.val()
+        let mut parts: Vec<Tensor<3>> = [&self.cls_token, &self.reg_token]
+            .into_iter()
+            .flatten()
+            .map(|token| {
+                let [_, n, d_model] = token.lazy_shape().dims();
+                token.val().expand([batch, n, d_model])
+            })
+            .collect();
+        if !parts.is_empty() {
+            parts.push(tokens);
+            tokens = Tensor::cat(parts, 1);
+        }
+        if c.pos_embed == PosEmbed::All {
+            tokens = tokens + self.pos_embed.val();
+        }
+        match &self.norm_pre {
+            Some(norm) => norm.forward(tokens),
+            None => tokens,
+        }
     }
 
-    /// Tokens after the final norm, `[batch, n_tokens, d_model]`.
+    /// Tokens after the last block, `[batch, n_tokens, d_model]`; normed, unless the shape says
+    /// `fc_norm`.
     pub fn forward_tokens(&self, images: Tensor<4>, updates: &Updates) -> Tensor<3> {
         let mut tokens = self.embed(images);
         for (block_idx, block) in self.blocks.iter().enumerate() {
             tokens = block.forward(tokens, block_idx, updates);
         }
-        self.norm.forward(tokens)
+        if self.config.fc_norm {
+            tokens
+        } else {
+            self.norm.forward(tokens)
+        }
     }
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`, with
@@ -102,23 +150,28 @@ impl Vit {
         self.pool(self.forward_tokens(images, updates))
     }
 
-    /// The feature of normed tokens `[batch, n_tokens, d_model]`, `[batch, d_model]`.
+    /// The feature of the tokens that [`Vit::forward_tokens`] gives, `[batch, n_tokens, d_model]`
+    /// to `[batch, d_model]`.
     pub fn pool(&self, tokens: Tensor<3>) -> Tensor<2> {
         let [batch, n_tokens, d_model] = tokens.dims();
-        match self.config.pooling {
-            Pooling::ClassToken => tokens
-                .slice([0..batch, 0..1, 0..d_model])
-                .reshape([batch, d_model]),
+        let pooled = match self.config.pooling {
+            Pooling::ClassToken => tokens.slice([0..batch, 0..1, 0..d_model]),
             Pooling::Average => {
-                let first = usize::from(self.config.class_token);
+                let first = self.config.n_prefix_tokens();
                 let patches = if first == 0 {
                     tokens
                 } else {
                     tokens.slice([0..batch, first..n_tokens, 0..d_model])
                 };
-                patches.mean_dim(1).reshape([batch, d_model])
+                patches.mean_dim(1)
             }
-        }
+        };
+        let pooled = if self.config.fc_norm {
+            self.norm.forward(pooled)
+        } else {
+            pooled
+        };
+        pooled.reshape([batch, d_model])
     }
 
     /// The model with the updates inside its weights: the same function at the cost of the plain
@@ -137,13 +190,13 @@ impl Vit {
 /// Base of the geometric sequence of wavelengths (Vaswani et al. 2017, section 3.5).
 const WAVELENGTH_BASE: f32 = 10_000.0;
 
-/// Fixed positions `[n_tokens, d_model]`: a quarter of the width each for sine and cosine of the
-/// row and of the column; 0 for the class token and for widths beyond a multiple of 4.
+/// Fixed positions `[n_positions, d_model]`: a quarter of the width each for sine and cosine of the
+/// row and of the column; 0 for class token and registers and for widths beyond a multiple of 4.
 fn sine_cosine_positions(config: &VitConfig) -> Vec<f32> {
     let quarter = config.d_model / 4;
-    let mut out = Vec::with_capacity(config.n_tokens() * config.d_model);
-    if config.class_token {
-        out.resize(config.d_model, 0.0);
+    let mut out = Vec::with_capacity(config.n_positions() * config.d_model);
+    if config.pos_embed == PosEmbed::All {
+        out.resize(config.n_prefix_tokens() * config.d_model, 0.0);
     }
     for row in 0..config.grid() {
         for column in 0..config.grid() {

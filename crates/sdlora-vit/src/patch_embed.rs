@@ -20,9 +20,15 @@ pub struct PatchEmbed {
 impl PatchEmbed {
     /// Freshly drawn weights.
     pub fn init(config: &VitConfig, rng: &mut impl Rng, device: &Device) -> Self {
+        let mut layer = Self::blank(config, device);
+        layer.proj.draw(rng, device);
+        layer
+    }
+
+    pub(crate) fn blank(config: &VitConfig, device: &Device) -> Self {
         let d_patch = config.n_channels * config.patch_size * config.patch_size;
         Self {
-            proj: Linear::init(d_patch, config.d_model, rng, device),
+            proj: Linear::blank(d_patch, config.d_model, config.patch_bias, device),
             patch_size: config.patch_size,
         }
     }

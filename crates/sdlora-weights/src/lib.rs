@@ -16,6 +16,7 @@
 //! | `safetensors` | header of a safetensors file |
 //! | `sharded` | `*.index.json` and its shards |
 //! | `pytorch` | the zip file `torch.save` writes, and the pickle in it |
+//! | `prefix` | wrappers around a model in its checkpoint |
 //! | `place` | where the numbers of a tensor lie, and reading them |
 //! | `error` | [`WeightsError`] |
 //!
@@ -36,6 +37,7 @@
 mod container;
 mod error;
 mod place;
+mod prefix;
 mod pytorch;
 mod safetensors;
 mod sharded;

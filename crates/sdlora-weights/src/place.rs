@@ -1,7 +1,7 @@
 //! Where the numbers of a tensor lie, and reading them.
 
 use std::fs::File;
-use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,7 +40,10 @@ impl Source {
     pub(crate) fn open(&self) -> Result<Box<dyn ReadSeek>, WeightsError> {
         Ok(match &self.memory {
             Some(bytes) => Box::new(Cursor::new(Arc::clone(bytes))),
-            None => Box::new(File::open(&self.path).map_err(|e| self.io(e))?),
+            None => {
+                let file = File::open(&self.path).map_err(|e| self.io(e))?;
+                Box::new(BufReader::new(file))
+            }
         })
     }
 

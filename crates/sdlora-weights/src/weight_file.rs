@@ -8,7 +8,7 @@ use crate::container::{self, ContainerKind};
 use crate::error::WeightsError;
 use crate::place::{Place, Source};
 use crate::tensor::{Dtype, TensorInfo};
-use crate::{pytorch, safetensors};
+use crate::{prefix, pytorch, safetensors, sharded};
 
 /// A tensor and where it lies.
 #[derive(Debug, Clone)]
@@ -52,6 +52,10 @@ impl WeightFile {
         } else {
             path.to_owned()
         };
+        if path.extension().is_some_and(|e| e == "json") {
+            let (sources, contents) = sharded::read(&path)?;
+            return Self::new(path, sources, contents);
+        }
         Self::of_source(Source::file(&path))
     }
 
@@ -66,14 +70,26 @@ impl WeightFile {
 
     fn of_source(source: Source) -> Result<Self, WeightsError> {
         let contents = Contents::read(&source, 0)?;
-        Ok(Self::new(source.path.clone(), vec![source], contents))
+        Self::new(source.path.clone(), vec![source], contents)
     }
 
-    /// Puts the parts together; names are unique.
-    fn new(path: PathBuf, sources: Vec<Source>, mut contents: Contents) -> Self {
+    /// Puts the parts together.
+    fn new(
+        path: PathBuf,
+        sources: Vec<Source>,
+        mut contents: Contents,
+    ) -> Result<Self, WeightsError> {
         contents
             .entries
             .sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        let mut pairs = contents.entries.windows(2);
+        if let Some(pair) = pairs.find(|pair| pair[0].info.name == pair[1].info.name) {
+            return Err(WeightsError::Tensor {
+                path,
+                name: pair[0].info.name.clone(),
+                problem: "is there twice, so which one is meant is open".into(),
+            });
+        }
         let n_bytes = contents.entries.iter().fold(0, |n: u64, entry| {
             // Views of one storage may claim it again and again.
             n.saturating_add(entry.n_bytes)
@@ -83,7 +99,7 @@ impl WeightFile {
             .into_iter()
             .map(|entry| (entry.info, (entry.source_idx, entry.place)))
             .unzip();
-        Self {
+        Ok(Self {
             path,
             kind: contents.kind,
             metadata: contents.metadata,
@@ -92,7 +108,7 @@ impl WeightFile {
             entries,
             infos,
             n_bytes,
-        }
+        })
     }
 
     /// The file that was opened: of a folder, the one chosen in it.
@@ -124,6 +140,15 @@ impl WeightFile {
     /// not: what they would have made is not among the tensors. Empty for safetensors.
     pub fn unbuilt(&self) -> &BTreeSet<String> {
         &self.unbuilt
+    }
+
+    /// What stands before the model's own names: `""`, `"model."`, `"teacher.backbone."`, ...
+    ///
+    /// Training programs wrap a model in dictionaries and modules; this peels off the known wrappers one after the
+    /// other (`state_dict`, `model`, `module`, `backbone`, ...) and takes the averaged model where there are two
+    /// (`teacher` before `student`). Tensors outside it, an optimizer's for instance, are listed all the same.
+    pub fn state_prefix(&self) -> &str {
+        prefix::state_prefix(&self.infos)
     }
 
     /// Bytes that the numbers of all tensors take in the file.
@@ -173,6 +198,15 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
+    /// Adds the tensors of another shard; of metadata that differ the first stays.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+        self.unbuilt.extend(other.unbuilt);
+        for (key, value) in other.metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+    }
+
     pub(crate) fn read(source: &Source, source_idx: usize) -> Result<Self, WeightsError> {
         let mut head = Vec::new();
         source
@@ -190,7 +224,7 @@ impl Contents {
         };
         match kind {
             Some(ContainerKind::PyTorchZip) => {
-                contents.entries = pytorch::read(source, source_idx)?;
+                (contents.entries, contents.unbuilt) = pytorch::read(source, source_idx)?;
             }
             Some(ContainerKind::PyTorchLegacy) => {
                 return Err(WeightsError::Legacy {

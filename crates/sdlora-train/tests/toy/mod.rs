@@ -26,7 +26,7 @@ pub fn shape() -> VitConfig {
         d_mlp: 32,
         class_token: false,
         pooling: Pooling::Average,
-        norm_eps: 1e-6,
+        ..VitConfig::standard(8, 4, 16, 2, 2)
     }
 }
 

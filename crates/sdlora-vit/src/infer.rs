@@ -1,0 +1,335 @@
+//! The shape of a ViT from the tensors of a file and from what lies beside it.
+
+use crate::checkpoint::Hints;
+use crate::config::{Pooling, PosEmbed, VitConfig};
+use crate::names::{ATTENTION_POOLING, Names, Place, Scheme, Source};
+use crate::presets::heads_by_name;
+use crate::sidecar::Sidecar;
+
+/// What a file was understood to be.
+#[derive(Debug)]
+pub(crate) struct Understanding {
+    /// The shape of the model, at the size asked for.
+    pub config: VitConfig,
+    /// How the positions lie in the file.
+    pub positions: Positions,
+    /// What no tensor tells, and from where it is known: a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// How the positions lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Positions {
+    /// Rows before those of the patches.
+    pub n_prefix: usize,
+    /// Patches along one side.
+    pub grid: usize,
+    /// Whether the first row belongs to the class token of a model whose positions are those of
+    /// the patches: DINOv2 with registers. It is added to the class token.
+    pub first_to_class: bool,
+}
+
+/// Shapes of the tensors, by timm name.
+pub(crate) struct Shapes<'a> {
+    pub names: &'a Names,
+    pub shapes: Vec<&'a [usize]>,
+}
+
+impl Shapes<'_> {
+    /// Shape of a parameter as a file of timm would have it; parts that differ give `None`.
+    pub fn get(&self, name: &str) -> Option<Vec<usize>> {
+        match self.names.sources.get(name)? {
+            Source::Whole(idx) => Some(self.shapes[*idx].to_vec()),
+            Source::Parts(parts) => {
+                let [q, k, v] = parts.map(|idx| idx.map(|idx| self.shapes[idx]));
+                let (q, k, v) = (q?, k?, v?);
+                let (first, rest) = q.split_first()?;
+                let same = q == k && q == v;
+                same.then(|| [&[3 * first], rest].concat())
+            }
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.sources.contains_key(name)
+    }
+
+    fn n_axes<const N: usize>(&self, name: &str) -> Result<[usize; N], String> {
+        let shape = self
+            .get(name)
+            .ok_or_else(|| format!("it has no tensor for `{name}`"))?;
+        shape
+            .try_into()
+            .map_err(|shape| format!("`{name}` is {shape:?}, and {N} axes are expected"))
+    }
+
+    fn depth(&self) -> usize {
+        self.names
+            .sources
+            .keys()
+            .filter_map(|name| {
+                name.strip_prefix("blocks.")?
+                    .split_once('.')?
+                    .0
+                    .parse()
+                    .ok()
+            })
+            .max()
+            .map_or(0, |last: usize| last.saturating_add(1))
+    }
+}
+
+/// The first tensor that this version cannot leave out.
+pub(crate) fn foreign(names: &Names, files: &[&str]) -> Option<String> {
+    let (name, what) = names
+        .places
+        .iter()
+        .zip(files)
+        .find_map(|(place, name)| match place {
+            Place::Foreign(what) => Some((name, what)),
+            _ => None,
+        })?;
+    Some(format!("`{name}` is {what}"))
+}
+
+/// Understands a file whose shape is known from elsewhere: only the positions are looked at.
+pub(crate) fn with_config(
+    mut config: VitConfig,
+    shapes: &Shapes<'_>,
+    hints: &Hints,
+    note: String,
+) -> Result<Understanding, String> {
+    let n_rows = shapes.n_axes::<3>("pos_embed")?[1];
+    let positions = positions(shapes, n_rows, &mut config)?;
+    apply(&mut config, hints);
+    Ok(Understanding {
+        config,
+        positions,
+        notes: vec![note],
+    })
+}
+
+/// Understands a file from its tensors, from `sidecar` and, where neither tells, from `hints` or
+/// the `name` of the file.
+pub(crate) fn infer(
+    shapes: &Shapes<'_>,
+    sidecar: &Sidecar,
+    hints: &Hints,
+    name: &str,
+) -> Result<Understanding, String> {
+    let mut notes = Vec::new();
+    if let Some(kind) = sidecar.kind() {
+        notes.push(format!("`{kind}`, by config.json"));
+    }
+    let [d_model, n_channels, patch, patch_width] =
+        shapes.n_axes::<4>("patch_embed.proj.weight")?;
+    if patch != patch_width {
+        return Err(format!(
+            "its patches are {patch} by {patch_width}, and only squares are supported"
+        ));
+    }
+    if let Some(problem) = sidecar.unlike_plain() {
+        return Err(problem);
+    }
+    let depth = shapes.depth();
+    // Each block has tensors of its own, so a larger number is no count.
+    if depth == 0 || depth > shapes.shapes.len() {
+        return Err(format!(
+            "it has {} tensors, and the numbers of its blocks ask for {depth} blocks; give a whole file",
+            shapes.shapes.len()
+        ));
+    }
+    let [d_mlp, _] = shapes.n_axes::<2>("blocks.0.mlp.fc1.weight")?;
+    let [_, n_rows, _] = shapes.n_axes::<3>("pos_embed")?;
+    let n_registers = match shapes.get("reg_token") {
+        Some(shape) => *shape
+            .get(1)
+            .ok_or("`reg_token` has one axis, and 3 are expected")?,
+        None => 0,
+    };
+    let fc_norm = match (shapes.has("norm.weight"), shapes.has("fc_norm.weight")) {
+        (true, true) => {
+            return Err("it has both `norm` and `fc_norm`, of which a ViT uses one".into());
+        }
+        (_, fc_norm) => fc_norm,
+    };
+    let pre_norm = shapes.has("norm_pre.weight");
+
+    let mut config = VitConfig::standard(patch, patch, d_model, depth, 1);
+    config.n_channels = n_channels;
+    config.d_mlp = d_mlp;
+    config.class_token = shapes.has("cls_token");
+    config.patch_bias = shapes.has("patch_embed.proj.bias");
+    config.qkv_bias = shapes.has("blocks.0.attn.qkv.bias");
+    config.layer_scale = shapes.has("blocks.0.ls1.gamma");
+    config.n_registers = n_registers;
+    config.pre_norm = pre_norm;
+    config.fc_norm = fc_norm;
+    let n_prefix = config.n_prefix_tokens();
+    // With class token and registers n² and n² + prefix are both squares only below 4 by 4 patches.
+    if n_prefix > 0 && side_of(n_rows).is_some() {
+        config.pos_embed = PosEmbed::Patches;
+    }
+    let positions = positions(shapes, n_rows, &mut config)?;
+    config.image_size = positions.grid * patch;
+
+    let (n_heads, source) = heads(sidecar, hints, name, d_model)?;
+    config.n_heads = n_heads;
+    notes.push(format!("{n_heads} heads per block, from {source}"));
+    let (pooling, source) = pooling(&config, shapes, sidecar, hints)?;
+    config.pooling = pooling;
+    notes.push(format!("pooling {}, from {source}", pooling_name(pooling)));
+    let (eps, source) = norm_eps(&config, shapes.names.scheme, sidecar, hints);
+    config.norm_eps = eps;
+    notes.push(format!("layer norm eps {eps:e}, from {source}"));
+    apply(&mut config, hints);
+    Ok(Understanding {
+        config,
+        positions,
+        notes,
+    })
+}
+
+/// What the caller says goes over everything else.
+fn apply(config: &mut VitConfig, hints: &Hints) {
+    if let Some(n_heads) = hints.n_heads {
+        config.n_heads = n_heads;
+    }
+    if let Some(image_size) = hints.image_size {
+        config.image_size = image_size;
+    }
+    if let Some(pooling) = hints.pooling {
+        config.pooling = pooling;
+    }
+    if let Some(eps) = hints.norm_eps {
+        config.norm_eps = eps;
+    }
+}
+
+/// How `n_rows` positions lie in the file of a model of that shape.
+fn positions(
+    shapes: &Shapes<'_>,
+    n_rows: usize,
+    config: &mut VitConfig,
+) -> Result<Positions, String> {
+    let first_to_class = shapes.names.bare_registers && config.class_token;
+    let n_prefix = if first_to_class {
+        config.pos_embed = PosEmbed::Patches;
+        1
+    } else {
+        match config.pos_embed {
+            PosEmbed::All => config.n_prefix_tokens(),
+            PosEmbed::Patches => 0,
+        }
+    };
+    let grid = n_rows.checked_sub(n_prefix).and_then(side_of).ok_or_else(|| {
+        format!(
+            "`pos_embed` has {n_rows} rows, {n_prefix} of them before the patches, and the rest is \
+             no square of patches; only square inputs are supported"
+        )
+    })?;
+    Ok(Positions {
+        n_prefix,
+        grid,
+        first_to_class,
+    })
+}
+
+/// The side of a square of `n` patches.
+fn side_of(n: usize) -> Option<usize> {
+    let side = n.isqrt();
+    (side > 0 && side * side == n).then_some(side)
+}
+
+fn heads(
+    sidecar: &Sidecar,
+    hints: &Hints,
+    name: &str,
+    d_model: usize,
+) -> Result<(usize, String), String> {
+    if let Some(n_heads) = hints.n_heads {
+        return Ok((n_heads, "the caller".into()));
+    }
+    if let Some(n_heads) = sidecar.n_heads() {
+        return Ok((n_heads, "config.json".into()));
+    }
+    let by_architecture = sidecar.architecture().and_then(|a| {
+        Some((
+            heads_by_name(a, d_model)?,
+            format!("the architecture `{a}`"),
+        ))
+    });
+    let by_name = || Some((heads_by_name(name, d_model)?, format!("the name `{name}`")));
+    by_architecture.or_else(by_name).ok_or_else(|| {
+        format!(
+            "nothing tells the number of heads of its blocks of width {d_model}: put its config.json \
+             beside it, or give --heads (most models have {})",
+            (d_model / 64).max(1)
+        )
+    })
+}
+
+fn pooling(
+    config: &VitConfig,
+    shapes: &Shapes<'_>,
+    sidecar: &Sidecar,
+    hints: &Hints,
+) -> Result<(Pooling, &'static str), String> {
+    if let Some(pooling) = hints.pooling {
+        return Ok((pooling, "the caller"));
+    }
+    let refuse = |name: &str| {
+        Err(format!(
+            "its pooling is `{name}`, which this version does not have: give --pooling average or \
+             --pooling class-token to use its tokens otherwise"
+        ))
+    };
+    match sidecar.pooling() {
+        // timm keeps the pooling of the head; features without a class token are averaged.
+        Some(Ok(Pooling::ClassToken)) if !config.class_token => {}
+        Some(Ok(pooling)) => return Ok((pooling, "config.json")),
+        Some(Err(name)) => return refuse(&name),
+        None => {}
+    }
+    if shapes
+        .names
+        .places
+        .contains(&Place::Unused(ATTENTION_POOLING))
+    {
+        return refuse("map");
+    }
+    Ok(if !config.class_token {
+        (Pooling::Average, "the lack of a class token")
+    } else if config.fc_norm {
+        (Pooling::Average, "the norm behind the pooling")
+    } else {
+        (Pooling::ClassToken, "the class token")
+    })
+}
+
+fn norm_eps(
+    config: &VitConfig,
+    scheme: Scheme,
+    sidecar: &Sidecar,
+    hints: &Hints,
+) -> (f64, &'static str) {
+    if let Some(eps) = hints.norm_eps {
+        return (eps, "the caller");
+    }
+    if let Some(eps) = sidecar.norm_eps() {
+        return (eps, "config.json");
+    }
+    match scheme {
+        Scheme::HuggingFaceVit => (1e-12, "the default of the scheme"),
+        _ if config.pre_norm => (1e-5, "the habit of CLIP, the norm before the blocks"),
+        _ => (1e-6, "the default of the scheme"),
+    }
+}
+
+/// The pooling as the command line names it.
+pub(crate) fn pooling_name(pooling: Pooling) -> &'static str {
+    match pooling {
+        Pooling::ClassToken => "class-token",
+        Pooling::Average => "average",
+    }
+}

@@ -1,0 +1,167 @@
+//! Tiny ViTs as timm, transformers and the DINO releases write them: understood without help, with
+//! the features that those give.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use sdlora_core::Updates;
+use sdlora_testkit::{Golden, Tolerance, assert_close, golden_dir, golden_file, test_device};
+use sdlora_vit::{Checkpoint, Hints, Pooling, PosEmbed, Resize, Scheme, Vit};
+
+/// Absolute, values are of order 1.
+const TOLERANCE: Tolerance = Tolerance::Abs(1e-4);
+
+/// The checkpoint of a case and its reference, `None` where `SDLORA_GOLDEN` lacks it.
+fn case(name: &str, io: &str) -> Option<(PathBuf, Golden)> {
+    let Some(io) = golden_file(&format!("vit/{name}/{io}")) else {
+        assert!(
+            std::env::var_os("SDLORA_GOLDEN").is_some(),
+            "golden files of {name} are missing"
+        );
+        return None;
+    };
+    Some((golden_dir().join("vit").join(name), Golden::open(io)))
+}
+
+fn check_features(vit: &Vit, io: &Golden, what: &str) {
+    let features = vit.forward(io.tensor("input", &test_device()), &Updates::default());
+    assert_close(features, io.f32("features"), TOLERANCE, what);
+}
+
+/// Opens the case, compares its features, and hands what was understood to `check`.
+fn agrees(name: &str, file: &str, hints: &Hints, check: impl Fn(&Checkpoint)) {
+    let Some((folder, io)) = case(name, "io.safetensors") else {
+        return;
+    };
+    let checkpoint = Checkpoint::open(&folder.join(file), hints).unwrap();
+    let (vit, report) = checkpoint.load(&test_device()).unwrap();
+    assert!(report.is_complete(), "{report}");
+    check(&checkpoint);
+    check_features(&vit, &io, name);
+
+    // Written with our names it is the same model, without any help.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy.safetensors");
+    vit.save(&copy, sdlora_vit::WeightDtype::F32, &Default::default())
+        .unwrap();
+    let (again, report) = Vit::load(&copy, None, &test_device()).unwrap();
+    assert!(report.unused.is_empty(), "{report}");
+    assert_eq!(again.config(), vit.config());
+    check_features(&again, &io, name);
+}
+
+#[test]
+fn timm_with_average_pooling_and_the_norm_behind_it() {
+    agrees("timm_avg", "model.safetensors", &Hints::default(), |c| {
+        assert_eq!(c.scheme(), Scheme::Timm);
+        assert!(c.config().fc_norm && c.config().pooling == Pooling::Average);
+        assert_eq!(c.report().unused, ["head.bias", "head.weight"]);
+        let preprocess = c.preprocess().unwrap();
+        assert_eq!(preprocess.resized_side(), 35);
+        assert_eq!(preprocess.std, [0.25; 3]);
+        let text = c.describe();
+        assert!(
+            text.contains("2 heads per block, from config.json"),
+            "{text}"
+        );
+    });
+}
+
+#[test]
+fn timm_with_registers_layer_scale_and_no_bias() {
+    agrees("timm_reg4", "", &Hints::default(), |c| {
+        let config = c.config();
+        assert_eq!((config.n_registers, config.n_tokens()), (4, 21));
+        assert_eq!(config.pos_embed, PosEmbed::Patches);
+        assert!(config.layer_scale && !config.qkv_bias);
+    });
+}
+
+#[test]
+fn timm_with_a_norm_before_the_blocks() {
+    agrees("timm_pre_norm", "", &Hints::default(), |c| {
+        assert!(c.config().pre_norm && !c.config().patch_bias);
+        assert_eq!(c.config().norm_eps, 1e-5);
+    });
+}
+
+#[test]
+fn hugging_face_vit_with_a_classifier() {
+    agrees("hf_vit", "", &Hints::default(), |c| {
+        assert_eq!(c.scheme(), Scheme::HuggingFaceVit);
+        assert_eq!(c.config().norm_eps, 1e-12);
+        assert_eq!(c.report().unused, ["classifier.bias", "classifier.weight"]);
+        assert_eq!(c.preprocess().unwrap().resize, Resize::Squash);
+        let key = c
+            .mapping()
+            .into_iter()
+            .find(|t| t.name.ends_with("layer.1.attention.attention.key.bias"))
+            .unwrap();
+        assert_eq!(key.target.as_deref(), Some("blocks.1.attn.qkv.bias"));
+        assert_eq!(key.status, "rows of the key");
+    });
+}
+
+#[test]
+fn hugging_face_dinov2_with_registers() {
+    agrees("hf_dinov2_reg", "", &Hints::default(), |c| {
+        assert_eq!(c.scheme(), Scheme::HuggingFaceDinov2);
+        assert_eq!(c.config().n_registers, 4);
+        assert_eq!(c.report().unused, ["embeddings.mask_token"]);
+    });
+}
+
+#[test]
+fn positions_are_brought_to_other_grids() {
+    for (io, side) in [("io.safetensors", 56), ("io_24.safetensors", 24)] {
+        let Some((folder, io)) = case("timm_resized", io) else {
+            continue;
+        };
+        let hints = Hints {
+            image_size: Some(side),
+            ..Hints::default()
+        };
+        let checkpoint = Checkpoint::open(&folder, &hints).unwrap();
+        assert_eq!(checkpoint.config().image_size, side);
+        assert!(checkpoint.describe().contains("resized from 4 x 4"));
+        let (vit, _) = checkpoint.load(&test_device()).unwrap();
+        check_features(&vit, &io, &format!("{side} pixels"));
+    }
+}
+
+#[test]
+fn a_training_checkpoint_of_dino() {
+    // Nothing tells the heads: refused with the way out, then given.
+    if let Some((folder, _)) = case("dino_pth", "io.safetensors") {
+        let error = Checkpoint::open(&folder.join("checkpoint.pth"), &Hints::default());
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("--heads"), "{message}");
+    }
+    let hints = Hints {
+        n_heads: Some(2),
+        ..Hints::default()
+    };
+    agrees("dino_pth", "checkpoint.pth", &hints, |c| {
+        assert_eq!(c.scheme(), Scheme::Original);
+        let text = c.describe();
+        assert!(text.contains("behind `teacher.module.backbone.`"), "{text}");
+        let unused = c.report().unused;
+        assert!(
+            unused.iter().any(|n| n.starts_with("student.")),
+            "{unused:?}"
+        );
+    });
+}
+
+#[test]
+fn a_release_of_dinov2_with_registers() {
+    let hints = Hints {
+        n_heads: Some(2),
+        ..Hints::default()
+    };
+    agrees("dinov2_pth", "dinov2_pretrain.pth", &hints, |c| {
+        assert_eq!(c.scheme(), Scheme::Original);
+        assert_eq!(c.config().pos_embed, PosEmbed::Patches);
+        assert_eq!(c.report().unused, ["mask_token"]);
+    });
+}

@@ -1,0 +1,494 @@
+//! A machine for pickles of protocol 0 to 5 that imports nothing and calls nothing.
+//!
+//! A pickle is a program for a stack machine whose instructions may import and call anything. Here an import gives a
+//! name, a call gives what [`build`] knows of it. Instructions, values, stack and memo are bounded.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::build::{self, Problem, too_many};
+use super::value::{Global, Id, Value, Values};
+
+/// A checkpoint of ViT-L with its optimizer takes about 60,000.
+const MAX_INSTRUCTIONS: usize = 4 << 20;
+const MAX_STACK: usize = 1 << 20;
+
+/// What a pickle describes.
+#[derive(Debug)]
+pub(super) struct Pickle {
+    pub(super) values: Values,
+    /// The value the program ends with.
+    pub(super) top: Id,
+    /// Classes and functions that were not called.
+    pub(super) unbuilt: BTreeSet<String>,
+}
+
+/// Where a pickle went wrong and how.
+#[derive(Debug)]
+pub(super) struct PickleError {
+    pub(super) offset: usize,
+    pub(super) problem: Problem,
+}
+
+impl Pickle {
+    /// Runs the program in `bytes`.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, PickleError> {
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            values: Values::default(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            unbuilt: BTreeSet::new(),
+        };
+        match machine.run() {
+            Ok(top) => Ok(Self {
+                values: machine.values,
+                top,
+                unbuilt: machine.unbuilt,
+            }),
+            Err(problem) => Err(PickleError {
+                offset: machine.at,
+                problem,
+            }),
+        }
+    }
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    values: Values,
+    stack: Vec<Id>,
+    /// Heights of the stack at which a mark lies.
+    marks: Vec<usize>,
+    memo: HashMap<u64, Id>,
+    unbuilt: BTreeSet<String>,
+}
+
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Id, Problem> {
+        for _ in 0..MAX_INSTRUCTIONS {
+            let code = self.byte()?;
+            if code == b'.' {
+                return self.pop();
+            }
+            self.step(code)?;
+            if self.stack.len() > MAX_STACK || self.marks.len() > MAX_STACK {
+                return Err("its stack grows beyond any checkpoint's".into());
+            }
+        }
+        Err("it has more instructions than any checkpoint".into())
+    }
+
+    fn step(&mut self, code: u8) -> Result<(), Problem> {
+        match code {
+            // PROTO and FRAME say how the rest is cut up, which does not matter here.
+            0x80 => self.skip(1),
+            0x95 => self.skip(8),
+            b'(' => {
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            b'0' => match self.marks.last() {
+                Some(&mark) if mark == self.stack.len() => self.to_mark().map(drop),
+                _ => self.pop().map(drop),
+            },
+            b'1' => self.to_mark().map(drop),
+            b'2' => {
+                let top = self.peek()?;
+                self.stack.push(top);
+                Ok(())
+            }
+
+            b'N' => self.push(Value::Plain),
+            0x88 | 0x89 => self.push(Value::Bool),
+            b'I' | b'L' => {
+                let text = self.line()?.trim_end_matches('L');
+                let value = text.parse().map_or(Value::Plain, Value::Int);
+                self.push(value)
+            }
+            b'J' => {
+                let x = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(x.into()))
+            }
+            b'K' => {
+                let x = self.byte()?;
+                self.push(Value::Int(x.into()))
+            }
+            b'M' => {
+                let x = u16::from_le_bytes(self.array()?);
+                self.push(Value::Int(x.into()))
+            }
+            0x8a => {
+                let n = self.byte()?;
+                self.long(n.into())
+            }
+            0x8b => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.long(n.into())
+            }
+            b'F' => {
+                self.line()?;
+                self.push(Value::Plain)
+            }
+            b'G' => {
+                self.skip(8)?;
+                self.push(Value::Plain)
+            }
+
+            b'S' => {
+                let text = self.line()?;
+                let text = text.get(1..text.len().saturating_sub(1)).unwrap_or("");
+                self.push(Value::Str(text.into()))
+            }
+            b'V' => {
+                let text = self.line()?;
+                self.push(Value::Str(text.into()))
+            }
+            b'U' | 0x8c => {
+                let n = self.byte()?;
+                self.text(n.into())
+            }
+            b'T' | b'X' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.text(n.into())
+            }
+            0x8d => {
+                let n = u64::from_le_bytes(self.array()?);
+                self.text(n)
+            }
+            b'C' => {
+                let n = self.byte()?;
+                self.blob(n.into())
+            }
+            b'B' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.blob(n.into())
+            }
+            0x8e | 0x96 => {
+                let n = u64::from_le_bytes(self.array()?);
+                self.blob(n)
+            }
+
+            b')' => self.push(Value::Tuple(Box::default())),
+            0x85..=0x87 => {
+                let mut items = [0; 3];
+                let items = &mut items[..usize::from(code - 0x84)];
+                for item in items.iter_mut().rev() {
+                    *item = self.pop()?;
+                }
+                let tuple = Value::Tuple((&*items).into());
+                self.push(tuple)
+            }
+            b't' => {
+                let items = self.to_mark()?;
+                self.push(Value::Tuple(items.into()))
+            }
+            b']' => self.push(Value::List(Vec::new())),
+            b'l' => {
+                let items = self.to_mark()?;
+                self.push(Value::List(items))
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend_list(&[item])
+            }
+            b'e' => {
+                let items = self.to_mark()?;
+                self.extend_list(&items)
+            }
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b'd' => {
+                let items = self.to_mark()?;
+                self.push(Value::Dict(Vec::new()))?;
+                self.extend_dict(&items)
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.extend_dict(&[key, value])
+            }
+            b'u' => {
+                let items = self.to_mark()?;
+                self.extend_dict(&items)
+            }
+            0x8f => self.push(Value::Plain),
+            0x90 => {
+                self.to_mark()?;
+                self.peek().map(drop)
+            }
+            0x91 => {
+                self.to_mark()?;
+                self.push(Value::Plain)
+            }
+
+            b'p' | b'q' | b'r' | 0x94 => {
+                let key = match code {
+                    b'p' => self.line_number()?,
+                    b'q' => self.byte()?.into(),
+                    b'r' => u32::from_le_bytes(self.array()?).into(),
+                    _ => self.memo.len() as u64,
+                };
+                let top = self.peek()?;
+                self.memo.insert(key, top);
+                Ok(())
+            }
+            b'g' | b'h' | b'j' => {
+                let key = match code {
+                    b'g' => self.line_number()?,
+                    b'h' => self.byte()?.into(),
+                    _ => u32::from_le_bytes(self.array()?).into(),
+                };
+                let id = self.memo.get(&key).copied();
+                let id =
+                    id.ok_or_else(|| format!("it recalls value {key}, which it never kept"))?;
+                self.stack.push(id);
+                Ok(())
+            }
+
+            b'c' => {
+                let global = self.global()?;
+                self.push(global)
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let global = match (self.values.get(module), self.values.get(name)) {
+                    (Value::Str(module), Value::Str(name)) => global(module, name),
+                    _ => return Err("an import without a name".into()),
+                };
+                self.push(global)
+            }
+            // REDUCE, NEWOBJ, and NEWOBJ_EX with keywords, which no tensor has.
+            b'R' | 0x81 | 0x92 => {
+                if code == 0x92 {
+                    self.pop()?;
+                }
+                let (args, function) = (self.pop()?, self.pop()?);
+                self.call(function, args)
+            }
+            b'b' => {
+                // Attributes of an object: no tensor's numbers.
+                self.pop()?;
+                self.peek().map(drop)
+            }
+            b'i' => {
+                let class = self.global()?;
+                let class = self.values.add(class).ok_or_else(too_many)?;
+                self.to_mark()?;
+                self.leave(class)
+            }
+            b'o' => {
+                let items = self.to_mark()?;
+                let class = *items.first().ok_or("an object without a class")?;
+                self.leave(class)
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = build::storage(&self.values, id)?;
+                self.push(storage)
+            }
+            _ => Err(format!(
+                "it has the instruction {code:#04x}, which no checkpoint uses"
+            )),
+        }
+    }
+
+    fn call(&mut self, function: Id, args: Id) -> Result<(), Problem> {
+        let id = build::call(&mut self.values, &mut self.unbuilt, function, args)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn leave(&mut self, class: Id) -> Result<(), Problem> {
+        let id = build::leave(&mut self.values, &mut self.unbuilt, class)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn push(&mut self, value: Value) -> Result<(), Problem> {
+        let id = self.values.add(value).ok_or_else(too_many)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// Takes the top, which must lie above the last mark.
+    fn pop(&mut self) -> Result<Id, Problem> {
+        let top = self.peek()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn peek(&self) -> Result<Id, Problem> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        let above = self.stack.get(floor..).unwrap_or_default();
+        above
+            .last()
+            .copied()
+            .ok_or_else(|| "it takes a value from an empty stack".into())
+    }
+
+    /// Takes everything above the last mark, and the mark.
+    fn to_mark(&mut self) -> Result<Vec<Id>, Problem> {
+        let mark = self.marks.pop().ok_or("it looks for a mark it never set")?;
+        Ok(self.stack.split_off(mark.min(self.stack.len())))
+    }
+
+    fn extend_list(&mut self, items: &[Id]) -> Result<(), Problem> {
+        let id = self.peek()?;
+        match self.values.get_mut(id) {
+            Value::List(list) => list.extend(items),
+            Value::Unbuilt(_) => {}
+            _ => return Err("it appends to what is no list".into()),
+        }
+        Ok(())
+    }
+
+    fn extend_dict(&mut self, items: &[Id]) -> Result<(), Problem> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err("a key without a value".into());
+        }
+        let id = self.peek()?;
+        match self.values.get_mut(id) {
+            Value::Dict(dict) => dict.extend(pairs.iter().map(|&[key, value]| (key, value))),
+            Value::Unbuilt(_) => {}
+            _ => return Err("it sets an item of what is no dictionary".into()),
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, n: u64) -> Result<&'a [u8], Problem> {
+        let rest = &self.bytes[self.at..];
+        let n = usize::try_from(n).ok().filter(|&n| n <= rest.len());
+        let n = n.ok_or("it ends in the middle of an instruction")?;
+        self.at += n;
+        Ok(&rest[..n])
+    }
+
+    fn skip(&mut self, n: u64) -> Result<(), Problem> {
+        self.take(n).map(drop)
+    }
+
+    fn byte(&mut self) -> Result<u8, Problem> {
+        let [byte] = self.array()?;
+        Ok(byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Problem> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N as u64)?);
+        Ok(array)
+    }
+
+    fn line(&mut self) -> Result<&'a str, Problem> {
+        let n = self.bytes[self.at..].iter().position(|&b| b == b'\n');
+        let line = self.take(n.ok_or("a line without an end")? as u64)?;
+        self.at += 1;
+        std::str::from_utf8(line).map_err(|_| "a text that is not UTF-8".into())
+    }
+
+    fn line_number(&mut self) -> Result<u64, Problem> {
+        let line = self.line()?;
+        line.parse()
+            .map_err(|_| format!("`{line}` where a number should be"))
+    }
+
+    fn text(&mut self, n: u64) -> Result<(), Problem> {
+        let text = std::str::from_utf8(self.take(n)?)
+            .map_err(|_| Problem::from("a text that is not UTF-8"))?;
+        self.push(Value::Str(text.into()))
+    }
+
+    /// Bytes hold no tensor of a zip file, so they are passed over.
+    fn blob(&mut self, n: u64) -> Result<(), Problem> {
+        self.skip(n)?;
+        self.push(Value::Plain)
+    }
+
+    /// A two's complement of `n` bytes.
+    fn long(&mut self, n: u64) -> Result<(), Problem> {
+        let bytes = self.take(n)?;
+        let value = match bytes.last() {
+            Some(&last) if bytes.len() <= 8 => {
+                let fill = if last & 0x80 == 0 { 0 } else { 0xff };
+                let mut wide = [fill; 8];
+                wide[..bytes.len()].copy_from_slice(bytes);
+                Value::Int(i64::from_le_bytes(wide))
+            }
+            Some(_) => Value::Plain,
+            None => Value::Int(0),
+        };
+        self.push(value)
+    }
+
+    fn global(&mut self) -> Result<Value, Problem> {
+        let (module, name) = (self.line()?, self.line()?);
+        Ok(global(module, name))
+    }
+}
+
+fn global(module: &str, name: &str) -> Value {
+    Value::Global(
+        Global::of(module, name),
+        format!("{module}.{name}").into_boxed_str(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(bytes: &[u8]) -> String {
+        Pickle::read(bytes).unwrap_err().problem
+    }
+
+    #[test]
+    fn numbers_of_every_width_are_read() {
+        for (bytes, expected) in [
+            (b"\x80\x02K\x07.".as_slice(), 7),
+            (b"M\x01\x02.", 513),
+            (b"J\xff\xff\xff\xff.", -1),
+            (b"\x8a\x02\x00\xff.", -256),
+            (b"\x8a\x00.", 0),
+            (b"I12\n.", 12),
+            (b"L-3L\n.", -3),
+        ] {
+            let pickle = Pickle::read(bytes).unwrap();
+            assert!(matches!(pickle.values.get(pickle.top), Value::Int(x) if *x == expected));
+        }
+    }
+
+    #[test]
+    fn a_call_is_named_and_not_made() {
+        let pickle = Pickle::read(b"cos\nsystem\n(X\x02\x00\x00\x00lstR.").unwrap();
+        assert!(matches!(pickle.values.get(pickle.top), Value::Unbuilt(_)));
+        assert_eq!(
+            pickle.unbuilt.into_iter().collect::<Vec<_>>(),
+            ["os.system"]
+        );
+        for bytes in [b"(ios\nsystem\n.".as_slice(), b"(cos\nsystem\no."] {
+            assert!(Pickle::read(bytes).unwrap().unbuilt.contains("os.system"));
+        }
+    }
+
+    #[test]
+    fn a_program_that_makes_no_sense_is_refused() {
+        assert!(problem(b"").contains("ends"));
+        assert!(problem(b".").contains("empty stack"));
+        assert!(problem(b"N(00.").contains("empty stack"));
+        assert!(problem(b"N(.").contains("empty stack"));
+        assert!(problem(b"t.").contains("mark"));
+        assert!(problem(b"h\x01.").contains("never kept"));
+        assert!(problem(b"X\xff\xff\xff\xffa.").contains("ends"));
+        assert!(problem(b"}(Nu.").contains("without a value"));
+        assert!(problem(b"NNa.").contains("no list"));
+        assert!(problem(b"\x97.").contains("0x97"));
+        assert!(problem(b"NQ.").contains("persistent"));
+        assert!(problem(&[b'N'; 2 << 20]).contains("more values"));
+        assert!(problem(&[b'('; 2 << 20]).contains("stack"));
+        let mut long = b"N".to_vec();
+        long.extend(b"20".repeat(3 << 20));
+        assert!(problem(&long).contains("more instructions"));
+    }
+}
