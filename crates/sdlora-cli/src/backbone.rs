@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sdlora_fetch::{Hub, HubRepo, sha256_of};
 use sdlora_train::BackboneConfig;
-use sdlora_vit::BACKBONES;
+use sdlora_vit::{BACKBONES, Checkpoint, Hints, VitConfig};
 use sdlora_weights::{ContainerKind, WeightFile};
 use toml::{Table, Value};
 
@@ -98,6 +98,14 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
     if !path.exists() {
         return Err(UsageError(not_found(&spec, &path)).into());
     }
+    let hints = Hints {
+        config: match &config.preset {
+            Some(name) => Some(VitConfig::preset(name)?),
+            None => None,
+        },
+        ..Hints::default()
+    };
+    let checkpoint = Checkpoint::open(&path, &hints)?;
     let weights = WeightFile::open(&path)?;
     let is_one_file = weights.kind() != ContainerKind::ShardedSafetensors;
     let sha256 = match resolved.is_some() && is_one_file {
@@ -105,7 +113,10 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
         false => None,
     };
     if !common.quiet {
-        println!("backbone {spec}: {}", summary(&weights, sha256.as_deref()));
+        println!(
+            "backbone {spec}: {}",
+            summary(&checkpoint, sha256.as_deref())
+        );
     }
     Ok(Found {
         resolved,
@@ -125,16 +136,14 @@ pub fn fetch(spec: &str, quiet: bool) -> anyhow::Result<PathBuf> {
     Ok(std::path::absolute(snapshot)?)
 }
 
-/// One line on a weight file.
-fn summary(weights: &WeightFile, sha256: Option<&str>) -> String {
-    let sum = sha256.map_or_else(String::new, |sum| format!(", SHA-256 {}", &sum[..12]));
-    format!(
-        "{}, {}, {} tensors, {:.1} MB{sum}",
-        weights.path().display(),
-        weights.kind(),
-        weights.tensors().len(),
-        weights.n_bytes() as f64 / 1e6
-    )
+/// One line on a backbone: container, names, size and sum.
+fn summary(checkpoint: &Checkpoint, sha256: Option<&str>) -> String {
+    // The first two lines of the description; the others are for `sdlora inspect`.
+    let description = checkpoint.describe();
+    let mut parts: Vec<&str> = description.lines().take(2).collect();
+    let sum = sha256.map(|sum| format!("SHA-256 {sum:.12}"));
+    parts.extend(sum.as_deref());
+    parts.join(", ")
 }
 
 fn check_sum(found: &Found, expected: &str) -> anyhow::Result<()> {

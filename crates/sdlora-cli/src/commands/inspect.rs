@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sdlora_fetch::HubRepo;
 use sdlora_metrics::Summary;
 use sdlora_train::{PLAN_FILE, RunConfig, checkpoint};
+use sdlora_vit::{Checkpoint, Hints, MappedTensor};
 use sdlora_weights::WeightFile;
 
 use crate::UsageError;
@@ -62,46 +63,65 @@ fn find(args: &Args) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Container, metadata, tensors and totals.
+/// What was understood, the metadata, the tensors and what each becomes, and totals.
 fn describe_weights(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
     let file = WeightFile::open(path)?;
+    let understood = Checkpoint::open(path, &Hints::default());
     let mut out = String::new();
-    writeln!(out, "file      {}", file.path().display())?;
-    writeln!(out, "container {}", file.kind())?;
+    writeln!(out, "{}", file.path().display())?;
+    match &understood {
+        Ok(checkpoint) => writeln!(out, "{}", checkpoint.describe().trim_end())?,
+        // Heads and adapters are no backbones, and are listed all the same.
+        Err(error) => writeln!(out, "{}, no backbone: {error}", file.kind())?,
+    }
     for (key, value) in file.metadata() {
-        writeln!(out, "metadata  {key} = {}", shortened(value))?;
+        writeln!(out, "metadata {key} = {}", shortened(value))?;
     }
     for name in file.unbuilt() {
-        writeln!(out, "left out  objects of {name}, which is Python code")?;
+        writeln!(
+            out,
+            "left out: what {name} would build, which is Python code"
+        )?;
     }
     if with_tensors {
         writeln!(out)?;
-        let rows: Vec<[String; 4]> = file
+        let mapping = understood.map_or_else(|_| Vec::new(), |checkpoint| checkpoint.mapping());
+        let rows: Vec<[String; 5]> = file
             .tensors()
             .iter()
             .map(|tensor| {
+                let mapped = mapping.iter().find(|mapped| mapped.name == tensor.name);
                 [
                     tensor.name.clone(),
                     tensor.dtype.to_string(),
                     format!("{:?}", tensor.shape),
                     grouped(tensor.n_elements() as u64),
+                    mapped.map_or_else(|| "-".to_owned(), becomes),
                 ]
             })
             .collect();
-        table(&mut out, ["tensor", "dtype", "shape", "numbers"], &rows)?;
+        let headings = ["tensor", "dtype", "shape", "numbers", "becomes"];
+        table(&mut out, headings, &rows)?;
     }
-    writeln!(out)?;
     let n_numbers = file.tensors().iter().fold(0_u64, |n, tensor| {
         n.saturating_add(tensor.n_elements() as u64)
     });
     writeln!(
         out,
-        "total     {} tensors, {} numbers, {}",
+        "\ntotal: {} tensors, {} numbers, {}",
         file.tensors().len(),
         grouped(n_numbers),
         megabytes(file.n_bytes())
     )?;
     Ok(out)
+}
+
+/// The parameter a tensor fills, and how, or why it fills none.
+fn becomes(mapped: &MappedTensor) -> String {
+    match &mapped.target {
+        Some(target) => format!("{target}: {}", mapped.status),
+        None => mapped.status.clone(),
+    }
 }
 
 /// Plan, tasks done, results and model files.
@@ -191,27 +211,23 @@ fn model_file(path: &Path) -> [String; 4] {
     }
 }
 
-/// Columns under their headings, as wide as their longest cell; the last one to the right.
+/// Columns under their headings, as wide as their longest cell.
 fn table<const N: usize>(
     out: &mut String,
     headings: [&str; N],
     rows: &[[String; N]],
 ) -> std::fmt::Result {
-    let mut widths = headings.map(str::len);
-    for row in rows {
+    let headings = headings.map(str::to_owned);
+    let mut widths = [0; N];
+    for row in [&headings].into_iter().chain(rows) {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let headings = headings.map(str::to_owned);
     for row in [&headings].into_iter().chain(rows) {
         let mut line = String::new();
-        for (i, (cell, width)) in row.iter().zip(widths).enumerate() {
-            if i + 1 == N {
-                write!(line, "{cell:>width$}")?;
-            } else {
-                write!(line, "{cell:<width$}  ")?;
-            }
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, "{cell:<width$}  ")?;
         }
         writeln!(out, "{}", line.trim_end())?;
     }
