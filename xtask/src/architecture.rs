@@ -16,6 +16,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("indicatif", &["sdlora-cli"]),
     ("mimalloc", &["sdlora-cli"]),
     ("image", &["sdlora-data"]),
+    ("ureq", &["sdlora-fetch"]),
     ("zip", &["sdlora-data", "sdlora-weights"]),
     (
         "safetensors",

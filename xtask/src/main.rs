@@ -38,6 +38,8 @@ enum Command {
     Compare(sdlora::Args),
     /// Name the class of images with a finished run
     Predict(sdlora::Args),
+    /// Show what a checkpoint, a model of the Hub or a run is
+    Inspect(sdlora::Args),
     /// List the configurations inside the binary, or print one
     Presets(sdlora::Args),
     Bench(bench::Args),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => sdlora::run("pretrain", &args),
         Command::Compare(args) => sdlora::run("compare", &args),
         Command::Predict(args) => sdlora::run("predict", &args),
+        Command::Inspect(args) => sdlora::run("inspect", &args),
         Command::Presets(args) => sdlora::run("presets", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Golden(args) => golden::run(&args),
@@ -73,7 +76,8 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "pretrain", "compare", "predict", "presets", "bench", "golden", "check",
+            "train", "pretrain", "compare", "predict", "inspect", "presets", "bench", "golden",
+            "check",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

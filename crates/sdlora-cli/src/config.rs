@@ -6,7 +6,8 @@ use sdlora_train::{Plan, RunConfig};
 use toml::{Table, Value};
 
 use crate::UsageError;
-use crate::commands::{presets, read_text};
+use crate::backbone::{BackboneArgs, Backbones};
+use crate::commands::{Common, presets, read_text};
 
 /// Which configuration, and what is different from it.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,36 +21,48 @@ pub struct ConfigArgs {
     /// Set a key of the configuration, for instance `method.variant=paper` or `n_epochs=5`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    #[command(flatten)]
+    pub backbone: BackboneArgs,
 }
 
 impl ConfigArgs {
-    /// The checked plan.
+    /// The checked plan, its backbone found or downloaded.
     ///
     /// # Errors
     ///
-    /// Usage errors that name the key.
-    pub fn plan(&self) -> anyhow::Result<Plan> {
+    /// Usage errors that name the key, and those of the backbone.
+    pub fn plan(&self, common: &Common) -> anyhow::Result<Plan> {
         let text = match &self.config {
             Some(path) => read_text(path)?,
             None => presets::find(&self.preset)?.text.to_owned(),
         };
-        Ok(with_settings(&text, &self.set)?.check()?)
+        let mut config = with_settings(&text, &self.backbone, &self.set)?;
+        Backbones::default().resolve(&mut config.backbone, common)?;
+        Ok(config.check()?)
     }
 }
 
-/// A configuration with keys set.
+/// A configuration with another backbone and keys set, in this order.
 ///
 /// # Errors
 ///
 /// Usage errors that name the key.
-pub fn with_settings(text: &str, settings: &[String]) -> anyhow::Result<RunConfig> {
-    if settings.is_empty() {
+pub fn with_settings(
+    text: &str,
+    backbone: &BackboneArgs,
+    settings: &[String],
+) -> anyhow::Result<RunConfig> {
+    let section = backbone.section()?;
+    if settings.is_empty() && section.is_none() {
         // Straight from the text, so that an error has a line number.
         return Ok(RunConfig::parse(text)?);
     }
     let mut table: Table = text
         .parse()
         .map_err(|e| UsageError(format!("configuration is not TOML: {e}")))?;
+    if let Some(section) = section {
+        table.insert("backbone".into(), Value::Table(section));
+    }
     for setting in settings {
         let (key, value) = setting.split_once('=').ok_or_else(|| {
             UsageError(format!(
@@ -97,13 +110,17 @@ mod tests {
 
     fn main_job(settings: &[&str]) -> anyhow::Result<RunConfig> {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
-        with_settings(presets::PRESETS[0].text, &settings)
+        with_settings(
+            presets::PRESETS[0].text,
+            &BackboneArgs::default(),
+            &settings,
+        )
     }
 
     #[test]
     fn every_preset_is_a_plan() {
         for preset in presets::PRESETS {
-            let config = with_settings(preset.text, &[])
+            let config = with_settings(preset.text, &BackboneArgs::default(), &[])
                 .unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
             config.check().unwrap();
         }
@@ -115,6 +132,26 @@ mod tests {
         assert_eq!(config.n_epochs, 3);
         assert_eq!(config.optimizer.lr, 0.5);
         assert_eq!(config.method.options["variant"].as_str(), Some("paper"));
+    }
+
+    #[test]
+    fn another_backbone_comes_without_the_shape_of_the_first_and_before_the_keys() {
+        let text = presets::PRESETS[0].text.replace(
+            "[backbone]",
+            "[backbone]\npreset = \"vit_base_patch16_224\"",
+        );
+        let args = BackboneArgs {
+            backbone: Some("hf:timm/tiny".into()),
+        };
+        let config = with_settings(&text, &args, &[]).unwrap();
+        assert_eq!(config.backbone.weights, PathBuf::from("hf:timm/tiny"));
+        assert_eq!(config.backbone.preset, None);
+        let set = ["backbone.preset=vit_large_patch16_224".to_owned()];
+        let config = with_settings(&text, &args, &set).unwrap();
+        assert_eq!(
+            config.backbone.preset.as_deref(),
+            Some("vit_large_patch16_224")
+        );
     }
 
     #[test]

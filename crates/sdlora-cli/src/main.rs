@@ -4,9 +4,11 @@
 //! 2 the command or its settings are wrong.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod backbone;
 mod commands;
 mod config;
 mod device;
+mod download_bar;
 mod progress;
 mod report;
 mod results;
@@ -39,6 +41,7 @@ enum Command {
     Pretrain(commands::pretrain::Args),
     Compare(commands::compare::Args),
     Predict(commands::predict::Args),
+    Inspect(commands::inspect::Args),
     Presets(commands::presets::Args),
 }
 
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => commands::pretrain::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::Predict(args) => commands::predict::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
         Command::Presets(args) => commands::presets::run(args),
     };
     match done {
@@ -76,6 +80,9 @@ fn chain(error: &anyhow::Error) -> String {
 fn is_usage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<UsageError>()
+            || cause
+                .downcast_ref::<sdlora_fetch::FetchError>()
+                .is_some_and(sdlora_fetch::FetchError::is_usage)
             || cause
                 .downcast_ref::<sdlora_train::TrainError>()
                 .is_some_and(sdlora_train::TrainError::is_usage)

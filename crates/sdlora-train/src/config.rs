@@ -3,7 +3,7 @@
 //! Only a plan can run. It is written to the run folder before training starts, and a resumed run
 //! must have the same one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sdlora_data::{Options, StreamConfig, TransformConfig};
 use serde::{Deserialize, Serialize};
@@ -71,11 +71,28 @@ pub struct MethodConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
-    /// A safetensors file with timm's names; relative paths start at the data folder.
+    /// A weight file or a folder with one; relative paths start at the data folder. Who starts the
+    /// run may allow other names, and then sets `resolved`.
     pub weights: PathBuf,
     /// Name of the shape, when the file does not carry it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
+    /// SHA-256 of the weight file, 64 hexadecimal digits, where the run must have exactly this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Where the weights lie on this machine, when `weights` is no path. Not a part of the plan.
+    #[serde(skip)]
+    pub resolved: Option<PathBuf>,
+}
+
+impl BackboneConfig {
+    /// Where the weights lie, given the data folder.
+    pub fn path(&self, data_dir: &Path) -> PathBuf {
+        match &self.resolved {
+            Some(path) => path.clone(),
+            None => data_dir.join(&self.weights),
+        }
+    }
 }
 
 impl RunConfig {

@@ -239,7 +239,7 @@ fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, Tra
         Some(name) => Some(VitConfig::preset(name)?),
         None => None,
     };
-    let path = data_dir.join(&config.backbone.weights);
+    let path = config.backbone.path(data_dir);
     let (backbone, _) = Vit::load(&path, shape.as_ref(), device)?;
     let (vit, transform) = (backbone.config(), &config.transform);
     if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {

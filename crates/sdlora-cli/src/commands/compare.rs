@@ -9,6 +9,7 @@ use sdlora_train::{PLAN_FILE, Silent, Start};
 use serde::Deserialize;
 
 use crate::UsageError;
+use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::train::execute;
 use crate::commands::{Common, presets, read_text};
 use crate::config::with_settings;
@@ -64,6 +65,8 @@ pub struct Args {
     /// Set a key in every run
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     /// Folder of the runs
     #[arg(long, default_value = "runs/compare")]
     runs: PathBuf,
@@ -108,6 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let base = presets::find(&suite.base)?;
 
     let mut rows = Vec::new();
+    let mut backbones = Backbones::default();
     for entry in &suite.entry {
         if args
             .only
@@ -125,14 +129,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.push(format!(
                 "stream.class_order={{ numpy = {{ seed = {seed} }} }}"
             ));
-            let plan = with_settings(base.text, &settings)
-                .and_then(|config| Ok(config.check()?))
+            let mut config = with_settings(base.text, &args.backbone, &settings)
                 .with_context(|| format!("entry `{}`", entry.label))?;
             let folder = args
                 .runs
                 .join(&suite.name)
                 .join(format!("{}-seed{seed}", slug(&entry.label)));
             if !folder.join(results::METRICS_FILE).exists() {
+                backbones.resolve(&mut config.backbone, &args.common)?;
+                let plan = config
+                    .check()
+                    .with_context(|| format!("entry `{}`", entry.label))?;
                 let start = match folder.join(PLAN_FILE).exists() {
                     true => Start::Resume,
                     false => Start::Fresh,

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod compare;
+pub mod inspect;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;

@@ -33,7 +33,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let plan = args.config.plan()?;
+    let plan = args.config.plan(&args.common)?;
     let folder = match &args.name {
         Some(name) => args.runs.join(name),
         None => free_folder(&args.runs, &stem(&args.config)),

@@ -1,0 +1,236 @@
+//! The backbone a user names: a weight file, a folder with one, or a model of the Hub.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sdlora_fetch::{Hub, HubRepo, sha256_of};
+use sdlora_train::BackboneConfig;
+use sdlora_vit::{BACKBONES, Checkpoint, Hints, VitConfig};
+use sdlora_weights::{ContainerKind, WeightFile};
+use toml::{Table, Value};
+
+use crate::UsageError;
+use crate::commands::Common;
+use crate::download_bar::DownloadBar;
+
+/// Which backbone instead of the configuration's.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct BackboneArgs {
+    /// Backbone instead of the configuration's: a weight file, a folder with one, or a model of the
+    /// Hugging Face Hub as hf:ORG/NAME or hf:ORG/NAME@REVISION
+    #[arg(long, value_name = "SPEC")]
+    pub backbone: Option<String>,
+}
+
+impl BackboneArgs {
+    /// The section `[backbone]` that takes the place of the configuration's.
+    ///
+    /// # Errors
+    ///
+    /// A usage error when the path of the current folder is not known.
+    pub fn section(&self) -> anyhow::Result<Option<Table>> {
+        let Some(spec) = &self.backbone else {
+            return Ok(None);
+        };
+        let path = Path::new(spec);
+        // On the command line a path starts where the user is, in a plan at the data folder.
+        let weights = if !HubRepo::is_spec(spec) && path.exists() {
+            std::path::absolute(path)?.to_string_lossy().into_owned()
+        } else {
+            spec.clone()
+        };
+        Ok(Some(Table::from_iter([(
+            "weights".to_owned(),
+            Value::String(weights),
+        )])))
+    }
+}
+
+/// Backbones found so far, each looked up and named to the user once.
+#[derive(Debug, Default)]
+pub struct Backbones {
+    found: BTreeMap<PathBuf, Found>,
+}
+
+#[derive(Debug, Clone)]
+struct Found {
+    /// What [`BackboneConfig::resolved`] becomes: only where the name is no path.
+    resolved: Option<PathBuf>,
+    /// The file with the weights, of several the list of them.
+    file: PathBuf,
+    /// Of a model of the Hub, whose content may change under the same name.
+    sha256: Option<String>,
+}
+
+impl Backbones {
+    /// Finds or downloads the weights, says in one line what they are, and completes the section of
+    /// the plan: where they lie, and the SHA-256 of a model of the Hub.
+    ///
+    /// # Errors
+    ///
+    /// Usage errors when there is no such backbone or its SHA-256 is not the one that is asked for;
+    /// otherwise those of the download and of the file.
+    pub fn resolve(&mut self, config: &mut BackboneConfig, common: &Common) -> anyhow::Result<()> {
+        if !self.found.contains_key(&config.weights) {
+            let found = find(config, common)?;
+            self.found.insert(config.weights.clone(), found);
+        }
+        let found = &self.found[&config.weights];
+        config.resolved = found.resolved.clone();
+        match &config.sha256 {
+            Some(expected) => check_sum(found, expected)?,
+            None => config.sha256 = found.sha256.clone(),
+        }
+        Ok(())
+    }
+}
+
+fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
+    let spec = config.weights.to_string_lossy();
+    let resolved = match HubRepo::is_spec(&spec) {
+        true => Some(fetch(&spec, common.quiet)?),
+        false => None,
+    };
+    let path = match &resolved {
+        Some(snapshot) => snapshot.clone(),
+        None => common.data_dir.join(&config.weights),
+    };
+    if !path.exists() {
+        return Err(UsageError(not_found(&spec, &path)).into());
+    }
+    let hints = Hints {
+        config: match &config.preset {
+            Some(name) => Some(VitConfig::preset(name)?),
+            None => None,
+        },
+        ..Hints::default()
+    };
+    let checkpoint = Checkpoint::open(&path, &hints)?;
+    let weights = WeightFile::open(&path)?;
+    let is_one_file = weights.kind() != ContainerKind::ShardedSafetensors;
+    let sha256 = match resolved.is_some() && is_one_file {
+        true => Some(sha256_of(weights.path())?),
+        false => None,
+    };
+    if !common.quiet {
+        println!(
+            "backbone {spec}: {}",
+            summary(&checkpoint, sha256.as_deref())
+        );
+    }
+    Ok(Found {
+        resolved,
+        file: weights.path().to_owned(),
+        sha256,
+    })
+}
+
+/// Downloads a model of the Hub, or finds it in the cache, and returns the folder of its files.
+///
+/// # Errors
+///
+/// Those of [`HubRepo::parse`] and [`Hub::fetch_model`].
+pub fn fetch(spec: &str, quiet: bool) -> anyhow::Result<PathBuf> {
+    let repo = HubRepo::parse(spec)?;
+    let snapshot = Hub::from_env().fetch_model(&repo, &mut DownloadBar::new(quiet))?;
+    Ok(std::path::absolute(snapshot)?)
+}
+
+/// One line on a backbone: container, names, size and sum.
+fn summary(checkpoint: &Checkpoint, sha256: Option<&str>) -> String {
+    // The first two lines of the description; the others are for `sdlora inspect`.
+    let description = checkpoint.describe();
+    let mut parts: Vec<&str> = description.lines().take(2).collect();
+    let sum = sha256.map(|sum| format!("SHA-256 {sum:.12}"));
+    parts.extend(sum.as_deref());
+    parts.join(", ")
+}
+
+fn check_sum(found: &Found, expected: &str) -> anyhow::Result<()> {
+    let sum = match &found.sha256 {
+        Some(sum) => sum.clone(),
+        None => sha256_of(&found.file)?,
+    };
+    if sum.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    Err(UsageError(format!(
+        "backbone {} has the SHA-256 {sum} instead of {expected}: pin the revision it was, or \
+         change `backbone.sha256`",
+        found.file.display()
+    ))
+    .into())
+}
+
+fn not_found(spec: &str, path: &Path) -> String {
+    if BACKBONES.iter().any(|preset| preset.name == spec) {
+        return format!(
+            "`{spec}` is a shape without weights: add its file with `--backbone FILE --set \
+             backbone.preset={spec}`"
+        );
+    }
+    format!(
+        "there is no backbone `{spec}`, neither here nor at {}: give a weight file, a folder, or a \
+         model of the Hub as hf:ORG/NAME",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn common(data_dir: &str) -> Common {
+        Common {
+            device: "flex".into(),
+            data_dir: data_dir.into(),
+            quiet: true,
+        }
+    }
+
+    fn backbone(weights: &str) -> BackboneConfig {
+        BackboneConfig {
+            weights: weights.into(),
+            preset: None,
+            sha256: None,
+            resolved: None,
+        }
+    }
+
+    #[test]
+    fn a_missing_backbone_is_named_with_what_to_give() {
+        let mut config = backbone("missing.safetensors");
+        let error = Backbones::default()
+            .resolve(&mut config, &common("/data"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("missing.safetensors") && error.contains("hf:"),
+            "{error}"
+        );
+        let mut config = backbone(BACKBONES[0].name);
+        let error = Backbones::default()
+            .resolve(&mut config, &common("/data"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("backbone.preset="), "{error}");
+    }
+
+    #[test]
+    fn a_pinned_sum_is_checked_and_a_path_is_left_as_it_is() {
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../datasets");
+        let mut config = backbone("omniglot/vit_omniglot_patch7_28.safetensors");
+        let mut backbones = Backbones::default();
+        backbones.resolve(&mut config, &common(data)).unwrap();
+        assert_eq!((&config.sha256, &config.resolved), (&None, &None));
+        config.sha256 = Some("0".repeat(64));
+        let error = backbones
+            .resolve(&mut config, &common(data))
+            .unwrap_err()
+            .to_string();
+        let sum = sha256_of(&Path::new(data).join(&config.weights)).unwrap();
+        assert!(error.contains(&sum), "{error}");
+        config.sha256 = Some(sum.to_uppercase());
+        backbones.resolve(&mut config, &common(data)).unwrap();
+    }
+}

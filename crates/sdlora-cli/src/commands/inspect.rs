@@ -1,0 +1,281 @@
+//! `sdlora inspect`: what a checkpoint or a run is, without computing anything.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use sdlora_fetch::HubRepo;
+use sdlora_metrics::Summary;
+use sdlora_train::{PLAN_FILE, RunConfig, checkpoint};
+use sdlora_vit::{Checkpoint, Hints, MappedTensor};
+use sdlora_weights::WeightFile;
+
+use crate::UsageError;
+use crate::backbone::fetch;
+use crate::commands::read_text;
+use crate::report::summary_block;
+use crate::results;
+
+/// Show what a checkpoint or a run is
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A weight file, a folder with one, a model of the Hub as hf:ORG/NAME, or the folder of a run
+    target: String,
+    /// Leave out the list of tensors
+    #[arg(long)]
+    summary: bool,
+    /// Folder of the runs, where TARGET may be a name
+    #[arg(long, default_value = "runs")]
+    runs: PathBuf,
+}
+
+/// Longest value of the metadata that is shown whole, in characters.
+const LONGEST: usize = 100;
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let path = find(&args)?;
+    let text = if path.join(PLAN_FILE).is_file() {
+        describe_run(&path)?
+    } else {
+        describe_weights(&path, !args.summary)?
+    };
+    print!("{text}");
+    Ok(())
+}
+
+fn find(args: &Args) -> anyhow::Result<PathBuf> {
+    if HubRepo::is_spec(&args.target) {
+        return fetch(&args.target, false);
+    }
+    let (path, run) = (PathBuf::from(&args.target), args.runs.join(&args.target));
+    if path.exists() {
+        Ok(path)
+    } else if run.join(PLAN_FILE).is_file() {
+        Ok(run)
+    } else {
+        Err(UsageError(format!(
+            "there is no {} and no run {}: give a weight file, a folder, a run, or a model of the \
+             Hub as hf:ORG/NAME",
+            path.display(),
+            run.display()
+        ))
+        .into())
+    }
+}
+
+/// What was understood, the metadata, the tensors and what each becomes, and totals.
+fn describe_weights(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
+    let file = WeightFile::open(path)?;
+    let understood = Checkpoint::open(path, &Hints::default());
+    let mut out = String::new();
+    writeln!(out, "{}", file.path().display())?;
+    match &understood {
+        Ok(checkpoint) => writeln!(out, "{}", checkpoint.describe().trim_end())?,
+        // Heads and adapters are no backbones, and are listed all the same.
+        Err(error) => writeln!(out, "{}, no backbone: {error}", file.kind())?,
+    }
+    for (key, value) in file.metadata() {
+        writeln!(out, "metadata {key} = {}", shortened(value))?;
+    }
+    for name in file.unbuilt() {
+        writeln!(
+            out,
+            "left out: what {name} would build, which is Python code"
+        )?;
+    }
+    if with_tensors {
+        writeln!(out)?;
+        let mapping = understood.map_or_else(|_| Vec::new(), |checkpoint| checkpoint.mapping());
+        let rows: Vec<[String; 5]> = file
+            .tensors()
+            .iter()
+            .map(|tensor| {
+                let mapped = mapping.iter().find(|mapped| mapped.name == tensor.name);
+                [
+                    tensor.name.clone(),
+                    tensor.dtype.to_string(),
+                    format!("{:?}", tensor.shape),
+                    grouped(tensor.n_elements() as u64),
+                    mapped.map_or_else(|| "-".to_owned(), becomes),
+                ]
+            })
+            .collect();
+        let headings = ["tensor", "dtype", "shape", "numbers", "becomes"];
+        table(&mut out, headings, &rows)?;
+    }
+    let n_numbers = file.tensors().iter().fold(0_u64, |n, tensor| {
+        n.saturating_add(tensor.n_elements() as u64)
+    });
+    writeln!(
+        out,
+        "\ntotal: {} tensors, {} numbers, {}",
+        file.tensors().len(),
+        grouped(n_numbers),
+        megabytes(file.n_bytes())
+    )?;
+    Ok(out)
+}
+
+/// The parameter a tensor fills, and how, or why it fills none.
+fn becomes(mapped: &MappedTensor) -> String {
+    match &mapped.target {
+        Some(target) => format!("{target}: {}", mapped.status),
+        None => mapped.status.clone(),
+    }
+}
+
+/// Plan, tasks done, results and model files.
+fn describe_run(folder: &Path) -> anyhow::Result<String> {
+    let config = RunConfig::parse(&read_text(&folder.join(PLAN_FILE))?)?;
+    let mut out = String::new();
+    writeln!(out, "run       {}", folder.display())?;
+    writeln!(out, "method    {}", config.method.name)?;
+    writeln!(out, "data set  {}, seed {}", config.dataset, config.seed)?;
+    write!(out, "backbone  {}", config.backbone.weights.display())?;
+    if let Some(preset) = &config.backbone.preset {
+        write!(out, ", shape {preset}")?;
+    }
+    match &config.backbone.sha256 {
+        Some(sum) => writeln!(out, ", SHA-256 {sum}")?,
+        None => writeln!(out)?,
+    }
+    writeln!(
+        out,
+        "training  {} epochs per task, {} images per step",
+        config.n_epochs, config.batch_size
+    )?;
+
+    let names = checkpoint::names(&folder.join("checkpoints"));
+    let n_done = names
+        .iter()
+        .filter(|name| name.ends_with("-trained"))
+        .count();
+    if folder.join(results::METRICS_FILE).is_file() {
+        let metrics = results::read(folder)?;
+        let matrix = &metrics.log.matrix;
+        writeln!(
+            out,
+            "state     finished: {} tasks, {} classes, on {}",
+            matrix.n_tasks(),
+            metrics.class_names.len(),
+            metrics.device
+        )?;
+        write!(out, "\n{}", summary_block(&Summary::of(matrix)).trim_end())?;
+        writeln!(out)?;
+    } else {
+        let newest = names.last().map_or("none", String::as_str);
+        writeln!(
+            out,
+            "state     {n_done} tasks done, newest checkpoint {newest}; continue with `sdlora train \
+             --resume` and the settings it was started with"
+        )?;
+    }
+
+    let model = folder.join("model");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&model)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    if !files.is_empty() {
+        writeln!(out)?;
+        let rows = files
+            .iter()
+            .map(|path| model_file(path))
+            .collect::<Vec<_>>();
+        table(&mut out, ["model file", "what", "tensors", "size"], &rows)?;
+    }
+    Ok(out)
+}
+
+/// A row on one file of a model; a damaged one does not hide the others.
+fn model_file(path: &Path) -> [String; 4] {
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let size = std::fs::metadata(path).map_or_else(|e| e.to_string(), |m| megabytes(m.len()));
+    if !name.ends_with(".safetensors") {
+        return [name, "list".into(), "-".into(), size];
+    }
+    match WeightFile::open(path) {
+        Ok(file) => [
+            name,
+            file.kind().to_string(),
+            file.tensors().len().to_string(),
+            size,
+        ],
+        Err(error) => [name, format!("unreadable: {error}"), "-".into(), size],
+    }
+}
+
+/// Columns under their headings, as wide as their longest cell.
+fn table<const N: usize>(
+    out: &mut String,
+    headings: [&str; N],
+    rows: &[[String; N]],
+) -> std::fmt::Result {
+    let headings = headings.map(str::to_owned);
+    let mut widths = [0; N];
+    for row in [&headings].into_iter().chain(rows) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in [&headings].into_iter().chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, "{cell:<width$}  ")?;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn shortened(value: &str) -> String {
+    let mut chars = value.chars();
+    let start: String = chars
+        .by_ref()
+        .take(LONGEST)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    match chars.count() {
+        0 => start,
+        n_more => format!("{start} ... and {n_more} more characters"),
+    }
+}
+
+/// A number with its thousands apart: 1,234,567.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn megabytes(n: u64) -> String {
+    format!("{:.2} MB", n as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_long_values_are_shown_readably() {
+        assert_eq!(
+            [0, 12, 999, 1000, 1_234_567].map(grouped),
+            ["0", "12", "999", "1,000", "1,234,567"]
+        );
+        let long = "ü".repeat(LONGEST + 7);
+        assert!(shortened(&long).ends_with("ü ... and 7 more characters"));
+        assert_eq!(shortened("a\nb"), "a b");
+    }
+}
