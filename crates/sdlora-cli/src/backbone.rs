@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sdlora_data::TransformConfig;
 use sdlora_fetch::{Hub, HubRepo, sha256_of};
 use sdlora_train::BackboneConfig;
 use sdlora_vit::{BACKBONES, Checkpoint, Hints, VitConfig};
@@ -12,6 +13,7 @@ use toml::{Table, Value};
 use crate::UsageError;
 use crate::commands::Common;
 use crate::download_bar::DownloadBar;
+use crate::preprocess;
 
 /// Which backbone instead of the configuration's.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -60,6 +62,8 @@ struct Found {
     file: PathBuf,
     /// Of a model of the Hub, whose content may change under the same name.
     sha256: Option<String>,
+    /// What the checkpoint asks for, or why it cannot be had.
+    transform: Result<Option<TransformConfig>, String>,
 }
 
 impl Backbones {
@@ -71,17 +75,35 @@ impl Backbones {
     /// Usage errors when there is no such backbone or its SHA-256 is not the one that is asked for;
     /// otherwise those of the download and of the file.
     pub fn resolve(&mut self, config: &mut BackboneConfig, common: &Common) -> anyhow::Result<()> {
-        if !self.found.contains_key(&config.weights) {
-            let found = find(config, common)?;
-            self.found.insert(config.weights.clone(), found);
-        }
-        let found = &self.found[&config.weights];
+        let found = self.find(config, common)?;
         config.resolved = found.resolved.clone();
         match &config.sha256 {
             Some(expected) => check_sum(found, expected)?,
             None => config.sha256 = found.sha256.clone(),
         }
         Ok(())
+    }
+
+    /// The transform that the checkpoint asks for; `None` where it carries none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`resolve`](Self::resolve), and a usage error for what no transform here does.
+    pub fn transform(
+        &mut self,
+        config: &BackboneConfig,
+        common: &Common,
+    ) -> anyhow::Result<Option<TransformConfig>> {
+        let found = self.find(config, common)?;
+        found.transform.clone().map_err(|e| UsageError(e).into())
+    }
+
+    fn find(&mut self, config: &BackboneConfig, common: &Common) -> anyhow::Result<&Found> {
+        if !self.found.contains_key(&config.weights) {
+            let found = find(config, common)?;
+            self.found.insert(config.weights.clone(), found);
+        }
+        Ok(&self.found[&config.weights])
     }
 }
 
@@ -103,6 +125,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
             Some(name) => Some(VitConfig::preset(name)?),
             None => None,
         },
+        n_heads: config.n_heads,
         ..Hints::default()
     };
     let checkpoint = Checkpoint::open(&path, &hints)?;
@@ -122,6 +145,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
         resolved,
         file: weights.path().to_owned(),
         sha256,
+        transform: preprocess::transform_of(&checkpoint).map_err(|e| e.to_string()),
     })
 }
 
@@ -192,6 +216,7 @@ mod tests {
         BackboneConfig {
             weights: weights.into(),
             preset: None,
+            n_heads: None,
             sha256: None,
             resolved: None,
         }

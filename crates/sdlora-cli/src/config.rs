@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use sdlora_train::{Plan, RunConfig};
+use sdlora_data::TransformConfig;
+use sdlora_train::{BackboneConfig, Plan, RunConfig};
 use toml::{Table, Value};
 
 use crate::UsageError;
@@ -36,42 +37,94 @@ impl ConfigArgs {
             Some(path) => read_text(path)?,
             None => presets::find(&self.preset)?.text.to_owned(),
         };
-        let mut config = with_settings(&text, &self.backbone, &self.set)?;
-        Backbones::default().resolve(&mut config.backbone, common)?;
+        let mut backbones = Backbones::default();
+        let mut config = with_settings(&text, &self.backbone, &self.set, &mut |backbone| {
+            backbones.transform(backbone, common)
+        })?;
+        backbones.resolve(&mut config.backbone, common)?;
         Ok(config.check()?)
     }
 }
 
-/// A configuration with another backbone and keys set, in this order.
+/// Says which transform the checkpoint of a backbone asks for, `None` where it does not say.
+pub type TransformOf<'a> =
+    dyn FnMut(&BackboneConfig) -> anyhow::Result<Option<TransformConfig>> + 'a;
+
+/// Stands for `[transform]` where the checkpoint decides.
+const FROM_CHECKPOINT: &str = "checkpoint";
+
+/// A configuration with another backbone and keys set.
+///
+/// The transform is that of the checkpoint where the configuration has none, where it is
+/// `"checkpoint"`, and where the backbone is another one that says which it wants; keys that are set
+/// stand above it.
 ///
 /// # Errors
 ///
-/// Usage errors that name the key.
+/// Usage errors that name the key, and those of `transform_of`.
 pub fn with_settings(
     text: &str,
     backbone: &BackboneArgs,
     settings: &[String],
+    transform_of: &mut TransformOf<'_>,
 ) -> anyhow::Result<RunConfig> {
     let section = backbone.section()?;
-    if settings.is_empty() && section.is_none() {
+    let mut table: Table = match text.parse() {
+        Ok(table) => table,
+        // The error has a line number.
+        Err(_) => return Ok(RunConfig::parse(text)?),
+    };
+    if settings.is_empty() && section.is_none() && table.get("transform").is_some_and(is_own) {
         // Straight from the text, so that an error has a line number.
         return Ok(RunConfig::parse(text)?);
     }
-    let mut table: Table = text
-        .parse()
-        .map_err(|e| UsageError(format!("configuration is not TOML: {e}")))?;
+    let is_other_backbone = section.is_some();
     if let Some(section) = section {
         table.insert("backbone".into(), Value::Table(section));
     }
+    let mut later = Vec::new();
     for setting in settings {
         let (key, value) = setting.split_once('=').ok_or_else(|| {
             UsageError(format!(
                 "`--set {setting}` has no `=`: write `--set key=value`"
             ))
         })?;
-        set(&mut table, key.trim(), parse_value(value.trim()))?;
+        let (key, value) = (key.trim(), parse_value(value.trim()));
+        // Which backbone it is decides what the other keys stand above.
+        if key == "transform" || key == "backbone" || key.starts_with("backbone.") {
+            set(&mut table, key, value)?;
+        } else {
+            later.push((key, value));
+        }
+    }
+    let asks = !table.get("transform").is_some_and(is_own);
+    if (asks || is_other_backbone) && table.contains_key("backbone") {
+        let backbone: BackboneConfig = table["backbone"]
+            .clone()
+            .try_into()
+            .map_err(|e| UsageError(format!("`backbone` cannot be read: {e}")))?;
+        match transform_of(&backbone)? {
+            Some(transform) => {
+                table.insert("transform".into(), Value::try_from(&transform)?);
+            }
+            None if asks => {
+                return Err(UsageError(format!(
+                    "the backbone {} does not say how images are prepared: write a `[transform]`",
+                    backbone.weights.display()
+                ))
+                .into());
+            }
+            None => {}
+        }
+    }
+    for (key, value) in later {
+        set(&mut table, key, value)?;
     }
     Ok(RunConfig::parse(&table.to_string())?)
+}
+
+fn is_own(transform: &Value) -> bool {
+    transform.as_str() != Some(FROM_CHECKPOINT)
 }
 
 /// A TOML value, or a string where it is none: `paper` needs no quotes.
@@ -108,19 +161,25 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), UsageError> {
 mod tests {
     use super::*;
 
+    /// A checkpoint that does not say.
+    fn nothing(_: &BackboneConfig) -> anyhow::Result<Option<TransformConfig>> {
+        Ok(None)
+    }
+
     fn main_job(settings: &[&str]) -> anyhow::Result<RunConfig> {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
         with_settings(
             presets::PRESETS[0].text,
             &BackboneArgs::default(),
             &settings,
+            &mut nothing,
         )
     }
 
     #[test]
     fn every_preset_is_a_plan() {
         for preset in presets::PRESETS {
-            let config = with_settings(preset.text, &BackboneArgs::default(), &[])
+            let config = with_settings(preset.text, &BackboneArgs::default(), &[], &mut nothing)
                 .unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
             config.check().unwrap();
         }
@@ -143,15 +202,55 @@ mod tests {
         let args = BackboneArgs {
             backbone: Some("hf:timm/tiny".into()),
         };
-        let config = with_settings(&text, &args, &[]).unwrap();
+        let config = with_settings(&text, &args, &[], &mut nothing).unwrap();
         assert_eq!(config.backbone.weights, PathBuf::from("hf:timm/tiny"));
         assert_eq!(config.backbone.preset, None);
         let set = ["backbone.preset=vit_large_patch16_224".to_owned()];
-        let config = with_settings(&text, &args, &set).unwrap();
+        let config = with_settings(&text, &args, &set, &mut nothing).unwrap();
         assert_eq!(
             config.backbone.preset.as_deref(),
             Some("vit_large_patch16_224")
         );
+    }
+
+    #[test]
+    fn a_checkpoint_decides_where_it_is_asked_and_keys_stand_above_it() {
+        let mut asked = Vec::new();
+        let mut transform_of = |backbone: &BackboneConfig| {
+            asked.push(backbone.weights.display().to_string());
+            Ok(Some(TransformConfig::new(64, sdlora_data::Channels::Rgb)))
+        };
+        let text = presets::PRESETS[0].text;
+        let other = BackboneArgs {
+            backbone: Some("other.safetensors".into()),
+        };
+        let none = BackboneArgs::default();
+        let set = |settings: &[&str]| settings.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+
+        // The preset's own backbone keeps the preset's transform.
+        let config = with_settings(text, &none, &set(&["n_epochs=3"]), &mut transform_of).unwrap();
+        assert_eq!(config.transform.side, 28);
+        for (backbone, settings) in [
+            (&other, set(&["transform.side=32"])),
+            (&none, set(&["transform.side=32", "transform=checkpoint"])),
+        ] {
+            let config = with_settings(text, backbone, &settings, &mut transform_of).unwrap();
+            assert_eq!(config.transform.side, 32);
+            assert_eq!(config.transform.channels, sdlora_data::Channels::Rgb);
+        }
+        assert_eq!(
+            asked,
+            [
+                "other.safetensors",
+                "omniglot/vit_omniglot_patch7_28.safetensors"
+            ]
+        );
+
+        // A checkpoint that does not say leaves what there is, and is an error where there is nothing.
+        let config = with_settings(text, &other, &[], &mut nothing).unwrap();
+        assert_eq!(config.transform.side, 28);
+        let error = main_job(&["transform=checkpoint"]).unwrap_err().to_string();
+        assert!(error.contains("[transform]"), "{error}");
     }
 
     #[test]

@@ -77,6 +77,9 @@ pub struct BackboneConfig {
     /// Name of the shape, when the file does not carry it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
+    /// Attention heads, when neither file nor preset tells; no tensor does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_heads: Option<usize>,
     /// SHA-256 of the weight file, 64 hexadecimal digits, where the run must have exactly this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use sdlora_core::Adapter;
 use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_vit::{Checkpoint, Hints, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -240,7 +240,14 @@ fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, Tra
         None => None,
     };
     let path = config.backbone.path(data_dir);
-    let (backbone, _) = Vit::load(&path, shape.as_ref(), device)?;
+    let hints = Hints {
+        config: shape,
+        // Positions are brought to the grid of the images.
+        image_size: Some(config.transform.side),
+        n_heads: config.backbone.n_heads,
+        ..Hints::default()
+    };
+    let (backbone, _) = Checkpoint::open(&path, &hints)?.load(device)?;
     let (vit, transform) = (backbone.config(), &config.transform);
     if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {
         return Err(TrainError::setting(

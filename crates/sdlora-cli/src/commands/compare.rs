@@ -129,8 +129,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.push(format!(
                 "stream.class_order={{ numpy = {{ seed = {seed} }} }}"
             ));
-            let mut config = with_settings(base.text, &args.backbone, &settings)
-                .with_context(|| format!("entry `{}`", entry.label))?;
+            let mut config = with_settings(base.text, &args.backbone, &settings, &mut |backbone| {
+                backbones.transform(backbone, &args.common)
+            })
+            .with_context(|| format!("entry `{}`", entry.label))?;
             let folder = args
                 .runs
                 .join(&suite.name)
