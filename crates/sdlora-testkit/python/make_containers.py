@@ -57,6 +57,7 @@ def containers():
         "f64": ramp(2, 3, dtype=torch.float64),
         "i64": torch.arange(3),
         "bool": torch.tensor([True, False]),
+        "u16": torch.tensor([1, 2], dtype=torch.uint16),
         "scalar": torch.tensor(0.5),
         "empty": torch.zeros(0, 4),
     }, {}
@@ -70,7 +71,13 @@ def containers():
         "expanded": torch.tensor([0.5]).expand(6),
         "channels_last": ramp(1, 2, 2, 3).to(memory_format=torch.channels_last),
     }, {}
-    yield "parameter.pth", {"weight": torch.nn.Parameter(ramp(2, 2)), "frozen": torch.nn.Parameter(ramp(2), False)}, {}
+    with_attribute = ramp(3)
+    with_attribute.note = "attributes make another call"
+    yield "parameter.pth", {
+        "weight": torch.nn.Parameter(ramp(2, 2)),
+        "frozen": torch.nn.Parameter(ramp(2), False),
+        "with_attribute": with_attribute,
+    }, {}
     yield "args_beside.pth", {
         "teacher": {"backbone.norm.weight": ramp(2) + 1},
         "student": {"module.backbone.norm.weight": ramp(2)},

@@ -125,6 +125,23 @@ mod tests {
     }
 
     #[test]
+    fn shards_of_pytorch_are_read_as_well() {
+        let golden = sdlora_testkit::golden_dir().join("containers");
+        let folder = tempfile::tempdir().unwrap();
+        for (shard, name) in [("1.bin", "state_dict.pth"), ("2.bin", "parameter.pth")] {
+            std::fs::copy(golden.join(name), folder.path().join(shard)).unwrap();
+        }
+        let map = r#"{"weight_map":{"0.weight":"1.bin","weight":"2.bin","frozen":"2.bin"}}"#;
+        std::fs::write(folder.path().join("pytorch_model.bin.index.json"), map).unwrap();
+        let file = WeightFile::open(folder.path()).unwrap();
+        assert_eq!(file.kind(), ContainerKind::PyTorchZip);
+        // The first shard holds more than the index gives it.
+        let names: Vec<_> = file.tensors().iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["0.weight", "frozen", "weight"]);
+        assert_eq!(file.read_f32("frozen").unwrap(), [0.0, 0.25]);
+    }
+
+    #[test]
     fn an_index_that_lies_or_leaves_its_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("inner");

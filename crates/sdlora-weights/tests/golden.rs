@@ -65,8 +65,9 @@ fn dtypes_kinds_and_metadata_are_told() {
     assert_eq!(dtype("f64"), Dtype::F64);
     assert_eq!(dtype("i64"), Dtype::Other("I64".into()));
     assert_eq!(dtype("bool"), Dtype::Other("BOOL".into()));
+    assert_eq!(dtype("u16"), Dtype::Other("U16".into()));
     assert_eq!(half.get("scalar").unwrap().n_elements(), 1);
-    assert_eq!(half.n_bytes(), 12 + 12 + 48 + 24 + 2 + 4);
+    assert_eq!(half.n_bytes(), 12 + 12 + 48 + 24 + 2 + 4 + 4);
 
     let small = open("small.safetensors").unwrap();
     assert_eq!(small.kind(), ContainerKind::Safetensors);

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sdlora_weights::WeightFile;
 
-/// More than reading a file of a few KB needs: a megabyte to convert, a megabyte of `f32`, directory and pickle.
-const MAX_BYTES: usize = 8 << 20;
+/// Far more than reading a file of 1 to 3 KB needs: none of these takes more than 70 KB.
+const MAX_BYTES: usize = 1 << 20;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
