@@ -128,10 +128,15 @@ const SIZES: &[(&[&str], usize, usize)] = &[
     (&["medium"], 512, 8),
     (&["betwixt"], 640, 10),
     (&["base", "vitb"], 768, 12),
-    (&["large", "vitl"], 1024, 16),
+    (&["so150m2"], 832, 13),
+    (&["plus", "so150m"], 896, 14),
+    (&["large", "vitl", "intern300m"], 1024, 16),
     (&["huge", "vith"], 1280, 16),
     (&["giant", "vitg"], 1408, 16),
+    (&["wee", "xsmall"], 256, 4),
+    (&["little"], 320, 5),
     (&["test_vit"], 64, 2),
+    (&["test_vit3", "test_vit4"], 96, 3),
 ];
 
 /// Heads per block of the published model of that name and width: `None` when the name has no

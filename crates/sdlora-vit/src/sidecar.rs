@@ -146,6 +146,7 @@ const UNLIKE_PLAIN: &[(&[&str], &str)] = &[
     (&["giantopt"], "an approximate GELU"),
     (&["patch32_siglip"], "an approximate GELU"),
     (&["siglip", "512"], "an approximate GELU"),
+    (&["_rope"], "rotary positions"),
     (&["_rpn_"], "its norms behind attention and MLP"),
 ];
 

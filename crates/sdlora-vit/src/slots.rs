@@ -64,12 +64,21 @@ fn replace<const D: usize>(param: &mut Param<Tensor<D>>, values: Vec<f32>, devic
     *param = Param::initialized(param.id, tensor.set_require_grad(param.is_require_grad()));
 }
 
+/// Rows and columns of the squares in which a matrix is transposed, small enough for the nearest
+/// cache: whole columns at once would miss it at every step.
+const TILE: usize = 32;
+
 /// Row-major `[n_rows, n_columns]` to `[n_columns, n_rows]`.
 fn transpose(values: &[f32], n_rows: usize, n_columns: usize) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
-    for (i, row) in values.chunks_exact(n_columns).enumerate() {
-        for (j, &value) in row.iter().enumerate() {
-            out[j * n_rows + i] = value;
+    for first_row in (0..n_rows).step_by(TILE) {
+        let rows = first_row..(first_row + TILE).min(n_rows);
+        for first_column in (0..n_columns).step_by(TILE) {
+            for column in first_column..(first_column + TILE).min(n_columns) {
+                for row in rows.clone() {
+                    out[column * n_rows + row] = values[row * n_columns + column];
+                }
+            }
         }
     }
     out
@@ -132,5 +141,19 @@ impl Vit {
         }
         let name = if config.fc_norm { "fc_norm" } else { "norm" };
         norm(f, name, &mut self.norm);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_that_fills_no_whole_tiles_is_transposed() {
+        let (n_rows, n_columns) = (TILE + 3, 2 * TILE - 1);
+        let values: Vec<f32> = (0..n_rows * n_columns).map(|v| v as f32).collect();
+        let out = transpose(&values, n_rows, n_columns);
+        assert_eq!(out[5 * n_rows + 33], values[33 * n_columns + 5]);
+        assert_eq!(transpose(&out, n_columns, n_rows), values);
     }
 }

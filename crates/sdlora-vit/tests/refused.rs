@@ -134,6 +134,10 @@ fn config_json_is_believed_only_for_a_model_of_its_width() {
     let other = r#"{"architecture": "vit_base_patch32_clip_quickgelu_224", "num_features": 48}"#;
     bench.beside("config.json", other);
     assert!(message(&path, &heads(3)).contains("approximate GELU"));
+    // timm computes these positions and keeps none of them in the file.
+    let other = r#"{"architecture": "vit_small_patch16_rope_ape_224", "num_features": 48}"#;
+    bench.beside("config.json", other);
+    assert!(message(&path, &heads(3)).contains("rotary"));
     let other = r#"{"model_type": "vit", "hidden_act": "relu"}"#;
     bench.beside("config.json", other);
     assert!(message(&path, &heads(3)).contains("`relu`"));

@@ -179,6 +179,25 @@ mod tests {
     }
 
     #[test]
+    fn the_decoder_of_mae_is_left() {
+        let names = [
+            "model.patch_embed.proj.weight",
+            "model.blocks.0.norm1.bias",
+            "model.decoder_embed.weight",
+            "model.decoder_blocks.0.attn.qkv.weight",
+        ];
+        let found = Names::find(&names).unwrap();
+        assert_eq!(
+            (found.scheme, found.prefix.as_str()),
+            (Scheme::Original, "model.")
+        );
+        assert_eq!(found.places[1], Place::Whole("blocks.0.norm1.bias".into()));
+        for place in &found.places[2..] {
+            assert_eq!(*place, Place::Unused("decoder of the pre-training"));
+        }
+    }
+
+    #[test]
     fn query_key_and_value_become_one() {
         for (style, q, k, v) in [
             (
