@@ -10,6 +10,9 @@
 //! labels every sample with the position of its class in that order. A [`Loader`] turns the samples of one half of
 //! one task into batches. Each step is a pure function of its inputs and a seed.
 //!
+//! [`TransformConfig::pipeline`] lists the steps of a published transform, equal to torchvision's on PIL images;
+//! [`TransformConfig::imagenet`] is the usual recipe for natural images.
+//!
 //! This crate knows no model: images and labels leave it as tensors on a device the caller names.
 //!
 //! ```

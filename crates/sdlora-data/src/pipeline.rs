@@ -1,6 +1,7 @@
 //! The published transforms: named steps on 8-bit images, equal to torchvision's on PIL images.
 //!
 //! ```toml
+//! [transform.pipeline]
 //! train = [{ random_resized_crop = { size = 224 } }, { random_horizontal_flip = 0.5 }]
 //! test = [{ resize = { size = 256, interpolation = "bicubic" } }, { center_crop = 224 }]
 //! ```
@@ -437,6 +438,28 @@ mod tests {
             parsed,
             "{written}"
         );
+    }
+
+    #[test]
+    fn every_example_of_the_page_is_valid() {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            transform: TransformConfig,
+        }
+        let page = include_str!("../../../docs/transforms.md");
+        let blocks: Vec<&str> = page
+            .split("```toml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap())
+            .collect();
+        assert_eq!(blocks.len(), 3);
+        for block in &blocks {
+            let config = toml::from_str::<Page>(block).unwrap().transform;
+            config.init().unwrap();
+            config.for_evaluation().init().unwrap();
+        }
+        let first = toml::from_str::<Page>(blocks[0]).unwrap().transform;
+        assert_eq!(first, TransformConfig::imagenet());
     }
 
     #[test]
