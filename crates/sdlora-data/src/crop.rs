@@ -59,7 +59,7 @@ fn default_ratio() -> (f64, f64) {
 
 /// A square of `size` at a random place of the padded image (torchvision's `RandomCrop`).
 ///
-/// An image that is smaller even with its padding is padded further, evenly, as [`center_crop`] does.
+/// An image that is smaller even with its padding is padded further, evenly, as the step `center_crop` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PaddedCrop {

@@ -1,5 +1,7 @@
 //! What torchvision makes of small images, for the tests of the transforms; see `sdlora-testkit/golden/transform`.
 
+use std::path::{Path, PathBuf};
+
 use serde::Deserialize;
 
 use crate::crop::Size;
@@ -68,9 +70,12 @@ pub(crate) fn difference(found: &Image, expected: &Image) -> (u8, f64) {
     )
 }
 
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-testkit/golden/transform")
+}
+
 fn read(name: &str) -> Image {
-    let path = sdlora_testkit::golden_dir().join("transform").join(name);
-    Image::decode(&std::fs::read(path).unwrap(), name).unwrap()
+    Image::decode(&std::fs::read(folder().join(name)).unwrap(), name).unwrap()
 }
 
 /// All cases of one operation; at least one.
@@ -79,8 +84,7 @@ pub(crate) fn cases(op: &str) -> Vec<Case> {
     struct Cases {
         case: Vec<Case>,
     }
-    let path = sdlora_testkit::golden_dir().join("transform/cases.toml");
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = std::fs::read_to_string(folder().join("cases.toml")).unwrap();
     let mut cases = toml::from_str::<Cases>(&text).unwrap().case;
     cases.retain(|case| case.op == op);
     assert!(!cases.is_empty(), "no golden case of {op}");

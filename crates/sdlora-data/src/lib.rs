@@ -10,6 +10,9 @@
 //! labels every sample with the position of its class in that order. A [`Loader`] turns the samples of one half of
 //! one task into batches. Each step is a pure function of its inputs and a seed.
 //!
+//! [`TransformConfig::pipeline`] lists the steps of a published transform, equal to torchvision's on PIL images;
+//! [`TransformConfig::imagenet`] is the usual recipe for natural images.
+//!
 //! This crate knows no model: images and labels leave it as tensors on a device the caller names.
 //!
 //! ```
@@ -48,10 +51,12 @@ mod augment;
 mod batch;
 mod checksum;
 mod class_order;
+mod color;
 mod crop;
 mod dataset;
 pub mod datasets;
 mod epoch;
+mod erasing;
 mod error;
 mod files;
 #[cfg(test)]
@@ -61,6 +66,7 @@ mod loader;
 mod manifest;
 mod pickle;
 mod pipeline;
+mod rand_augment;
 mod resample;
 mod resize;
 mod seed;
@@ -76,15 +82,18 @@ pub use augment::{AugmentConfig, RandomAffine, RandomCrop};
 pub use batch::{Batch, HostBatch};
 pub use checksum::{FileCheck, FileState};
 pub use class_order::{ClassOrder, numpy_permutation};
+pub use color::ColorJitter;
 pub use crop::{PaddedCrop, RandomResizedCrop, Resize, Size};
 pub use dataset::{ClassId, Dataset, Group, Options, Sample, SampleIdx, Split};
 pub use datasets::{DATASETS, DatasetEntry};
 pub use epoch::{Batches, EpochPlan, HostBatches};
+pub use erasing::RandomErasing;
 pub use error::DataError;
 pub use image::Image;
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Manifest, ManifestFile, ManifestSet};
 pub use pipeline::{PipelineConfig, Step};
+pub use rand_augment::RandAugment;
 pub use resample::Interpolation;
 pub use source::{Cache, ImageSource};
 pub use stream::{GroupOrder, StreamConfig, TaskSplit, TaskStream};

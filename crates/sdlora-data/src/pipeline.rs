@@ -1,11 +1,12 @@
 //! The published transforms: named steps on 8-bit images, equal to torchvision's on PIL images.
 //!
 //! ```toml
+//! [transform.pipeline]
 //! train = [{ random_resized_crop = { size = 224 } }, { random_horizontal_flip = 0.5 }]
 //! test = [{ resize = { size = 256, interpolation = "bicubic" } }, { center_crop = 224 }]
 //! ```
 //!
-//! Steps have torchvision's names and defaults. What follows the last step is fixed: bytes become fractions of 255 and are
+//! Steps have torchvision's names and defaults, and each draws what torchvision's draws. What follows the last step is fixed: bytes become fractions of 255 and are
 //! normalised. A list may be any length; the last step that changes the size must give `side` x `side`.
 //!
 //! Deviates: random numbers come from the generator of (seed, task, epoch, sample), not from torch's; the
@@ -17,11 +18,14 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::color::ColorJitter;
 use crate::crop::{
     PaddedCrop, RandomResizedCrop, Resize, Size, center_crop, check_side, flip_horizontally,
 };
+use crate::erasing::RandomErasing;
 use crate::error::DataError;
 use crate::image::Image;
+use crate::rand_augment::RandAugment;
 use crate::resample::Interpolation;
 
 /// The steps of training and of evaluation.
@@ -50,6 +54,12 @@ pub enum Step {
     RandomCrop(PaddedCrop),
     /// Exchanges left and right with this probability, 0 to 1.
     RandomHorizontalFlip(f64),
+    /// Changes brightness, contrast, saturation and hue.
+    ColorJitter(ColorJitter),
+    /// Makes a few changes out of fourteen kinds.
+    RandAugment(RandAugment),
+    /// Overwrites a rectangle after normalisation; the last step.
+    RandomErasing(RandomErasing),
 }
 
 impl Step {
@@ -67,6 +77,9 @@ impl Step {
             Self::RandomHorizontalFlip(probability) => {
                 check_probability(&format!("{setting}.random_horizontal_flip"), *probability)
             }
+            Self::ColorJitter(jitter) => jitter.check(&format!("{setting}.color_jitter")),
+            Self::RandAugment(augment) => augment.check(&format!("{setting}.rand_augment")),
+            Self::RandomErasing(erasing) => erasing.check(&format!("{setting}.random_erasing")),
         }
     }
 
@@ -81,7 +94,10 @@ impl Step {
             Self::CenterCrop(size)
             | Self::RandomResizedCrop(RandomResizedCrop { size, .. })
             | Self::RandomCrop(PaddedCrop { size, .. }) => Some(Side::Square(size)),
-            Self::RandomHorizontalFlip(_) => None,
+            Self::RandomHorizontalFlip(_)
+            | Self::ColorJitter(_)
+            | Self::RandAugment(_)
+            | Self::RandomErasing(_) => None,
         }
     }
 
@@ -91,7 +107,14 @@ impl Step {
             (Self::CenterCrop(size), _) => Cow::Owned(center_crop(&image, *size)),
             (Self::RandomResizedCrop(crop), rng) => Cow::Owned(crop.apply(&image, rng)),
             (Self::RandomCrop(crop), rng) => Cow::Owned(crop.apply(&image, rng)),
-            (_, None) => image,
+            (Self::ColorJitter(jitter), Some(rng)) => {
+                Cow::Owned(jitter.apply(image.into_owned(), rng))
+            }
+            (Self::RandAugment(augment), Some(rng)) => {
+                Cow::Owned(augment.apply(image.into_owned(), rng))
+            }
+            // Erasing comes after the bytes have become numbers.
+            (Self::RandomErasing(_), _) | (_, None) => image,
             (Self::RandomHorizontalFlip(probability), Some(rng)) => {
                 if happens(*probability, rng) {
                     Cow::Owned(flip_horizontally(image.into_owned()))
@@ -193,6 +216,16 @@ impl PipelineConfig {
             );
             return Err(DataError::setting(half, found, expected));
         }
+        let is_erasing = |step: &Step| matches!(step, Step::RandomErasing(_));
+        if let Some(i) = self.train.iter().position(is_erasing)
+            && i + 1 < self.train.len()
+        {
+            return Err(DataError::setting(
+                format!("transform.pipeline.train[{i}]"),
+                "random_erasing before another step",
+                "it to be the last step, as it runs after normalisation",
+            ));
+        }
         if let Some(i) = self.test.iter().position(Step::is_random) {
             return Err(DataError::setting(
                 format!("transform.pipeline.test[{i}]"),
@@ -232,6 +265,13 @@ impl PipelineConfig {
             step.apply(image, rng.as_deref_mut())
         })
     }
+
+    /// Overwrites a rectangle of the normalised planes of `side` x `side`, if the last step says so.
+    pub(crate) fn erase(&self, values: &mut [f32], side: usize, rng: Option<&mut ChaCha8Rng>) {
+        if let (Some(Step::RandomErasing(erasing)), Some(rng)) = (self.train.last(), rng) {
+            erasing.apply(values, side, rng);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -262,6 +302,14 @@ mod tests {
                 }),
                 Step::RandomResizedCrop(RandomResizedCrop::new(4)),
                 Step::RandomHorizontalFlip(0.5),
+                Step::RandAugment(RandAugment::default()),
+                Step::ColorJitter(ColorJitter {
+                    brightness: 0.3,
+                    contrast: 0.3,
+                    saturation: 0.3,
+                    hue: 0.1,
+                }),
+                Step::RandomErasing(RandomErasing::default()),
             ],
             test: PipelineConfig::imagenet_test(6, 4, Interpolation::Bicubic),
         }
@@ -393,6 +441,28 @@ mod tests {
     }
 
     #[test]
+    fn every_example_of_the_page_is_valid() {
+        #[derive(serde::Deserialize)]
+        struct Page {
+            transform: TransformConfig,
+        }
+        let page = include_str!("../../../docs/transforms.md");
+        let blocks: Vec<&str> = page
+            .split("```toml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap())
+            .collect();
+        assert_eq!(blocks.len(), 3);
+        for block in &blocks {
+            let config = toml::from_str::<Page>(block).unwrap().transform;
+            config.init().unwrap();
+            config.for_evaluation().init().unwrap();
+        }
+        let first = toml::from_str::<Page>(blocks[0]).unwrap().transform;
+        assert_eq!(first, TransformConfig::imagenet());
+    }
+
+    #[test]
     fn unknown_names_are_refused() {
         for steps in [
             "[{ centre_crop = 4 }]",
@@ -447,6 +517,13 @@ mod tests {
                 "ratio",
             ),
             (random_test, "test[2]"),
+            (
+                with(vec![
+                    Step::RandomErasing(RandomErasing::default()),
+                    Step::CenterCrop(224),
+                ]),
+                "train[0]",
+            ),
             (
                 TransformConfig {
                     fit: Fit::CropCentre { fraction: 0.5 },

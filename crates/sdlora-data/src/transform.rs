@@ -399,7 +399,10 @@ impl Transform {
         assert_eq!(out.len(), self.n_values(), "length of the output");
         let config = &self.config;
         if let Some(pipeline) = &config.pipeline {
-            self.write_levels(&pipeline.apply_random(&base.image, rng), out);
+            let mut rng = rng;
+            let image = pipeline.apply_random(&base.image, rng.as_deref_mut());
+            self.write_levels(&image, out);
+            pipeline.erase(out, config.side, rng);
             return;
         }
         let mut map = match config.fit {
