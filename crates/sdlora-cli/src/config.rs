@@ -29,11 +29,20 @@ impl ConfigArgs {
     ///
     /// Usage errors that name the key.
     pub fn plan(&self) -> anyhow::Result<Plan> {
+        Ok(self.run_config()?.check()?)
+    }
+
+    /// The configuration, before its parts are checked against each other.
+    ///
+    /// # Errors
+    ///
+    /// Usage errors that name the key.
+    pub fn run_config(&self) -> anyhow::Result<RunConfig> {
         let text = match &self.config {
             Some(path) => read_text(path)?,
             None => presets::find(&self.preset)?.text.to_owned(),
         };
-        Ok(with_settings(&text, &self.set)?.check()?)
+        with_settings(&text, &self.set)
     }
 }
 
@@ -62,7 +71,7 @@ pub fn with_settings(text: &str, settings: &[String]) -> anyhow::Result<RunConfi
 }
 
 /// A TOML value, or a string where it is none: `paper` needs no quotes.
-fn parse_value(text: &str) -> Value {
+pub fn parse_value(text: &str) -> Value {
     match format!("value = {text}").parse::<Table>() {
         Ok(mut table) => table
             .remove("value")

@@ -40,6 +40,7 @@ enum Command {
     Compare(commands::compare::Args),
     Predict(commands::predict::Args),
     Presets(commands::presets::Args),
+    Data(commands::data::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Presets(args) => commands::presets::run(args),
+        Command::Data(args) => commands::data::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -75,7 +75,7 @@ pub use dataset::{ClassId, Dataset, Group, Options, Sample, SampleIdx, Split};
 pub use datasets::{DATASETS, DatasetEntry};
 pub use epoch::{Batches, EpochPlan, HostBatches};
 pub use error::DataError;
-pub use image::Image;
+pub use image::{Image, encode_png};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Manifest, ManifestFile, ManifestSet};
 pub use source::{Cache, ImageSource};
