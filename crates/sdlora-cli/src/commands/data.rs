@@ -274,6 +274,36 @@ mod tests {
         run_words(&["show", name, "--data-dir", &data_dir, "--tasks"]).unwrap();
     }
 
+    /// Run with `SDLORA_DATA=<folder of data sets> cargo test -p sdlora-cli given -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "needs data sets that do not ship with the project"]
+    fn given_data_sets_are_verified_and_shown() {
+        let data_dir = std::env::var("SDLORA_DATA").expect("SDLORA_DATA names a folder");
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("sheet.png");
+        let at = ["--data-dir", &data_dir];
+        run_words(&[&["list"], &at[..]].concat()).unwrap();
+        for (name, folder, option) in [
+            ("cifar100", "cifar-100-binary", None),
+            ("gtsrb", "gtsrb", None),
+            ("mnist", "mnist-t10k", Some("first_of_test=8000")),
+            (
+                "tiny-imagenet",
+                "tiny-imagenet",
+                Some("root=tiny-imagenet/tiny-imagenet-inc100.zip"),
+            ),
+        ] {
+            if !Path::new(&data_dir).join(folder).exists() {
+                continue;
+            }
+            let option: Vec<&str> = option.into_iter().flat_map(|o| ["--option", o]).collect();
+            let verify = ["verify", name, "--images"];
+            run_words(&[&verify, &at[..], &option].concat()).unwrap();
+            let show = ["show", name, "--out", out.to_str().unwrap()];
+            run_words(&[&show, &at[..], &option].concat()).unwrap();
+        }
+    }
+
     #[test]
     fn mistakes_are_named() {
         let data_dir = shipped();
