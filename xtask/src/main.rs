@@ -42,6 +42,8 @@ enum Command {
     Inspect(sdlora::Args),
     /// List the configurations inside the binary, or print one
     Presets(sdlora::Args),
+    /// List data sets, verify their files, or show what is in one
+    Data(sdlora::Args),
     Bench(bench::Args),
     Golden(golden::Args),
     Check(check::Args),
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => sdlora::run("predict", &args),
         Command::Inspect(args) => sdlora::run("inspect", &args),
         Command::Presets(args) => sdlora::run("presets", &args),
+        Command::Data(args) => sdlora::run("data", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Golden(args) => golden::run(&args),
         Command::Check(args) => check::run(&args),

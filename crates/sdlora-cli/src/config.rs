@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sdlora_data::TransformConfig;
+use sdlora_data::{Channels, StreamConfig, TransformConfig};
 use sdlora_train::{BackboneConfig, Plan, RunConfig};
 use toml::{Table, Value};
 
@@ -33,16 +33,34 @@ impl ConfigArgs {
     ///
     /// Usage errors that name the key, and those of the backbone.
     pub fn plan(&self, common: &Common) -> anyhow::Result<Plan> {
-        let text = match &self.config {
-            Some(path) => read_text(path)?,
-            None => presets::find(&self.preset)?.text.to_owned(),
-        };
         let mut backbones = Backbones::default();
-        let mut config = with_settings(&text, &self.backbone, &self.set, &mut |backbone| {
-            backbones.transform(backbone, common)
-        })?;
+        let mut config =
+            with_settings(&self.text()?, &self.backbone, &self.set, &mut |backbone| {
+                backbones.transform(backbone, common)
+            })?;
         backbones.resolve(&mut config.backbone, common)?;
         Ok(config.check()?)
+    }
+
+    /// The stream of the configuration; no backbone is looked for.
+    ///
+    /// # Errors
+    ///
+    /// Usage errors that name the key.
+    pub fn stream(&self) -> anyhow::Result<StreamConfig> {
+        // It does not depend on how images are prepared.
+        let any = TransformConfig::new(1, Channels::Rgb);
+        let config = with_settings(&self.text()?, &self.backbone, &self.set, &mut |_| {
+            Ok(Some(any.clone()))
+        })?;
+        Ok(config.stream)
+    }
+
+    fn text(&self) -> anyhow::Result<String> {
+        Ok(match &self.config {
+            Some(path) => read_text(path)?,
+            None => presets::find(&self.preset)?.text.to_owned(),
+        })
     }
 }
 
@@ -128,7 +146,7 @@ fn is_own(transform: &Value) -> bool {
 }
 
 /// A TOML value, or a string where it is none: `paper` needs no quotes.
-fn parse_value(text: &str) -> Value {
+pub fn parse_value(text: &str) -> Value {
     match format!("value = {text}").parse::<Table>() {
         Ok(mut table) => table
             .remove("value")

@@ -44,6 +44,7 @@ enum Command {
     Predict(commands::predict::Args),
     Inspect(commands::inspect::Args),
     Presets(commands::presets::Args),
+    Data(commands::data::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => commands::predict::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Presets(args) => commands::presets::run(args),
+        Command::Data(args) => commands::data::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -170,6 +170,32 @@ impl Image {
     }
 }
 
+/// Packs an image of three channels, `[height, width, 3]`, as PNG.
+///
+/// # Errors
+///
+/// [`DataError::ImageShape`] when `data` has another length.
+pub fn encode_png(width: usize, height: usize, data: &[u8]) -> Result<Vec<u8>, DataError> {
+    let shape = || DataError::ImageShape {
+        width,
+        height,
+        channels: 3,
+        n_bytes: data.len(),
+    };
+    let sides = u32::try_from(width).ok().zip(u32::try_from(height).ok());
+    let image = sides
+        .and_then(|(width, height)| image::RgbImage::from_raw(width, height, data.to_vec()))
+        .ok_or_else(shape)?;
+    let mut bytes = Cursor::new(Vec::new());
+    image
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .map_err(|source| DataError::Decode {
+            name: "contact sheet".to_owned(),
+            source,
+        })?;
+    Ok(bytes.into_inner())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

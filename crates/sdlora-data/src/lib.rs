@@ -89,7 +89,7 @@ pub use datasets::{DATASETS, DatasetEntry};
 pub use epoch::{Batches, EpochPlan, HostBatches};
 pub use erasing::RandomErasing;
 pub use error::DataError;
-pub use image::Image;
+pub use image::{Image, encode_png};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Manifest, ManifestFile, ManifestSet};
 pub use pipeline::{PipelineConfig, Step};

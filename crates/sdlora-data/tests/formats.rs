@@ -59,6 +59,26 @@ fn counts(dataset: &dyn Dataset) -> (usize, usize) {
     )
 }
 
+/// Images made with Pillow 13.0; the expected pixels are those of its `convert("RGB")`.
+#[test]
+fn unusual_images_are_read_as_pillow_reads_them() {
+    let decode = |bytes: &[u8]| Image::decode(bytes, "x").unwrap().into_rgb();
+    let palette = decode(include_bytes!("images/palette.png"));
+    assert_eq!(palette.data(), [9, 8, 7, 255, 0, 0, 0, 0, 0]);
+    let bits = decode(include_bytes!("images/bits.png"));
+    assert_eq!(bits.data(), [255, 255, 255, 0, 0, 0, 255, 255, 255]);
+    // The rotation in the EXIF data would make it 2 wide and 4 high.
+    let rotated = decode(include_bytes!("images/rotated.jpg"));
+    assert_eq!((rotated.width(), rotated.height()), (4, 2));
+    let cmyk = decode(include_bytes!("images/cmyk.jpg"));
+    for (found, expected) in cmyk.data().iter().zip([125u8, 84, 44].iter().cycle()) {
+        assert!(
+            found.abs_diff(*expected) <= 3,
+            "{found} instead of {expected}"
+        );
+    }
+}
+
 #[test]
 fn folders_are_read_in_each_layout() {
     let dir = tempfile::tempdir().unwrap();
@@ -215,6 +235,87 @@ fn tiny_imagenet_reads_its_annotations() {
         message.contains("more.zip") && message.contains("root"),
         "{message}"
     );
+}
+
+#[test]
+fn domainnet_has_domains_as_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let png = encoded(1, ImageFormat::Png);
+    for domain in ["clipart", "real"] {
+        for class in ["ant", "bus"] {
+            for i in 0..5 {
+                write(
+                    dir.path(),
+                    &format!("domainnet/{domain}/{class}/{i}.jpg"),
+                    &png,
+                );
+            }
+        }
+    }
+    write(
+        dir.path(),
+        "domainnet/real_train.txt",
+        b"real/ant/0.jpg 0\nreal/bus/0.jpg 1\n",
+    );
+    let rest = ["ant", "bus"].map(|class| {
+        (1..5)
+            .map(|i| format!("real/{class}/{i}.jpg 0\n"))
+            .collect::<String>()
+    });
+    write(
+        dir.path(),
+        "domainnet/real_test.txt",
+        rest.concat().as_bytes(),
+    );
+    let merged = open("domainnet", dir.path(), &Options::none()).unwrap();
+    assert_eq!(merged.class_names(), ["ant", "bus"]);
+    // Clipart is drawn 80 to 20, real is as listed.
+    assert_eq!(counts(merged.as_ref()), (8 + 2, 2 + 8));
+    let options = Options::none().with("by_domain", true);
+    let apart = open("domainnet", dir.path(), &options).unwrap();
+    let groups: Vec<_> = apart
+        .groups()
+        .iter()
+        .map(|g| (g.name.as_str(), g.classes.clone()))
+        .collect();
+    assert_eq!(groups, [("clipart", vec![0, 1]), ("real", vec![2, 3])]);
+    assert_eq!(apart.class_names()[2], "real/ant");
+    let message = refusal(
+        "domainnet",
+        dir.path(),
+        &Options::none().with("domains", vec!["photo"]),
+    );
+    assert!(
+        message.contains("photo") && message.contains("quickdraw"),
+        "{message}"
+    );
+}
+
+#[test]
+fn cub_reads_its_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let png = encoded(1, ImageFormat::Png);
+    let mut images = String::new();
+    for (number, path) in ["001.A/x.jpg", "001.A/y.jpg", "002.B/x.jpg", "002.B/y.jpg"]
+        .iter()
+        .enumerate()
+    {
+        write(dir.path(), &format!("CUB_200_2011/images/{path}"), &png);
+        images += &format!("{} {path}\n", number + 1);
+    }
+    write(dir.path(), "CUB_200_2011/images.txt", images.as_bytes());
+    write(
+        dir.path(),
+        "CUB_200_2011/train_test_split.txt",
+        b"1 1\n2 0\n3 0\n4 1\n",
+    );
+    let cub = open("cub200", dir.path(), &Options::none()).unwrap();
+    let names: Vec<_> = cub
+        .samples(Split::Train)
+        .iter()
+        .map(|s| s.name.as_str())
+        .collect();
+    assert_eq!(names, ["images/001.A/x.jpg", "images/002.B/y.jpg"]);
 }
 
 fn cifar100_record(coarse: u8, fine: u8) -> Vec<u8> {

@@ -1,6 +1,8 @@
 //! One file per command.
 
 pub mod compare;
+mod contact_sheet;
+pub mod data;
 pub mod inspect;
 pub mod predict;
 pub mod presets;

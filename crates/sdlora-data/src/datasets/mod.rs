@@ -9,6 +9,8 @@ use crate::error::DataError;
 use crate::manifest::Manifest;
 
 mod cifar;
+mod cub;
+mod domainnet;
 mod folder;
 mod idx;
 mod listed;
@@ -18,6 +20,7 @@ mod table;
 mod tiny_imagenet;
 
 pub use cifar::CifarOptions;
+pub use domainnet::DomainNetOptions;
 pub use folder::FolderOptions;
 pub use idx::IdxOptions;
 pub use listed::ListedImages;
@@ -54,6 +57,8 @@ impl DatasetEntry {
 pub const DATASETS: &[DatasetEntry] = &[
     cifar::CIFAR10,
     cifar::CIFAR100,
+    cub::CUB200,
+    domainnet::DOMAINNET,
     idx::EMNIST_BALANCED,
     idx::EMNIST_BYCLASS,
     idx::EMNIST_LETTERS,

@@ -1,0 +1,172 @@
+//! DomainNet: 345 classes in six domains (Peng et al. 2019), `<domain>/<class>/*`.
+//!
+//! The halves are those of the authors' lists `<domain>_train.txt` and `<domain>_test.txt` (a path and a number a line)
+//! where they lie beside the images, else each class of each domain is split at random. A class is that of all domains,
+//! or, with `by_domain`, that of one: then there are 2,070, and the domains are groups.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::DatasetEntry;
+use super::folder::{FolderOptions, find, hold_out};
+use super::listed::{Listed, ListedImages, is_image};
+use crate::dataset::{Dataset, Options, Split};
+use crate::error::DataError;
+use crate::files::{Files, MAX_FILES};
+
+/// 345 classes in six domains.
+pub(super) const DOMAINNET: DatasetEntry = DatasetEntry {
+    name: "domainnet",
+    summary: "DomainNet: 586,575 images of 345 classes in six domains (option `by_domain`)",
+    manifest: include_str!("../../../../datasets/domainnet.toml"),
+    open,
+};
+
+const DOMAINS: [&str; 6] = [
+    "clipart",
+    "infograph",
+    "painting",
+    "quickdraw",
+    "real",
+    "sketch",
+];
+
+/// Options of DomainNet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DomainNetOptions {
+    /// Folder or archive, below the data directory or absolute.
+    pub root: Option<PathBuf>,
+    /// The domains that are read; all when empty.
+    pub domains: Vec<String>,
+    /// A class for each class of each domain, and the domains as groups.
+    pub by_domain: bool,
+    /// Part of each class that is tested on where there are no lists; above 0 and below 1.
+    pub test_fraction: f64,
+    /// Seed of that split.
+    pub seed: u64,
+    /// Decode every image when opening, and leave out and note what cannot be used.
+    pub skip_bad: bool,
+    /// Most files that are listed.
+    pub max_files: usize,
+}
+
+impl Default for DomainNetOptions {
+    fn default() -> Self {
+        Self {
+            root: None,
+            domains: Vec::new(),
+            by_domain: false,
+            test_fraction: 0.2,
+            seed: 1993,
+            skip_bad: false,
+            max_files: MAX_FILES,
+        }
+    }
+}
+
+fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataError> {
+    let name = DOMAINNET.name;
+    let options: DomainNetOptions = options.parse(name)?;
+    if let Some(unknown) = options
+        .domains
+        .iter()
+        .find(|domain| !DOMAINS.contains(&domain.as_str()))
+    {
+        return Err(DataError::setting("domains", unknown, DOMAINS.join(", ")));
+    }
+    let folder = FolderOptions {
+        root: options.root.clone(),
+        test_fraction: options.test_fraction,
+        seed: options.seed,
+        skip_bad: options.skip_bad,
+        max_files: options.max_files,
+        ..FolderOptions::default()
+    }
+    .check()?;
+    let manifest = DOMAINNET.manifest()?;
+    let files = find(&DOMAINNET, &manifest, &["DomainNet"], data_dir, &folder)?;
+    let listed = list(&files, &options)?;
+    let mut images = ListedImages::new(name, files, listed, folder.bad())?;
+    let mut differences = Vec::new();
+    if options.by_domain {
+        images = images.with_groups(|class| class.split('/').next().unwrap_or(class).to_owned());
+    } else if let Some(set) = manifest.set(name) {
+        differences = set.differences(&images);
+    }
+    Ok(Box::new(images.with_notes(differences)))
+}
+
+fn list(files: &Files, options: &DomainNetOptions) -> Result<Vec<Listed>, DataError> {
+    let halves = halves(files)?;
+    let (mut given, mut drawn) = (Vec::new(), Vec::new());
+    for idx in (0..files.len()).filter(|&idx| is_image(files.name(idx))) {
+        let name = files.name(idx);
+        let Some((domain, class, path)) = parts(name) else {
+            continue;
+        };
+        if !options.domains.is_empty() && !options.domains.iter().any(|kept| kept == domain) {
+            continue;
+        }
+        let split = halves.get(path);
+        // Without a list the split is drawn inside each domain, so that every domain is in both halves.
+        let image = Listed {
+            file_idx: idx,
+            class: format!("{domain}/{class}"),
+            split: split.copied().unwrap_or(Split::Train),
+        };
+        if split.is_some() {
+            given.push(image);
+        } else {
+            drawn.push(image);
+        }
+    }
+    hold_out(&mut drawn, files, options.test_fraction, options.seed);
+    given.extend(drawn);
+    if !options.by_domain {
+        for image in &mut given {
+            if let Some((_, class)) = image.class.split_once('/') {
+                image.class = class.to_owned();
+            }
+        }
+    }
+    Ok(given)
+}
+
+/// Domain, class, and the path from the domain on.
+fn parts(name: &str) -> Option<(&str, &str, &str)> {
+    let mut path = name;
+    loop {
+        let (first, rest) = path.split_once('/')?;
+        if DOMAINS.contains(&first) {
+            let (class, _) = rest.split_once('/')?;
+            return Some((first, class, path));
+        }
+        path = rest;
+    }
+}
+
+/// The half of each path that a list names.
+fn halves(files: &Files) -> Result<HashMap<String, Split>, DataError> {
+    let mut halves = HashMap::new();
+    for domain in DOMAINS {
+        for split in [Split::Train, Split::Test] {
+            let Some(idx) = files.find_named(&format!("{domain}_{split}.txt")) else {
+                continue;
+            };
+            for (at, line) in files.read_text(idx)?.lines().enumerate() {
+                let Some((path, _)) = line.trim().rsplit_once(' ') else {
+                    return Err(files.error(
+                        idx,
+                        format!("has a line {} without a path and a number", at + 1),
+                        "fetch it again",
+                    ));
+                };
+                halves.insert(path.to_owned(), split);
+            }
+        }
+    }
+    Ok(halves)
+}
