@@ -40,6 +40,8 @@ enum Command {
     Compare(commands::compare::Args),
     Predict(commands::predict::Args),
     Presets(commands::presets::Args),
+    Export(commands::export::Args),
+    Features(commands::features::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Presets(args) => commands::presets::run(args),
+        Command::Export(args) => commands::export::run(args),
+        Command::Features(args) => commands::features::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

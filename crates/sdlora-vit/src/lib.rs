@@ -25,6 +25,7 @@ mod attention;
 mod block;
 mod config;
 mod error;
+mod intermediate;
 mod layers;
 mod model;
 mod patch_embed;

@@ -1,6 +1,8 @@
 //! One file per command.
 
 pub mod compare;
+pub mod export;
+pub mod features;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
