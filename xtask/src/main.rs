@@ -11,6 +11,7 @@ mod check;
 #[cfg(test)]
 mod documents;
 mod golden;
+mod interop;
 mod process;
 mod sdlora;
 
@@ -45,7 +46,12 @@ enum Command {
     /// List data sets, verify their files, or show what is in one
     Data(sdlora::Args),
     Bench(bench::Args),
+    /// Write the model of a run for timm, Hugging Face or peft
+    Export(sdlora::Args),
+    /// Write features of images
+    Features(sdlora::Args),
     Golden(golden::Args),
+    Interop(interop::Args),
     Check(check::Args),
 }
 
@@ -58,8 +64,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => sdlora::run("inspect", &args),
         Command::Presets(args) => sdlora::run("presets", &args),
         Command::Data(args) => sdlora::run("data", &args),
+        Command::Export(args) => sdlora::run("export", &args),
+        Command::Features(args) => sdlora::run("features", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Golden(args) => golden::run(&args),
+        Command::Interop(args) => interop::run(&args),
         Command::Check(args) => check::run(&args),
     };
     done.unwrap_or_else(|error| {
@@ -79,8 +88,8 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "pretrain", "compare", "predict", "inspect", "presets", "bench", "golden",
-            "check",
+            "train", "pretrain", "compare", "predict", "inspect", "presets", "data", "export",
+            "features", "bench", "golden", "interop", "check",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

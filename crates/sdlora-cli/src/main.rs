@@ -45,6 +45,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     Presets(commands::presets::Args),
     Data(commands::data::Args),
+    Export(commands::export::Args),
+    Features(commands::features::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +59,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Data(args) => commands::data::run(args),
+        Command::Export(args) => commands::export::run(args),
+        Command::Features(args) => commands::features::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -84,6 +84,31 @@ pub enum TrainError {
         /// The first lines that differ.
         difference: String,
     },
+    /// A run folder without the model of a finished run.
+    #[error(
+        "{path} is not the folder of a finished run: {missing} is missing; give the folder of one, \
+         or finish it with `sdlora train --resume`"
+    )]
+    NotFinished {
+        /// The folder.
+        path: PathBuf,
+        /// The first file it lacks.
+        missing: PathBuf,
+    },
+    /// An export would replace something.
+    #[error("{path} exists: choose another place, or add `--force` to replace it")]
+    OutputExists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A file or run that the format of an export cannot express or read.
+    #[error("{path} cannot be exported or read: {problem}")]
+    Export {
+        /// The run, file or folder.
+        path: PathBuf,
+        /// What is in the way, and what to do.
+        problem: String,
+    },
     /// From the SD-LoRA layer.
     #[error(transparent)]
     Core(#[from] CoreError),
@@ -111,6 +136,13 @@ impl TrainError {
         }
     }
 
+    pub(crate) fn export(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::Export {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -132,6 +164,9 @@ impl TrainError {
                 | Self::RunExists { .. }
                 | Self::NoRun { .. }
                 | Self::PlanChanged { .. }
+                | Self::NotFinished { .. }
+                | Self::OutputExists { .. }
+                | Self::Export { .. }
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })
                 | Self::Vit(VitError::UnknownPreset { .. })
         )

@@ -67,7 +67,10 @@ mod trainer;
 pub use config::{BackboneConfig, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
-pub use export::{Predictor, write_model};
+pub use export::{
+    AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
+    extract_features, write_model,
+};
 pub use features::{ClassMeans, FeatureTable, accuracy};
 pub use head::{CosineHead, LinearHead, cross_entropy};
 pub use model::{HeadKind, Model};

@@ -29,6 +29,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod infer;
+mod intermediate;
 mod layers;
 mod model;
 mod names;

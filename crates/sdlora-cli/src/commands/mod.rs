@@ -3,6 +3,8 @@
 pub mod compare;
 mod contact_sheet;
 pub mod data;
+pub mod export;
+pub mod features;
 pub mod inspect;
 pub mod predict;
 pub mod presets;

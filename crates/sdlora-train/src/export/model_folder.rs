@@ -8,14 +8,15 @@
 //! | `classes.json` | names of the classes in the order of their labels |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use sdlora_core::HostFactors;
+use sdlora_core::{CurrentForm, HostFactors};
 use sdlora_vit::{Vit, WeightDtype};
 
+use super::adapter::CONFIG_KEY;
+use super::tensors::TensorFile;
 use crate::checkpoint::write_file;
 use crate::error::TrainError;
 use crate::features::FeatureTable;
@@ -41,7 +42,7 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
         &BTreeMap::new(),
     )?;
 
-    let mut head = Tensors::default();
+    let mut head = TensorFile::default();
     let kind = if model.ridge.is_some() {
         HeadKind::Ridge
     } else {
@@ -54,7 +55,7 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
     if let Some(means) = &model.class_means {
         head.push("class_means", means.val());
     }
-    head.write(&folder.join("head.safetensors"), HashMap::new())?;
+    head.write(&folder.join("head.safetensors"))?;
 
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
@@ -68,7 +69,7 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
 /// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`
 /// `[d_output, rank]`, the factor `norm` that divides each, and `magnitudes` `[n_groups, n_tasks]`.
 fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
-    let mut file = Tensors::default();
+    let mut file = TensorFile::default();
     for bank in &model.adapter.sites {
         let site = bank.site();
         let mut all: Vec<(HostFactors, f64)> = Vec::new();
@@ -76,7 +77,14 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
             let inverse = past.inverse_norms();
             all.extend(past.to_host().into_iter().zip(inverse));
         }
-        all.extend(bank.current.as_ref().map(|c| (c.to_host(), 1.0)));
+        all.extend(bank.current.as_ref().map(|current| {
+            let factors = current.to_host();
+            let scale = match model.adapter.config().current {
+                CurrentForm::Raw => 1.0,
+                CurrentForm::Normalised { eps } => 1.0 / factors.frobenius_norm().hypot(eps),
+            };
+            (factors, scale)
+        }));
         for (k, (factors, inverse_norm)) in all.into_iter().enumerate() {
             let matrix = |values: Vec<f32>, shape: [usize; 2]| {
                 Tensor::<2>::from_data(TensorData::new(values, shape), &Device::default())
@@ -84,11 +92,11 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
             };
             let name = |part: &str| format!("{site}.task{k}.{part}");
             let rank = factors.rank;
-            file.push(&name("lora_A"), matrix(factors.a, [site.d_input, rank]));
-            file.push(&name("lora_B"), matrix(factors.b, [rank, site.d_output]));
+            file.push(name("lora_A"), matrix(factors.a, [site.d_input, rank]));
+            file.push(name("lora_B"), matrix(factors.b, [rank, site.d_output]));
             let scale = TensorData::from([inverse_norm as f32]);
             file.push(
-                &name("inverse_norm"),
+                name("inverse_norm"),
                 Tensor::<1>::from_data(scale, &Device::default()),
             );
         }
@@ -105,47 +113,13 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
     );
     let config = serde_json::to_string(&model.adapter.config())
         .map_err(|e| TrainError::setting("adapter", "unwritable", e.to_string()))?;
-    file.write(
-        path,
-        HashMap::from([
-            ("sdlora.adapter.version".into(), ADAPTER_VERSION.into()),
-            ("sdlora.adapter.config".into(), config),
-        ]),
-    )
+    let metadata = [
+        ("sdlora.adapter.version", ADAPTER_VERSION.to_owned()),
+        (CONFIG_KEY, config),
+    ];
+    file.metadata = metadata.map(|(key, value)| (key.into(), value)).into();
+    file.write(path)
 }
-
-/// Named f32 tensors on their way to a file.
-#[derive(Default)]
-struct Tensors(Vec<(String, Vec<usize>, Vec<u8>)>);
-
-impl Tensors {
-    fn push<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
-        let shape = tensor.dims().to_vec();
-        let bytes = tensor
-            .into_data()
-            .iter::<f32>()
-            .flat_map(f32::to_le_bytes)
-            .collect();
-        self.0.push((name.into(), shape, bytes));
-    }
-
-    fn write(&self, path: &Path, metadata: HashMap<String, String>) -> Result<(), TrainError> {
-        let format = |source| sdlora_vit::VitError::Format {
-            path: path.into(),
-            source,
-        };
-        let mut views = Vec::with_capacity(self.0.len());
-        for (name, shape, bytes) in &self.0 {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(format)?;
-            views.push((name.as_str(), view));
-        }
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
-        write_file(path, &bytes)
-    }
-}
-
-/// Values and shape of a tensor in a file.
-type FlatTensor = (Vec<f32>, Vec<usize>);
 
 /// A model to predict with: merged backbone, classifier and names, read from the files above.
 #[derive(Debug)]
@@ -169,32 +143,16 @@ impl Predictor {
         let mut model = Model::new(vit, adapter);
 
         let path = folder.join("head.safetensors");
-        let bytes = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        let format = |source| sdlora_vit::VitError::Format {
-            path: path.clone(),
-            source,
-        };
-        let file = SafeTensors::deserialize(&bytes).map_err(format)?;
+        let file = TensorFile::read(&path)?;
         let damaged = |problem: String| TrainError::Checkpoint {
             path: path.clone(),
             problem,
         };
-        let read = |name: &str| -> Result<Option<FlatTensor>, TrainError> {
-            let Ok(view) = file.tensor(name) else {
-                return Ok(None);
-            };
-            if view.dtype() != Dtype::F32 {
-                return Err(damaged(format!("`{name}` is {:?}, not F32", view.dtype())));
-            }
-            let values = view
-                .data()
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&c| f32::from_le_bytes(c));
-            Ok(Some((values.collect(), view.shape().to_vec())))
+        let read = |name: &str| {
+            let found = file.tensors.get(name);
+            found.map(|t| (t.values.clone(), t.shape.clone()))
         };
-        let head = match (read("class_means")?, read("weight")?, read("bias")?) {
+        let head = match (read("class_means"), read("weight"), read("bias")) {
             (Some((values, shape)), ..) if shape.len() == 2 && shape[1] == d_model => {
                 let data = TensorData::new(values, [shape[0], d_model]);
                 let means = Tensor::<2>::from_data(data, device);

@@ -1,0 +1,38 @@
+//! `sdlora export`: the model of a run in a form other programs read.
+
+use std::path::PathBuf;
+
+use sdlora_train::{FinishedRun, Format};
+
+use crate::commands::Common;
+
+/// Write the model of a finished run for timm, Hugging Face or peft, or the adapter by itself
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Folder of a finished run
+    #[arg(long)]
+    run: PathBuf,
+    /// timm, hf, peft or safetensors (the adapter by itself), see docs/formats.md
+    #[arg(long)]
+    format: String,
+    /// Folder to write; for timm also a file ending in .safetensors
+    #[arg(long)]
+    out: PathBuf,
+    /// Replace what is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let format = Format::from_name(&args.format)?;
+    let device = crate::device::open(&args.common.device)?;
+    let run = FinishedRun::open(&args.run, &args.common.data_dir, &device)?;
+    sdlora_train::export(&run, format, &args.out, args.force)?;
+    if !args.common.quiet {
+        println!("{}", args.out.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! `sdlora features`: features of images, and the tokens between blocks, as a safetensors file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use burn::tensor::Device;
+use sdlora_data::{Channels, Image, Normalise, Split, Transform, TransformConfig};
+use sdlora_train::{AdapterFolder, FinishedRun, TensorFile, extract_features};
+use sdlora_vit::{Vit, VitConfig};
+
+use crate::UsageError;
+use crate::commands::Common;
+
+/// Write the features of images, and the tokens after chosen blocks
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Folder of a finished run: its backbone and its way to prepare images
+    #[arg(
+        long,
+        required_unless_present = "backbone",
+        conflicts_with = "backbone"
+    )]
+    run: Option<PathBuf>,
+    /// Weight file of a backbone
+    #[arg(long)]
+    backbone: Option<PathBuf>,
+    /// Name of the backbone's shape, when the file does not carry it
+    #[arg(long, requires = "backbone")]
+    backbone_preset: Option<String>,
+    /// Exported adapter to put on the backbone
+    #[arg(long, requires = "backbone")]
+    adapter: Option<PathBuf>,
+    /// An image, a folder of images, or a safetensors file whose tensor `input`
+    /// [n, channels, side, side] is taken as it is
+    #[arg(long)]
+    input: PathBuf,
+    /// Safetensors file to write: `features` [n, width], `block.N` [n, tokens, width]
+    #[arg(long)]
+    out: PathBuf,
+    /// Blocks, from 0, whose tokens are written too
+    #[arg(long, value_delimiter = ',')]
+    layer: Vec<usize>,
+    /// Mean of levels from 0 to 1, one for all channels or one for each
+    #[arg(long, value_delimiter = ',', requires = "std", conflicts_with = "run")]
+    mean: Vec<f32>,
+    /// Standard deviation, as many as means
+    #[arg(long, value_delimiter = ',', requires = "mean", conflicts_with = "run")]
+    std: Vec<f32>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let device = crate::device::open(&args.common.device)?;
+    let (vit, transform) = model(&args, &device)?;
+    let (names, pixels) = inputs(&args.input, &vit, &transform.init()?)?;
+    let mut file = extract_features(&vit, &pixels, &args.layer, &device)?;
+    file.metadata
+        .insert("names".into(), serde_json::to_string(&names)?);
+    file.write(&args.out)?;
+    if !args.common.quiet {
+        println!("{}", args.out.display());
+    }
+    Ok(())
+}
+
+/// The backbone, directions inside, and how it wants its images.
+fn model(args: &Args, device: &Device) -> anyhow::Result<(Vit, TransformConfig)> {
+    if let Some(run) = &args.run {
+        let run = FinishedRun::open(run, &args.common.data_dir, device)?;
+        return Ok((run.vit().clone(), run.config().transform.for_evaluation()));
+    }
+    let path = args.backbone.as_deref().unwrap_or(Path::new(""));
+    let shape = match &args.backbone_preset {
+        Some(name) => Some(VitConfig::preset(name)?),
+        None => None,
+    };
+    let (mut vit, _) = Vit::load(path, shape.as_ref(), device)?;
+    if let Some(folder) = &args.adapter {
+        vit = AdapterFolder::load(folder)?.apply(vit, device)?;
+    }
+    let channels = match vit.config().n_channels {
+        1 => Channels::Gray,
+        _ => Channels::Rgb,
+    };
+    let mut transform = TransformConfig::new(vit.config().image_size, channels);
+    if !args.mean.is_empty() {
+        transform.normalise = Some(Normalise {
+            mean: args.mean.clone(),
+            std: args.std.clone(),
+        });
+    }
+    Ok((vit, transform))
+}
+
+/// Names of the inputs and their numbers, one after another.
+fn inputs(
+    input: &Path,
+    vit: &Vit,
+    transform: &Transform,
+) -> anyhow::Result<(Vec<String>, Vec<f32>)> {
+    let c = vit.config();
+    let n_values = c.n_channels * c.image_size * c.image_size;
+    if input.extension().is_some_and(|e| e == "safetensors") {
+        let expected = [c.n_channels, c.image_size, c.image_size];
+        let mut file = TensorFile::read(input)?;
+        let tensor = file
+            .tensors
+            .remove("input")
+            .ok_or_else(|| UsageError(format!("{} has no tensor `input`", input.display())))?;
+        if tensor.shape.len() != 4 || tensor.shape[1..] != expected {
+            return Err(UsageError(format!(
+                "`input` of {} is {:?}: the backbone takes [n, {}, {}, {}]",
+                input.display(),
+                tensor.shape,
+                expected[0],
+                expected[1],
+                expected[2]
+            ))
+            .into());
+        }
+        let names = (0..tensor.shape[0]).map(|i| i.to_string()).collect();
+        return Ok((names, tensor.values));
+    }
+    if transform.n_values() != n_values {
+        return Err(UsageError(format!(
+            "images become {:?} and the backbone takes {} channels of {} pixels: give a \
+             safetensors file of prepared images",
+            transform.shape(),
+            c.n_channels,
+            c.image_size
+        ))
+        .into());
+    }
+    let paths = images(input)?;
+    let mut pixels = vec![0.0; paths.len() * n_values];
+    for (path, out) in paths.iter().zip(pixels.chunks_exact_mut(n_values)) {
+        let bytes = std::fs::read(path)
+            .with_context(|| format!("cannot read image {}; check the path", path.display()))?;
+        let image = Image::decode(&bytes, &path.display().to_string())?;
+        let base = transform.base_image(image, &[], Split::Test, 0);
+        transform.write(&base, None, out);
+    }
+    let names = paths.iter().map(|p| p.display().to_string()).collect();
+    Ok((names, pixels))
+}
+
+/// The image itself, or the PNG and JPEG files of a folder in the order of their names.
+fn images(input: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !input.is_dir() {
+        return Ok(vec![input.to_owned()]);
+    }
+    let mut paths = Vec::new();
+    for entry in
+        std::fs::read_dir(input).with_context(|| format!("cannot list {}", input.display()))?
+    {
+        let path = entry?.path();
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if ["png", "jpg", "jpeg"].iter().any(|e| extension == *e) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    if paths.is_empty() {
+        return Err(UsageError(format!("{} holds no PNG or JPEG file", input.display())).into());
+    }
+    Ok(paths)
+}

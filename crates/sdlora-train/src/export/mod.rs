@@ -1,0 +1,291 @@
+//! Ordinary weights out: what a finished run leaves, and the forms other programs read.
+//!
+//! [`write_model`] ends every run; [`export`] turns what it left into one of [`Format`], without
+//! training code or data.
+
+mod adapter;
+mod extract;
+mod hf;
+mod model_folder;
+mod peft;
+mod tensors;
+mod timm;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use sdlora_vit::{Vit, VitConfig, WeightDtype};
+use serde::Serialize;
+
+pub use adapter::AdapterFolder;
+pub use extract::extract_features;
+pub use model_folder::{Predictor, write_model};
+pub use tensors::{HostTensor, TensorFile};
+
+use crate::checkpoint::write_file;
+use crate::config::RunConfig;
+use crate::error::TrainError;
+use crate::resume::PLAN_FILE;
+
+/// A form to export to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Merged weights with timm's names, one file or a folder timm opens with `local-dir:`.
+    Timm,
+    /// Merged weights as a Hugging Face folder of `ViTForImageClassification`.
+    Hf,
+    /// One exact LoRA of all directions for the library peft, with its base model beside it.
+    Peft,
+    /// The adapter by itself, see [`AdapterFolder`].
+    Safetensors,
+}
+
+impl Format {
+    /// Every form with its name.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("timm", Self::Timm),
+        ("hf", Self::Hf),
+        ("peft", Self::Peft),
+        ("safetensors", Self::Safetensors),
+    ];
+
+    /// The form of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] that lists the names.
+    pub fn from_name(name: &str) -> Result<Self, TrainError> {
+        let found = Self::ALL.iter().find(|(known, _)| *known == name);
+        found.map(|&(_, format)| format).ok_or_else(|| {
+            let known: Vec<&str> = Self::ALL.iter().map(|(name, _)| *name).collect();
+            TrainError::setting("format", name, format!("one of {}", known.join(", ")))
+        })
+    }
+}
+
+/// Largest difference, relative to the largest weight of a tensor, between the merged weights and
+/// base plus directions that is rounding rather than another change.
+const MERGE_TOLERANCE: f32 = 1e-5;
+
+/// A finished run, read from its folder.
+#[derive(Debug)]
+pub struct FinishedRun {
+    folder: PathBuf,
+    data_dir: PathBuf,
+    device: Device,
+    config: RunConfig,
+    /// With all directions inside its weights.
+    vit: Vit,
+    /// `[n_classes, d_model]`.
+    head_weight: Vec<f32>,
+    /// `[n_classes]`.
+    head_bias: Vec<f32>,
+    class_names: Vec<String>,
+}
+
+impl FinishedRun {
+    /// Reads the folder of a run; the base weights, where a form needs them, are looked for as the
+    /// run did, from `data_dir`.
+    ///
+    /// Class means become rows of a linear classifier with bias 0: its logits are the cosines times
+    /// the length of the feature, so every prediction is the same.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::NotFinished`] for a folder without plan or model, and those of damaged files.
+    pub fn open(folder: &Path, data_dir: &Path, device: &Device) -> Result<Self, TrainError> {
+        let plan = folder.join(PLAN_FILE);
+        let model = folder.join("model");
+        let (vit_file, head_file) = (
+            model.join("vit.safetensors"),
+            model.join("head.safetensors"),
+        );
+        let classes = model.join("classes.json");
+        for needed in [&plan, &vit_file, &head_file, &classes] {
+            if !needed.is_file() {
+                return Err(TrainError::NotFinished {
+                    path: folder.into(),
+                    missing: needed.clone(),
+                });
+            }
+        }
+        let text = std::fs::read_to_string(&plan).map_err(TrainError::io("read", &plan))?;
+        let config = RunConfig::parse(&text)?;
+        let (vit, _) = Vit::load(&vit_file, None, device)?;
+        let d_model = vit.config().d_model;
+        let head = TensorFile::read(&head_file)?;
+        let ([n_classes, width], weight, bias) = match head.tensors.contains_key("class_means") {
+            true => {
+                let (shape, rows) = head.get::<2>(&head_file, "class_means")?;
+                (shape, rows, vec![0.0; shape[0]])
+            }
+            false => {
+                let (shape, rows) = head.get::<2>(&head_file, "weight")?;
+                let (_, bias) = head.get::<1>(&head_file, "bias")?;
+                (shape, rows, bias.to_vec())
+            }
+        };
+        let text = std::fs::read(&classes).map_err(TrainError::io("read", &classes))?;
+        let mut class_names: Vec<String> = serde_json::from_slice(&text)
+            .map_err(|e| TrainError::export(&classes, e.to_string()))?;
+        if width != d_model || bias.len() != n_classes || class_names.len() < n_classes {
+            let problem = format!(
+                "a classifier of {n_classes} x {width} with {} biases and {} names does not fit \
+                 features of width {d_model}",
+                bias.len(),
+                class_names.len()
+            );
+            return Err(TrainError::export(&head_file, problem));
+        }
+        class_names.truncate(n_classes);
+        Ok(Self {
+            folder: folder.into(),
+            data_dir: data_dir.into(),
+            device: device.clone(),
+            config,
+            vit,
+            head_weight: weight.to_vec(),
+            head_bias: bias,
+            class_names,
+        })
+    }
+
+    /// The plan of the run.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The backbone with all directions inside its weights.
+    pub fn vit(&self) -> &Vit {
+        &self.vit
+    }
+
+    fn n_classes(&self) -> usize {
+        self.class_names.len()
+    }
+
+    fn d_model(&self) -> usize {
+        self.vit.config().d_model
+    }
+
+    fn adapter_path(&self) -> PathBuf {
+        self.folder.join("model").join("adapter.safetensors")
+    }
+
+    /// The backbone as it was before the run.
+    fn base(&self) -> Result<Vit, TrainError> {
+        let backbone = &self.config.backbone;
+        let shape = backbone
+            .preset
+            .as_deref()
+            .map(VitConfig::preset)
+            .transpose()?;
+        let path = self.data_dir.join(&backbone.weights);
+        Ok(Vit::load(&path, shape.as_ref(), &self.device)?.0)
+    }
+
+    /// Checks that base weights and directions are all there is to the merged weights, and returns
+    /// the base.
+    fn check_directions(&self) -> Result<Vit, TrainError> {
+        let method = &self.config.method.name;
+        let refuse = |problem: String| Err(TrainError::export(&self.folder, problem));
+        if !self.adapter_path().is_file() {
+            return refuse(format!(
+                "method {method} leaves no directions, so there is no adapter: use `--format hf` \
+                 or `--format timm`"
+            ));
+        }
+        let base = self.base()?;
+        let (bank, ..) = adapter::Bank::read(&self.adapter_path())?;
+        let composed = named(&base.clone().merged(&bank.updates(&self.device)))?;
+        let merged = named(&self.vit)?;
+        for (name, expected) in &merged.tensors {
+            let largest = expected.values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let is_same = composed.tensors.get(name).is_some_and(|found| {
+                found.shape == expected.shape
+                    && found
+                        .values
+                        .iter()
+                        .zip(&expected.values)
+                        .all(|(a, b)| (a - b).abs() <= MERGE_TOLERANCE * largest)
+            });
+            if !is_same {
+                return refuse(format!(
+                    "`{name}` is not base plus directions (method {method}, base {}): check that \
+                     the base file is the one of the run, or use `--format hf` or `--format timm`",
+                    self.config.backbone.weights.display()
+                ));
+            }
+        }
+        Ok(base)
+    }
+}
+
+/// The parameters of a model with timm's names, on the host.
+fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
+    let folder = tempfile::tempdir().map_err(TrainError::io("create", std::env::temp_dir()))?;
+    let path = folder.path().join("vit.safetensors");
+    vit.save(&path, WeightDtype::F32, &BTreeMap::new())?;
+    TensorFile::read(&path)
+}
+
+/// Writes `run` in a form to `out`; only `force` replaces what is there.
+///
+/// # Errors
+///
+/// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, and those
+/// of the file system.
+pub fn export(
+    run: &FinishedRun,
+    format: Format,
+    out: &Path,
+    force: bool,
+) -> Result<(), TrainError> {
+    if out.exists() && !force {
+        return Err(TrainError::OutputExists { path: out.into() });
+    }
+    let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
+    let folder = if is_file { out.parent() } else { Some(out) };
+    if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+    }
+    match format {
+        Format::Timm if is_file => timm::file(run)?.write(out),
+        Format::Timm => timm::write(run, out),
+        Format::Hf => hf::write(run, out),
+        Format::Peft => peft::write(run, out),
+        Format::Safetensors => adapter::write(run, out),
+    }
+}
+
+/// A JSON file.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+    let text =
+        serde_json::to_vec_pretty(value).map_err(|e| TrainError::export(path, e.to_string()))?;
+    write_file(path, &text)
+}
+
+/// Mean and standard deviation of every channel as the run normalises levels from 0 to 1. Inverted
+/// levels `1 - x` are the same as mean `1 - mean` and a negative deviation.
+fn normalisation(run: &FinishedRun) -> (Vec<f64>, Vec<f64>) {
+    let transform = &run.config.transform;
+    let n_channels = transform.channels.count();
+    let (mean, std) = match &transform.normalise {
+        None => (vec![0.0], vec![1.0]),
+        Some(n) => (n.mean.clone(), n.std.clone()),
+    };
+    let inverted = transform.polarity == sdlora_data::Polarity::Inverted;
+    // Through the shortest decimal form, so that 0.08 stays 0.08 in the file.
+    let wide = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
+    (0..n_channels)
+        .map(|i| (wide(mean[i % mean.len()]), wide(std[i % std.len()])))
+        .map(|(mean, std)| {
+            if inverted {
+                (1.0 - mean, -std)
+            } else {
+                (mean, std)
+            }
+        })
+        .unzip()
+}

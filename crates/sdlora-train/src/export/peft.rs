@@ -1,0 +1,89 @@
+//! One LoRA that holds the directions of all tasks, for the library peft.
+//!
+//! `Σ_k s_k A_k B_k` is one product: the factors of all tasks side by side, the scales `s_k`
+//! (magnitude over norm) inside the second. `lora_alpha = r` makes peft's own scale 1. The base
+//! model is written beside it, in `base`, because a LoRA means nothing without it.
+//!
+//! Modules carry the names of transformers 5 (`vit.layers.N.attention.q_proj`): peft matches module
+//! names and renames nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use sdlora_core::Projection;
+use serde_json::json;
+
+use super::adapter::{Bank, SiteBank, transposed};
+use super::tensors::TensorFile;
+use super::{FinishedRun, hf, write_json};
+use crate::error::TrainError;
+
+/// Writes adapter and base.
+pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
+    let base = run.check_directions()?;
+    hf::write_folder(run, &base, None, &out.join("base"))?;
+    let (bank, ..) = Bank::read(&run.adapter_path())?;
+    let mut file = TensorFile::default();
+    let mut targets = BTreeSet::new();
+    let mut rank = 0;
+    for site in &bank.sites {
+        let (block, module) = (site.site.block_idx, module(site.site.projection));
+        let name = format!("base_model.model.vit.layers.{block}.{module}");
+        let (d_input, d_output) = (site.site.d_input, site.site.d_output);
+        let (a, b, r) = concatenated(site);
+        file.insert(format!("{name}.lora_A.weight"), vec![r, d_input], a);
+        file.insert(format!("{name}.lora_B.weight"), vec![d_output, r], b);
+        targets.insert(module);
+        rank = r;
+    }
+    let (n, d) = (run.n_classes(), run.d_model());
+    let head = "base_model.model.classifier";
+    file.insert(
+        format!("{head}.weight"),
+        vec![n, d],
+        run.head_weight.clone(),
+    );
+    file.insert(format!("{head}.bias"), vec![n], run.head_bias.clone());
+    file.write(&out.join("adapter_model.safetensors"))?;
+    write_json(
+        &out.join("adapter_config.json"),
+        &json!({
+            "peft_type": "LORA",
+            "task_type": null,
+            "base_model_name_or_path": "base",
+            "inference_mode": true,
+            "r": rank,
+            "lora_alpha": rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "target_modules": targets,
+            "modules_to_save": ["classifier"],
+        }),
+    )
+}
+
+/// The module of a projection in transformers 5; long enough to match no other.
+fn module(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Query => "attention.q_proj",
+        Projection::Key => "attention.k_proj",
+        Projection::Value => "attention.v_proj",
+        Projection::Output => "attention.o_proj",
+        Projection::Fc1 => "mlp.fc1",
+        Projection::Fc2 => "mlp.fc2",
+    }
+}
+
+/// `lora_A` `[Σ rank, d_input]`, `lora_B` `[d_output, Σ rank]` and `Σ rank` of a site.
+fn concatenated(SiteBank { site, directions }: &SiteBank) -> (Vec<f32>, Vec<f32>, usize) {
+    let mut a = Vec::new();
+    let mut rows = Vec::new();
+    let mut total = 0;
+    for (factors, scale) in directions {
+        a.extend(transposed(&factors.a, site.d_input, factors.rank));
+        rows.extend(factors.b.iter().map(|&v| (f64::from(v) * scale) as f32));
+        total += factors.rank;
+    }
+    (a, transposed(&rows, total, site.d_output), total)
+}

@@ -1,0 +1,90 @@
+//! Merged weights with timm's names and the classifier as `head`.
+
+use std::path::Path;
+
+use sdlora_data::Fit;
+use sdlora_vit::{BACKBONES, Pooling, VitConfig};
+use serde_json::json;
+
+use super::tensors::TensorFile;
+use super::{FinishedRun, named, normalisation, write_json};
+use crate::error::TrainError;
+
+/// Added to the variance by timm's ViTs; its configuration file cannot name another.
+const NORM_EPS: f64 = 1e-6;
+
+/// Backbone and `head.weight` `[n_classes, d_model]`, `head.bias` `[n_classes]`.
+pub(super) fn file(run: &FinishedRun) -> Result<TensorFile, TrainError> {
+    let mut file = named(&run.vit)?;
+    let (n, d) = (run.n_classes(), run.d_model());
+    file.insert("head.weight", vec![n, d], run.head_weight.clone());
+    file.insert("head.bias", vec![n], run.head_bias.clone());
+    Ok(file)
+}
+
+/// A folder for `timm.create_model("local-dir:PATH", pretrained=True)`.
+pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
+    let c = run.vit.config();
+    if c.norm_eps != NORM_EPS {
+        let problem = format!(
+            "its layer norms use eps {}, and a timm configuration can only say {NORM_EPS}: \
+             export to a file ending in .safetensors and set `norm_layer` yourself",
+            c.norm_eps
+        );
+        return Err(TrainError::export(out, problem));
+    }
+    let (mean, std) = normalisation(run);
+    let pool = match c.pooling {
+        Pooling::ClassToken => "token",
+        Pooling::Average => "avg",
+    };
+    let crop = match run.config.transform.fit {
+        Fit::Stretch => 1.0,
+        Fit::CropCentre { fraction } => fraction,
+    };
+    let side = c.image_size;
+    let config = json!({
+        "architecture": architecture(c),
+        "num_classes": run.n_classes(),
+        "num_features": c.d_model,
+        "global_pool": pool,
+        "label_names": run.class_names,
+        "model_args": {
+            "img_size": side,
+            "patch_size": c.patch_size,
+            "in_chans": c.n_channels,
+            "embed_dim": c.d_model,
+            "depth": c.depth,
+            "num_heads": c.n_heads,
+            "mlp_ratio": c.d_mlp as f64 / c.d_model as f64,
+            "class_token": c.class_token,
+            "global_pool": pool,
+            "fc_norm": false,
+        },
+        "pretrained_cfg": {
+            "num_classes": run.n_classes(),
+            "input_size": [c.n_channels, side, side],
+            "fixed_input_size": true,
+            "interpolation": "bilinear",
+            "crop_pct": crop,
+            "crop_mode": "center",
+            "mean": mean,
+            "std": std,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    });
+    file(run)?.write(&out.join("model.safetensors"))?;
+    write_json(&out.join("config.json"), &config)
+}
+
+/// timm's name of the shape, or the name of a shape that `model_args` then changes.
+fn architecture(c: &VitConfig) -> &'static str {
+    let is_same = |other: VitConfig| {
+        (other.patch_size, other.d_model, other.depth) == (c.patch_size, c.d_model, c.depth)
+    };
+    BACKBONES
+        .iter()
+        .find(|preset| is_same((preset.config)()))
+        .map_or("vit_tiny_patch16_224", |preset| preset.name)
+}

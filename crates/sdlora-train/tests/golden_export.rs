@@ -1,0 +1,266 @@
+//! Exports read back: what other programs would compute from them is what the run computes, and
+//! what cannot be exported says so.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+
+mod toy;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use rand::SeedableRng;
+use sdlora_core::Updates;
+use sdlora_testkit::{Tolerance, assert_close, test_device};
+use sdlora_train::{
+    AdapterFolder, FinishedRun, Format, HeadKind, Start, TensorFile, TrainError, export,
+    extract_features, write_model,
+};
+use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
+use toy::{Bench, shape};
+
+const SDLORA: &str = "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"";
+
+/// A finished run in `bench`, on a backbone with a class token.
+fn finished(bench: &Bench, method: &str, head: HeadKind) -> PathBuf {
+    let config = VitConfig {
+        class_token: true,
+        pooling: Pooling::ClassToken,
+        ..shape()
+    };
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+    let vit = Vit::init(&config, &mut rng, &test_device()).unwrap();
+    vit.save(
+        &bench.path("vit.safetensors"),
+        WeightDtype::F32,
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    run(bench, method, head)
+}
+
+fn run(bench: &Bench, method: &str, head: HeadKind) -> PathBuf {
+    let mut config = bench.config(method);
+    config.n_epochs = 1;
+    config.head = head;
+    let plan = config.check().unwrap();
+    let finished = bench.run("run", &plan, Start::Fresh).unwrap();
+    let folder = bench.path("run");
+    write_model(&folder.join("model"), &finished).unwrap();
+    folder
+}
+
+fn open(folder: &Path) -> FinishedRun {
+    FinishedRun::open(folder, Path::new(""), &test_device()).unwrap()
+}
+
+fn write(run: &FinishedRun, format: Format, out: &Path) -> TensorFile {
+    export(run, format, out, false).unwrap();
+    let name = match format {
+        Format::Peft => "adapter_model.safetensors",
+        Format::Safetensors => "adapter.safetensors",
+        _ => "model.safetensors",
+    };
+    TensorFile::read(&out.join(name)).unwrap()
+}
+
+fn tensor(file: &TensorFile, name: &str) -> Tensor<2> {
+    let found = file
+        .tensors
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name}"));
+    let data = TensorData::new(found.values.clone(), found.shape.clone());
+    Tensor::from_data(data, &test_device())
+}
+
+#[track_caller]
+fn assert_same(found: Tensor<2>, expected: &[f32], what: &str) {
+    let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert_close(
+        found,
+        expected,
+        Tolerance::Abs(1e-6 * f64::from(largest)),
+        what,
+    );
+}
+
+#[test]
+fn merged_exports_hold_the_merged_weights_and_the_head() {
+    let bench = Bench::new();
+    let run = finished(&bench, SDLORA, HeadKind::Linear);
+    let merged = TensorFile::read(&run.join("model/vit.safetensors")).unwrap();
+    let head = TensorFile::read(&run.join("model/head.safetensors")).unwrap();
+    let run = open(&run);
+    let timm = write(&run, Format::Timm, &bench.path("timm"));
+    assert_eq!(timm.tensors.len(), merged.tensors.len() + 2);
+    for (name, tensor) in &merged.tensors {
+        assert_eq!(&timm.tensors[name], tensor, "{name}");
+    }
+    assert_eq!(timm.tensors["head.weight"], head.tensors["weight"]);
+    assert_eq!(timm.tensors["head.bias"], head.tensors["bias"]);
+    let file = bench.path("timm.safetensors");
+    export(&run, Format::Timm, &file, false).unwrap();
+    assert_eq!(TensorFile::read(&file).unwrap().tensors, timm.tensors);
+
+    let hf = write(&run, Format::Hf, &bench.path("hf"));
+    assert_eq!(hf.tensors["classifier.weight"], head.tensors["weight"]);
+    for block in 0..shape().depth {
+        for kind in ["weight", "bias"] {
+            let packed: Vec<f32> = ["query", "key", "value"]
+                .iter()
+                .flat_map(|part| {
+                    let name =
+                        format!("vit.encoder.layer.{block}.attention.attention.{part}.{kind}");
+                    hf.tensors[&name].values.clone()
+                })
+                .collect();
+            let name = format!("blocks.{block}.attn.qkv.{kind}");
+            assert_eq!(packed, merged.tensors[&name].values, "{name}");
+        }
+    }
+    // Two more tensors of query, key and value for each one that was packed, and the classifier.
+    assert_eq!(
+        hf.tensors.len(),
+        merged.tensors.len() + 4 * shape().depth + 2
+    );
+}
+
+#[test]
+fn the_peft_adapter_on_the_base_is_the_merged_model() {
+    let bench = Bench::new();
+    let folder = finished(&bench, SDLORA, HeadKind::Linear);
+    let merged = TensorFile::read(&folder.join("model/vit.safetensors")).unwrap();
+    let out = bench.path("peft");
+    let peft = write(&open(&folder), Format::Peft, &out);
+    let base = TensorFile::read(&out.join("base/model.safetensors")).unwrap();
+    let d = shape().d_model;
+    let mut changed = 0.0f32;
+    for block in 0..shape().depth {
+        for (part, name, module) in [(0, "query", "q_proj"), (2, "value", "v_proj")] {
+            let base_name = format!("vit.encoder.layer.{block}.attention.attention.{name}.weight");
+            let lora = format!("base_model.model.vit.layers.{block}.attention.{module}");
+            let a = tensor(&peft, &format!("{lora}.lora_A.weight"));
+            assert_eq!(a.dims(), [8, d], "two tasks of rank 4");
+            let update = tensor(&peft, &format!("{lora}.lora_B.weight")).matmul(a);
+            changed = changed.max(update.clone().abs().max().into_scalar());
+            let packed = &merged.tensors[&format!("blocks.{block}.attn.qkv.weight")].values;
+            let expected = &packed[part * d * d..(part + 1) * d * d];
+            assert_same(tensor(&base, &base_name) + update, expected, &lora);
+        }
+    }
+    assert!(changed > 1e-4, "the run changed nothing: {changed}");
+}
+
+#[test]
+fn the_adapter_folder_on_the_base_gives_the_features_of_the_run() {
+    let bench = Bench::new();
+    let folder = run(&bench, SDLORA, HeadKind::Ncm);
+    let run = open(&folder);
+    let out = bench.path("adapter");
+    write(&run, Format::Safetensors, &out);
+    let adapter = AdapterFolder::load(&out).unwrap();
+    let vit = adapter.apply(bench.backbone(), &test_device()).unwrap();
+    let images: Vec<f32> = (0..3 * 14 * 14).map(|i| (i as f32 * 0.7).sin()).collect();
+    let features = |vit: &Vit| {
+        let file = extract_features(vit, &images, &[1], &test_device()).unwrap();
+        assert_eq!(file.tensors["block.1"].shape, [3, 4, 16]);
+        tensor(&file, "features")
+    };
+    let expected: Vec<f32> = features(run.vit()).into_data().iter().collect();
+    assert_close(
+        features(&vit),
+        expected.as_slice(),
+        Tolerance::Abs(1e-5),
+        "features",
+    );
+    let plain: Vec<f32> = features(&bench.backbone()).into_data().iter().collect();
+    assert!(plain != expected, "the adapter changed nothing");
+    // Class means classify: their rows, and no bias.
+    let head = TensorFile::read(&folder.join("model/head.safetensors")).unwrap();
+    assert_eq!(adapter.head_weight, head.tensors["class_means"].values);
+    assert!(adapter.head_bias.iter().all(|&b| b == 0.0));
+    assert_eq!(adapter.class_names.len(), 6);
+
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    let other = Vit::init(
+        &VitConfig::standard(8, 4, 12, 1, 2),
+        &mut rng,
+        &test_device(),
+    )
+    .unwrap();
+    assert!(matches!(
+        adapter.apply(other, &test_device()),
+        Err(TrainError::Setting { .. })
+    ));
+}
+
+#[test]
+fn what_cannot_be_exported_says_so() {
+    let bench = Bench::new();
+    let folder = run(&bench, "name = \"finetune\"", HeadKind::Linear);
+    let run = open(&folder);
+    for format in [Format::Peft, Format::Safetensors] {
+        let error = export(&run, format, &bench.path("out"), true).unwrap_err();
+        assert!(error.to_string().contains("finetune"), "{error}");
+    }
+    // No class token.
+    let error = export(&run, Format::Hf, &bench.path("out"), true).unwrap_err();
+    assert!(error.to_string().contains("--format timm"), "{error}");
+
+    let out = bench.path("timm");
+    export(&run, Format::Timm, &out, false).unwrap();
+    let error = export(&run, Format::Timm, &out, false).unwrap_err();
+    assert!(matches!(error, TrainError::OutputExists { .. }), "{error}");
+    export(&run, Format::Timm, &out, true).unwrap();
+
+    let error = Format::from_name("onnx").unwrap_err().to_string();
+    assert!(error.contains("timm, hf, peft, safetensors"), "{error}");
+    std::fs::remove_file(folder.join("model/head.safetensors")).unwrap();
+    for path in [folder, bench.path("nowhere")] {
+        let error = FinishedRun::open(&path, Path::new(""), &test_device()).unwrap_err();
+        assert!(matches!(error, TrainError::NotFinished { .. }), "{error}");
+        assert!(error.is_usage());
+    }
+}
+
+#[test]
+fn a_base_that_is_not_the_one_of_the_run_is_refused() {
+    let bench = Bench::new();
+    let run = open(&finished(&bench, SDLORA, HeadKind::Linear));
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(99);
+    let other = Vit::init(run.vit().config(), &mut rng, &test_device()).unwrap();
+    other
+        .save(
+            &bench.path("vit.safetensors"),
+            WeightDtype::F32,
+            &BTreeMap::new(),
+        )
+        .unwrap();
+    let error = export(&run, Format::Peft, &bench.path("out"), false).unwrap_err();
+    assert!(
+        error.to_string().contains("not base plus directions"),
+        "{error}"
+    );
+}
+
+#[test]
+fn logits_are_those_peft_computed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-testkit/golden/export");
+    let device = test_device();
+    let (base, _) = Vit::load(&folder.join("backbone.safetensors"), None, &device).unwrap();
+    let adapter = AdapterFolder::load(&folder.join("adapter")).unwrap();
+    let vit = adapter.apply(base, &device).unwrap();
+    let expected = TensorFile::read(&folder.join("expected.safetensors")).unwrap();
+    let input = &expected.tensors["input"];
+    let images = TensorData::new(input.values.clone(), input.shape.clone());
+    let features = vit.forward(Tensor::<4>::from_data(images, &device), &Updates::default());
+    let (n, d) = (adapter.head_bias.len(), vit.config().d_model);
+    let weight = Tensor::<2>::from_data(TensorData::new(adapter.head_weight, [n, d]), &device);
+    let bias = Tensor::<1>::from_data(TensorData::new(adapter.head_bias, [n]), &device);
+    let logits = features.matmul(weight.transpose()) + bias.unsqueeze();
+    let expected = expected.tensors["logits"].values.as_slice();
+    assert_close(logits, expected, Tolerance::Abs(1e-4), "logits");
+}
