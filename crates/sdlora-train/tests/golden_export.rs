@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     reason = "helpers of tests may unwrap as tests do"
 )]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
 
 mod toy;
 

@@ -15,22 +15,22 @@ use crate::error::TrainError;
 
 /// Writes the merged model.
 pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
-    write_folder(run, &run.vit, Some(()), out)
+    write_folder(run, &run.vit, true, out)
 }
 
 /// Writes a backbone of the run's shape; without `trained_head` the classifier is 0.
 pub(super) fn write_folder(
     run: &FinishedRun,
     vit: &Vit,
-    trained_head: Option<()>,
+    trained_head: bool,
     out: &Path,
 ) -> Result<(), TrainError> {
     let (n, d) = (run.n_classes(), run.d_model());
     check(vit.config(), out)?;
     let mut file = tensors(vit, out)?;
     let (weight, bias) = match trained_head {
-        Some(()) => (run.head_weight.clone(), run.head_bias.clone()),
-        None => (vec![0.0; n * d], vec![0.0; n]),
+        true => (run.head_weight.clone(), run.head_bias.clone()),
+        false => (vec![0.0; n * d], vec![0.0; n]),
     };
     file.insert("classifier.weight", vec![n, d], weight);
     file.insert("classifier.bias", vec![n], bias);

@@ -21,7 +21,7 @@ use crate::error::TrainError;
 /// Writes adapter and base.
 pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
     let base = run.check_directions()?;
-    hf::write_folder(run, &base, None, &out.join("base"))?;
+    hf::write_folder(run, &base, false, &out.join("base"))?;
     let (bank, ..) = Bank::read(&run.adapter_path())?;
     let mut file = TensorFile::default();
     let mut targets = BTreeSet::new();
