@@ -22,6 +22,12 @@ pub struct BackboneArgs {
     /// Hugging Face Hub as hf:ORG/NAME or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "SPEC")]
     pub backbone: Option<String>,
+    /// Attention heads of that backbone, where neither its file nor its name tells
+    #[arg(long, value_name = "N", requires = "backbone")]
+    pub heads: Option<u32>,
+    /// What becomes the feature, where the file does not tell: class-token or average
+    #[arg(long, value_name = "KIND", requires = "backbone")]
+    pub pooling: Option<String>,
 }
 
 impl BackboneArgs {
@@ -41,10 +47,14 @@ impl BackboneArgs {
         } else {
             spec.clone()
         };
-        Ok(Some(Table::from_iter([(
-            "weights".to_owned(),
-            Value::String(weights),
-        )])))
+        let mut section = Table::from_iter([("weights".to_owned(), Value::String(weights))]);
+        if let Some(heads) = self.heads {
+            section.insert("n_heads".into(), Value::Integer(heads.into()));
+        }
+        if let Some(pooling) = &self.pooling {
+            section.insert("pooling".into(), Value::String(pooling.clone()));
+        }
+        Ok(Some(section))
     }
 }
 
@@ -126,6 +136,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
             None => None,
         },
         n_heads: config.n_heads,
+        pooling: config.pooling,
         ..Hints::default()
     };
     let checkpoint = Checkpoint::open(&path, &hints)?;
@@ -217,6 +228,7 @@ mod tests {
             weights: weights.into(),
             preset: None,
             n_heads: None,
+            pooling: None,
             sha256: None,
             resolved: None,
         }

@@ -219,6 +219,7 @@ mod tests {
         );
         let args = BackboneArgs {
             backbone: Some("hf:timm/tiny".into()),
+            ..BackboneArgs::default()
         };
         let config = with_settings(&text, &args, &[], &mut nothing).unwrap();
         assert_eq!(config.backbone.weights, PathBuf::from("hf:timm/tiny"));
@@ -241,6 +242,7 @@ mod tests {
         let text = presets::PRESETS[0].text;
         let other = BackboneArgs {
             backbone: Some("other.safetensors".into()),
+            ..BackboneArgs::default()
         };
         let none = BackboneArgs::default();
         let set = |settings: &[&str]| settings.iter().map(|s| s.to_string()).collect::<Vec<_>>();

@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use sdlora_data::{Options, StreamConfig, TransformConfig};
+use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -80,6 +82,9 @@ pub struct BackboneConfig {
     /// Attention heads, when neither file nor preset tells; no tensor does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_heads: Option<usize>,
+    /// Which tokens become the feature, when neither file nor preset tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooling: Option<Pooling>,
     /// SHA-256 of the weight file, 64 hexadecimal digits, where the run must have exactly this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -95,6 +100,31 @@ impl BackboneConfig {
             Some(path) => path.clone(),
             None => data_dir.join(&self.weights),
         }
+    }
+
+    /// Reads the weights; positions are brought to the grid of images of `side` pixels, where given.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Vit`] when the file is not a whole ViT of this shape.
+    pub fn load(
+        &self,
+        data_dir: &Path,
+        side: Option<usize>,
+        device: &Device,
+    ) -> Result<Vit, TrainError> {
+        let hints = Hints {
+            config: match &self.preset {
+                Some(name) => Some(VitConfig::preset(name)?),
+                None => None,
+            },
+            image_size: side,
+            n_heads: self.n_heads,
+            pooling: self.pooling,
+            ..Hints::default()
+        };
+        let checkpoint = Checkpoint::open(&self.path(data_dir), &hints)?;
+        Ok(checkpoint.load(device)?.0)
     }
 }
 

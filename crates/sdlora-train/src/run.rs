@@ -9,7 +9,6 @@ use burn::tensor::Device;
 use sdlora_core::Adapter;
 use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
-use sdlora_vit::{Checkpoint, Hints, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -235,19 +234,9 @@ impl RunLog {
 /// The pre-trained backbone with the method's adapter, before any task.
 fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, TrainError> {
     let (config, method) = (plan.config(), plan.method());
-    let shape = match &config.backbone.preset {
-        Some(name) => Some(VitConfig::preset(name)?),
-        None => None,
-    };
     let path = config.backbone.path(data_dir);
-    let hints = Hints {
-        config: shape,
-        // Positions are brought to the grid of the images.
-        image_size: Some(config.transform.side),
-        n_heads: config.backbone.n_heads,
-        ..Hints::default()
-    };
-    let (backbone, _) = Checkpoint::open(&path, &hints)?.load(device)?;
+    let side = config.transform.side;
+    let backbone = config.backbone.load(data_dir, Some(side), device)?;
     let (vit, transform) = (backbone.config(), &config.transform);
     if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {
         return Err(TrainError::setting(

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use sdlora_train::{FinishedRun, Format};
 
+use crate::backbone::Backbones;
 use crate::commands::Common;
 
 /// Write the model of a finished run for timm, Hugging Face or peft, or the adapter by itself
@@ -29,7 +30,13 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let format = Format::from_name(&args.format)?;
     let device = crate::device::open(&args.common.device)?;
-    let run = FinishedRun::open(&args.run, &args.common.data_dir, &device)?;
+    let mut run = FinishedRun::open(&args.run, &args.common.data_dir, &device)?;
+    // Merged weights lie in the run; only the others are made from the base.
+    if matches!(format, Format::Peft | Format::Safetensors) {
+        let mut backbone = run.config().backbone.clone();
+        Backbones::default().resolve(&mut backbone, &args.common)?;
+        run = run.with_backbone(backbone);
+    }
     sdlora_train::export(&run, format, &args.out, args.force)?;
     if !args.common.quiet {
         println!("{}", args.out.display());

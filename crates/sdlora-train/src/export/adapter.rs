@@ -46,7 +46,7 @@ struct Manifest {
 #[derive(Debug, Clone)]
 pub(super) struct SiteBank {
     pub site: Site,
-    /// Factors, and magnitude times inverse norm.
+    /// Factors, and the sum of magnitude and offset times the inverse norm.
     pub directions: Vec<(HostFactors, f64)>,
 }
 
@@ -99,6 +99,10 @@ impl Bank {
                 let ([rank, d_input], a) = file.get::<2>(path, &tensor("lora_A"))?;
                 let ([d_output, rank_b], b) = file.get::<2>(path, &tensor("lora_B"))?;
                 let (_, inverse) = file.get::<1>(path, &tensor("inverse_norm"))?;
+                // Absent in files of before directions could be absorbed.
+                let offset = file
+                    .get::<1>(path, &tensor("offset"))
+                    .map_or(0.0, |(_, offset)| offset.first().copied().unwrap_or(0.0));
                 let fits = k == 0 || (site.d_input, site.d_output) == (d_input, d_output);
                 if rank != rank_b || rank == 0 || !fits || inverse.len() != 1 {
                     let problem = format!("the factors of `{prefix}.task{k}` do not fit");
@@ -110,7 +114,8 @@ impl Bank {
                     b: transposed(b, d_output, rank),
                     rank,
                 };
-                directions.push((factors, f64::from(magnitude) * f64::from(inverse[0])));
+                let weight = f64::from(magnitude) + f64::from(offset);
+                directions.push((factors, weight * f64::from(inverse[0])));
             }
             sites.insert((block_idx, projection), SiteBank { site, directions });
         }

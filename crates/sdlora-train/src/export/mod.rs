@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use sdlora_vit::{Vit, VitConfig, WeightDtype};
+use sdlora_vit::{Vit, WeightDtype};
 use serde::Serialize;
 
 pub use adapter::AdapterFolder;
@@ -24,7 +24,7 @@ pub use model_folder::{Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
 use crate::checkpoint::write_file;
-use crate::config::RunConfig;
+use crate::config::{BackboneConfig, RunConfig};
 use crate::error::TrainError;
 use crate::resume::PLAN_FILE;
 
@@ -151,6 +151,14 @@ impl FinishedRun {
         })
     }
 
+    /// The same run with the section of its backbone completed: where the base weights lie, when the
+    /// plan names no path.
+    #[must_use]
+    pub fn with_backbone(mut self, backbone: BackboneConfig) -> Self {
+        self.config.backbone = backbone;
+        self
+    }
+
     /// The plan of the run.
     pub fn config(&self) -> &RunConfig {
         &self.config
@@ -175,14 +183,10 @@ impl FinishedRun {
 
     /// The backbone as it was before the run.
     fn base(&self) -> Result<Vit, TrainError> {
-        let backbone = &self.config.backbone;
-        let shape = backbone
-            .preset
-            .as_deref()
-            .map(VitConfig::preset)
-            .transpose()?;
-        let path = self.data_dir.join(&backbone.weights);
-        Ok(Vit::load(&path, shape.as_ref(), &self.device)?.0)
+        let side = self.config.transform.side;
+        self.config
+            .backbone
+            .load(&self.data_dir, Some(side), &self.device)
     }
 
     /// Checks that base weights and directions are all there is to the merged weights, and returns

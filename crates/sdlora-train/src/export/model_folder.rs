@@ -72,10 +72,12 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
     let mut file = TensorFile::default();
     for bank in &model.adapter.sites {
         let site = bank.site();
-        let mut all: Vec<(HostFactors, f64)> = Vec::new();
+        let mut all: Vec<(HostFactors, f64, f64)> = Vec::new();
         if let Some(past) = &bank.past {
             let inverse = past.inverse_norms();
-            all.extend(past.to_host().into_iter().zip(inverse));
+            let scales = inverse.into_iter().zip(past.offsets_host());
+            let with_scales = past.to_host().into_iter().zip(scales);
+            all.extend(with_scales.map(|(factors, (inverse, offset))| (factors, inverse, offset)));
         }
         all.extend(bank.current.as_ref().map(|current| {
             let factors = current.to_host();
@@ -83,9 +85,9 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
                 CurrentForm::Raw => 1.0,
                 CurrentForm::Normalised { eps } => 1.0 / factors.frobenius_norm().hypot(eps),
             };
-            (factors, scale)
+            (factors, scale, 0.0)
         }));
-        for (k, (factors, inverse_norm)) in all.into_iter().enumerate() {
+        for (k, (factors, inverse_norm, offset)) in all.into_iter().enumerate() {
             let matrix = |values: Vec<f32>, shape: [usize; 2]| {
                 Tensor::<2>::from_data(TensorData::new(values, shape), &Device::default())
                     .transpose()
@@ -94,11 +96,11 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
             let rank = factors.rank;
             file.push(name("lora_A"), matrix(factors.a, [site.d_input, rank]));
             file.push(name("lora_B"), matrix(factors.b, [rank, site.d_output]));
-            let scale = TensorData::from([inverse_norm as f32]);
-            file.push(
-                name("inverse_norm"),
-                Tensor::<1>::from_data(scale, &Device::default()),
-            );
+            for (part, value) in [("inverse_norm", inverse_norm), ("offset", offset)] {
+                let value = TensorData::from([value as f32]);
+                let value = Tensor::<1>::from_data(value, &Device::default());
+                file.push(name(part), value);
+            }
         }
     }
     let rows = model.adapter.magnitude_rows();
