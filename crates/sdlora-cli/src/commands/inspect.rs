@@ -119,6 +119,7 @@ fn describe_weights(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
 /// The parameter a tensor fills, and how, or why it fills none.
 fn becomes(mapped: &MappedTensor) -> String {
     match &mapped.target {
+        Some(target) if *target == mapped.name => mapped.status.clone(),
         Some(target) => format!("{target}: {}", mapped.status),
         None => mapped.status.clone(),
     }
