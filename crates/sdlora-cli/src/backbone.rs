@@ -1,7 +1,6 @@
 //! The backbone a user names: a weight file, a folder with one, or a model of the Hub.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use sdlora_fetch::{Hub, HubRepo, sha256_of};
@@ -72,10 +71,11 @@ impl Backbones {
     /// Usage errors when there is no such backbone or its SHA-256 is not the one that is asked for;
     /// otherwise those of the download and of the file.
     pub fn resolve(&mut self, config: &mut BackboneConfig, common: &Common) -> anyhow::Result<()> {
-        let found = match self.found.entry(config.weights.clone()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(find(config, common)?),
-        };
+        if !self.found.contains_key(&config.weights) {
+            let found = find(config, common)?;
+            self.found.insert(config.weights.clone(), found);
+        }
+        let found = &self.found[&config.weights];
         config.resolved = found.resolved.clone();
         match &config.sha256 {
             Some(expected) => check_sum(found, expected)?,
