@@ -58,7 +58,7 @@ fn the_shipped_backbone_is_listed_with_shapes_and_totals() {
         for part in [
             "safetensors, ",
             "28 x 28 pixels, 1 channels, patches of 7",
-            "blocks.0.attn.qkv.weight: as it is",
+            "  as it is",
             "patch_embed.proj.weight",
             "[128, 1, 7, 7]",
             "F16",

@@ -119,6 +119,7 @@ fn describe_weights(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
 /// The parameter a tensor fills, and how, or why it fills none.
 fn becomes(mapped: &MappedTensor) -> String {
     match &mapped.target {
+        Some(target) if *target == mapped.name => mapped.status.clone(),
         Some(target) => format!("{target}: {}", mapped.status),
         None => mapped.status.clone(),
     }
@@ -252,7 +253,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
