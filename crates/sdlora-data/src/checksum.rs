@@ -46,7 +46,9 @@ impl Manifest {
     ///
     /// [`DataError::Io`] for a file that cannot be read; what differs or is missing is part of the answer.
     pub fn check_files(&self, data_dir: &Path) -> Result<Vec<FileCheck>, DataError> {
-        let folder = data_dir.join(&self.folder);
+        let folder = self
+            .present_folder(data_dir)
+            .unwrap_or_else(|| data_dir.join(&self.folder));
         let mut checks = Vec::new();
         for file in &self.files {
             let inside = folder.join(&file.path);

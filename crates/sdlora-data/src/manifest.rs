@@ -22,6 +22,9 @@ pub struct Manifest {
     pub citation: String,
     /// Folder of the files, below the data directory.
     pub folder: PathBuf,
+    /// Other folders below the data directory that may hold it, in the order in which they are tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<PathBuf>,
     /// The files the authors publish, as far as their sums are known; empty for folders of one's own.
     #[serde(default)]
     pub files: Vec<ManifestFile>,
@@ -81,6 +84,14 @@ impl Manifest {
     /// The entry of the data set `name`, if the manifest has it.
     pub fn set(&self, name: &str) -> Option<&ManifestSet> {
         self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// The first of its folders that exists below `data_dir`, if any does.
+    pub fn present_folder(&self, data_dir: &Path) -> Option<PathBuf> {
+        std::iter::once(&self.folder)
+            .chain(&self.also)
+            .map(|folder| data_dir.join(folder))
+            .find(|folder| folder.exists())
     }
 
     /// Path of a file of this manifest below `data_dir`, checked to exist.

@@ -97,7 +97,7 @@ fn list(data_dir: &Path) -> anyhow::Result<()> {
             Some(n) => n.to_string(),
         };
         let set = manifest.set(entry.name);
-        let is_present = data_dir.join(&manifest.folder).exists();
+        let is_present = manifest.present_folder(data_dir).is_some();
         println!(
             "{:<20} {:>8} {:>9}  {:<7} {}",
             entry.name,
