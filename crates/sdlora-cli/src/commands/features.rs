@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use burn::tensor::Device;
 use sdlora_data::{Channels, Image, Normalise, Split, Transform, TransformConfig};
-use sdlora_train::{AdapterFolder, FinishedRun, TensorFile, extract_features};
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_train::{AdapterFolder, BackboneConfig, FinishedRun, TensorFile, extract_features};
+use sdlora_vit::Vit;
 
 use crate::UsageError;
+use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::Common;
 
 /// Write the features of images, and the tokens after chosen blocks
@@ -23,9 +24,8 @@ pub struct Args {
         conflicts_with = "backbone"
     )]
     run: Option<PathBuf>,
-    /// Weight file of a backbone
-    #[arg(long)]
-    backbone: Option<PathBuf>,
+    #[command(flatten)]
+    backbone: BackboneArgs,
     /// Name of the backbone's shape, when the file does not carry it
     #[arg(long, requires = "backbone")]
     backbone_preset: Option<String>,
@@ -71,12 +71,18 @@ fn model(args: &Args, device: &Device) -> anyhow::Result<(Vit, TransformConfig)>
         let run = FinishedRun::open(run, &args.common.data_dir, device)?;
         return Ok((run.vit().clone(), run.config().transform.for_evaluation()));
     }
-    let path = args.backbone.as_deref().unwrap_or(Path::new(""));
-    let shape = match &args.backbone_preset {
-        Some(name) => Some(VitConfig::preset(name)?),
-        None => None,
-    };
-    let (mut vit, _) = Vit::load(path, shape.as_ref(), device)?;
+    let mut section = args.backbone.section()?.unwrap_or_default();
+    if let Some(name) = &args.backbone_preset {
+        section.insert("preset".into(), name.clone().into());
+    }
+    let mut backbone: BackboneConfig = section
+        .try_into()
+        .map_err(|e| UsageError(format!("the backbone cannot be read: {e}")))?;
+    let mut backbones = Backbones::default();
+    backbones.resolve(&mut backbone, &args.common)?;
+    let asked = backbones.transform(&backbone, &args.common)?;
+    let side = asked.as_ref().map(|transform| transform.side);
+    let mut vit = backbone.load(&args.common.data_dir, side, device)?;
     if let Some(folder) = &args.adapter {
         vit = AdapterFolder::load(folder)?.apply(vit, device)?;
     }
@@ -84,7 +90,10 @@ fn model(args: &Args, device: &Device) -> anyhow::Result<(Vit, TransformConfig)>
         1 => Channels::Gray,
         _ => Channels::Rgb,
     };
-    let mut transform = TransformConfig::new(vit.config().image_size, channels);
+    let mut transform = match asked {
+        Some(transform) => transform.for_evaluation(),
+        None => TransformConfig::new(vit.config().image_size, channels),
+    };
     if !args.mean.is_empty() {
         transform.normalise = Some(Normalise {
             mean: args.mean.clone(),
