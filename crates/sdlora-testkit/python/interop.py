@@ -35,7 +35,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(7)
     with tempfile.TemporaryDirectory() as folder:
-        rows = trips(args, pathlib.Path(folder))
+        work = pathlib.Path(folder)
+        rows = in_trips(args, work) + trips(args, work)
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "peft")
     )
@@ -109,6 +110,33 @@ def trips(args, work):
             rows.append((f"timm ({kind})", "sdlora", f"tokens after block {i}",
                          difference(block, found[f"block.{i}"])))
         rows += out_trips(args, work, token, kind, weights, images, prepared)
+    return rows
+
+
+NAMES = {
+    "timm_avg": "timm (fc_norm)",
+    "timm_reg4": "timm (LayerScale, 4 registers)",
+    "timm_pre_norm": "timm (norm_pre)",
+    "hf_vit": "transformers (ViTForImageClassification)",
+    "hf_dinov2_reg": "transformers (Dinov2WithRegisters)",
+    "dino_pth": "DINO training checkpoint (.pth)",
+    "dinov2_pth": "DINOv2 release (.pth)",
+}
+
+
+def in_trips(args, work):
+    """Checkpoints as others write them, made anew by make_vit_golden.py, read by sdlora."""
+    script = pathlib.Path(__file__).with_name("make_vit_golden.py")
+    subprocess.run([sys.executable, script, work / "vit"], check=True, stdout=subprocess.DEVNULL)
+    rows = []
+    for case, label in NAMES.items():
+        folder = work / "vit" / case
+        weights = next(folder.glob("*.pth"), folder)
+        out = work / f"in_{case}.safetensors"
+        sdlora(args, "features", "--backbone", weights, "--heads", "2", "--input",
+               folder / "io.safetensors", "--out", out, "--quiet")
+        expected = load_file(folder / "io.safetensors")["features"]
+        rows.append((label, "sdlora", "features", difference(expected, load_file(out)["features"])))
     return rows
 
 
