@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use sdlora_data::Fit;
-use sdlora_vit::{Pooling, Vit, VitConfig};
+use sdlora_vit::{Pooling, PosEmbed, Vit, VitConfig};
 use serde_json::{Map, Value, json};
 
 use super::tensors::{HostTensor, TensorFile};
@@ -42,13 +42,21 @@ pub(super) fn write_folder(
 
 /// Refuses shapes that `ViTForImageClassification` does not have.
 fn check(c: &VitConfig, out: &Path) -> Result<(), TrainError> {
-    if c.class_token && c.pooling == Pooling::ClassToken {
+    if !c.class_token || c.pooling != Pooling::ClassToken {
+        return Err(TrainError::export(
+            out,
+            "`ViTForImageClassification` classifies a class token, and this backbone averages its \
+             patches: use `--format timm` or `--format safetensors`",
+        ));
+    }
+    // Layer scale, registers and the norm in front are found by the names of their tensors.
+    if c.patch_bias && c.qkv_bias && c.pos_embed == PosEmbed::All && !c.fc_norm {
         return Ok(());
     }
     Err(TrainError::export(
         out,
-        "`ViTForImageClassification` classifies a class token, and this backbone averages its \
-         patches: use `--format timm` or `--format safetensors`",
+        "`ViTForImageClassification` has biases, positions or a final norm other than those of \
+         this backbone: use `--format timm` or `--format safetensors`",
     ))
 }
 

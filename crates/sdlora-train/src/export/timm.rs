@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sdlora_data::Fit;
-use sdlora_vit::{BACKBONES, Pooling, VitConfig};
+use sdlora_vit::{BACKBONES, Pooling, PosEmbed, VitConfig};
 use serde_json::json;
 
 use super::tensors::TensorFile;
@@ -59,7 +59,12 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
             "mlp_ratio": c.d_mlp as f64 / c.d_model as f64,
             "class_token": c.class_token,
             "global_pool": pool,
-            "fc_norm": false,
+            "fc_norm": c.fc_norm,
+            "qkv_bias": c.qkv_bias,
+            "reg_tokens": c.n_registers,
+            "no_embed_class": c.pos_embed == PosEmbed::Patches,
+            "pre_norm": c.pre_norm,
+            "init_values": c.layer_scale.then_some(1e-5),
         },
         "pretrained_cfg": {
             "num_classes": run.n_classes(),
