@@ -83,6 +83,8 @@ mod tests {
         let squash = Preprocess {
             resize: sdlora_vit::Resize::Squash,
             crop_fraction: 1.0,
+            mean: vec![0.5],
+            std: vec![0.5],
             ..augreg()
         };
         let config = transform(&squash, 1).unwrap();
