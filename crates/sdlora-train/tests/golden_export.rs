@@ -265,3 +265,51 @@ fn logits_are_those_peft_computed() {
     let expected = expected.tensors["logits"].values.as_slice();
     assert_close(logits, expected, Tolerance::Abs(1e-4), "logits");
 }
+
+#[test]
+fn offsets_of_absorbed_directions_are_exported() {
+    let bench = Bench::new();
+    for variant in ["reference", "carry"] {
+        let method = format!(
+            "name = \"sdlora-kd\"\nrank = 4\nnorm = \"fro\"\nthreshold = 1.0\nvariant = \"{variant}\""
+        );
+        let mut config = bench.config(&method);
+        config.n_epochs = 1;
+        let name = format!("kd-{variant}");
+        let finished = bench
+            .run(&name, &config.check().unwrap(), Start::Fresh)
+            .unwrap();
+        let folder = bench.path(&name);
+        write_model(&folder.join("model"), &finished).unwrap();
+        // Export refuses directions that do not add up to the merged weights: without the offsets
+        // it would.
+        let out = bench.path(&format!("out-{variant}"));
+        let file = write(&open(&folder), Format::Safetensors, &out);
+        let offsets = file.tensors.iter().filter(|(n, _)| n.ends_with(".offset"));
+        let values: Vec<f32> = offsets.map(|(_, t)| t.values[0]).collect();
+        assert_eq!(
+            values.len(),
+            2 * shape().depth,
+            "one direction on each site"
+        );
+        assert!(values.iter().any(|v| v.abs() > 1e-6), "{values:?}");
+    }
+}
+
+#[test]
+fn a_ridge_head_is_exported_as_a_linear_one_without_bias() {
+    let bench = Bench::new();
+    let mut config = bench.config(SDLORA);
+    config.n_epochs = 1;
+    config.head = HeadKind::Ridge;
+    let finished = bench
+        .run("run", &config.check().unwrap(), Start::Fresh)
+        .unwrap();
+    let folder = bench.path("run");
+    write_model(&folder.join("model"), &finished).unwrap();
+    let head = TensorFile::read(&folder.join("model/head.safetensors")).unwrap();
+    let ridge = finished.model.ridge.unwrap().weight.val().into_data();
+    let expected: Vec<f32> = ridge.iter().collect();
+    assert_eq!(head.tensors["weight"].values, expected);
+    assert!(head.tensors["bias"].values.iter().all(|&b| b == 0.0));
+}
