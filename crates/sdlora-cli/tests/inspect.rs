@@ -157,3 +157,59 @@ fn a_run_on_a_model_of_the_hub_notes_name_and_sum_and_is_inspected_and_resumed()
     assert_eq!(output.status.code(), Some(2));
     assert!(err(&output).contains("sha256"), "{}", err(&output));
 }
+
+fn golden(case: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-testkit/golden/vit");
+    root.join(case).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn heads_that_nothing_tells_are_asked_for_and_taken() {
+    let home = cache();
+    let file = golden("dino_pth/checkpoint.pth");
+    let asked = out(&sdlora(home.path(), &["inspect", &file, "--summary"]));
+    assert!(asked.contains("--heads"), "{asked}");
+    let args = ["inspect", &file, "--summary", "--heads", "2"];
+    let told = out(&sdlora(home.path(), &args));
+    assert!(told.contains("ViT of 2 blocks, width 32"), "{told}");
+}
+
+#[test]
+fn preprocessing_comes_with_the_checkpoint_below_keys_that_are_set() {
+    let home = cache();
+    let data = data();
+    let backbone = golden("hf_vit");
+    let args = [
+        "train",
+        "--data-dir",
+        data.to_str().unwrap(),
+        "--backbone",
+        &backbone,
+        "--runs",
+        "runs",
+        "--name",
+        "hf",
+        "--quiet",
+        "--set",
+        "n_epochs=1",
+        "--set",
+        "stream.n_tasks=1",
+        "--set",
+        "stream.split={increment={init_cls=2,increment=2}}",
+        "--set",
+        "method.rank=2",
+        "--set",
+        "transform.normalise.mean=[0.25]",
+    ];
+    out(&sdlora(home.path(), &args));
+    let plan = fs::read_to_string(home.path().join("runs/hf/plan.toml")).unwrap();
+    // Of preprocessor_config.json: 32 pixels, deviation 0.25; mean 0.5 is replaced.
+    for part in [
+        "side = 32",
+        "std = [0.25, 0.25, 0.25]",
+        "mean = [0.25]",
+        "center_crop = 32",
+    ] {
+        assert!(plan.contains(part), "{part} is missing:\n{plan}");
+    }
+}

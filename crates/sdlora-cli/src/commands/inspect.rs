@@ -23,6 +23,9 @@ pub struct Args {
     /// Leave out the list of tensors
     #[arg(long)]
     summary: bool,
+    /// Attention heads, where nothing beside the tensors tells
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
     /// Folder of the runs, where TARGET may be a name
     #[arg(long, default_value = "runs")]
     runs: PathBuf,
@@ -37,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let text = if path.join(PLAN_FILE).is_file() {
         describe_run(&path)?
     } else {
-        describe_weights(&path, !args.summary)?
+        describe_weights(&path, args.heads, !args.summary)?
     };
     print!("{text}");
     Ok(())
@@ -64,9 +67,19 @@ fn find(args: &Args) -> anyhow::Result<PathBuf> {
 }
 
 /// What was understood, the metadata, the tensors and what each becomes, and totals.
-fn describe_weights(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
+fn describe_weights(
+    path: &Path,
+    n_heads: Option<usize>,
+    with_tensors: bool,
+) -> anyhow::Result<String> {
     let file = WeightFile::open(path)?;
-    let understood = Checkpoint::open(path, &Hints::default());
+    let understood = Checkpoint::open(
+        path,
+        &Hints {
+            n_heads,
+            ..Hints::default()
+        },
+    );
     let mut out = String::new();
     writeln!(out, "{}", file.path().display())?;
     match &understood {
