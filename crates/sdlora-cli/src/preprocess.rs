@@ -36,8 +36,7 @@ fn transform(preprocess: &Preprocess, n_channels: usize) -> Result<TransformConf
         n => return Err(refuse(format!("{n} channels"))),
     };
     let side = preprocess.input_size;
-    // timm cuts to a whole number (`scale_size = math.floor(img_size / crop_pct)`).
-    let resized = (side as f64 / f64::from(preprocess.crop_fraction)).floor() as usize;
+    let resized = preprocess.resized_side();
     let mut pipeline = PipelineConfig::imagenet(side, resized, interpolation);
     if preprocess.resize == sdlora_vit::Resize::Squash {
         let exact = Resize {

@@ -1,5 +1,7 @@
 //! The tokens between blocks: for checks against other programs, and for features of inner layers.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Tensor;
 use sdlora_core::Updates;
 
@@ -34,12 +36,15 @@ impl Vit {
         }
         let n_needed = block_indices.iter().max().map_or(0, |&last| last + 1);
         let mut tokens = self.embed(images);
-        let mut all = Vec::with_capacity(n_needed);
+        // Only what was asked for is kept: the tokens of all blocks are a lot of memory.
+        let mut kept = BTreeMap::new();
         for (block_idx, block) in self.blocks[..n_needed].iter().enumerate() {
             tokens = block.forward(tokens, block_idx, updates);
-            all.push(tokens.clone());
+            if block_indices.contains(&block_idx) {
+                kept.insert(block_idx, tokens.clone());
+            }
         }
-        Ok(block_indices.iter().map(|&i| all[i].clone()).collect())
+        Ok(block_indices.iter().map(|i| kept[i].clone()).collect())
     }
 }
 

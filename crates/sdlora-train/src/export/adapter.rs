@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 
 use super::FinishedRun;
 use super::tensors::TensorFile;
-use crate::checkpoint::write_file;
 use crate::error::TrainError;
 
 /// Name of the format in `adapter.json`.
@@ -256,8 +255,6 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
     head.insert("bias", vec![run.n_classes()], run.head_bias.clone());
     head.write(&out.join("head.safetensors"))?;
     super::write_json(&out.join("classes.json"), &run.class_names)?;
-    let json =
-        serde_json::to_vec_pretty(&manifest).map_err(|e| TrainError::export(out, e.to_string()))?;
     // Last, so that a folder with it is whole.
-    write_file(&out.join("adapter.json"), &json)
+    super::write_json(&out.join("adapter.json"), &manifest)
 }

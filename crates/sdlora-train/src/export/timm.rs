@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sdlora_data::Fit;
+use sdlora_data::{Fit, Interpolation, Size, Step, TransformConfig};
 use sdlora_vit::{BACKBONES, Pooling, PosEmbed, VitConfig};
 use serde_json::json;
 
@@ -38,11 +38,8 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         Pooling::ClassToken => "token",
         Pooling::Average => "avg",
     };
-    let crop = match run.config.transform.fit {
-        Fit::Stretch => 1.0,
-        Fit::CropCentre { fraction } => fraction,
-    };
     let side = c.image_size;
+    let (crop, mode, interpolation) = evaluation(&run.config.transform, side);
     let config = json!({
         "architecture": architecture(c),
         "num_classes": run.n_classes(),
@@ -70,9 +67,9 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
             "num_classes": run.n_classes(),
             "input_size": [c.n_channels, side, side],
             "fixed_input_size": true,
-            "interpolation": "bilinear",
+            "interpolation": interpolation,
             "crop_pct": crop,
-            "crop_mode": "center",
+            "crop_mode": mode,
             "mean": mean,
             "std": std,
             "first_conv": "patch_embed.proj",
@@ -81,6 +78,30 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
     });
     file(run)?.write(&out.join("model.safetensors"))?;
     write_json(&out.join("config.json"), &config)
+}
+
+/// `crop_pct`, `crop_mode` and `interpolation` of the evaluation transform.
+fn evaluation(transform: &TransformConfig, side: usize) -> (f64, &'static str, &'static str) {
+    let steps = transform.pipeline.iter().flat_map(|p| &p.test);
+    let resize = steps.filter_map(|step| match step {
+        Step::Resize(resize) => Some(resize),
+        _ => None,
+    });
+    match (resize.last(), transform.fit) {
+        (Some(resize), _) => {
+            let (resized, mode) = match resize.size {
+                Size::Shorter(resized) => (resized, "center"),
+                Size::Exact([resized, _]) => (resized, "squash"),
+            };
+            let interpolation = match resize.interpolation {
+                Interpolation::Bilinear => "bilinear",
+                Interpolation::Bicubic => "bicubic",
+            };
+            (side as f64 / resized as f64, mode, interpolation)
+        }
+        (None, Fit::Stretch) => (1.0, "center", "bilinear"),
+        (None, Fit::CropCentre { fraction }) => (fraction.into(), "center", "bilinear"),
+    }
 }
 
 /// timm's name of the shape, or the name of a shape that `model_args` then changes.
@@ -92,4 +113,26 @@ fn architecture(c: &VitConfig) -> &'static str {
         .iter()
         .find(|preset| is_same((preset.config)()))
         .map_or("vit_tiny_patch16_224", |preset| preset.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_data::{Channels, PipelineConfig, Resize};
+
+    #[test]
+    fn the_evaluation_steps_of_a_pipeline_reach_timm() {
+        let mut transform = TransformConfig::new(224, Channels::Rgb);
+        assert_eq!(evaluation(&transform, 224), (1.0, "center", "bilinear"));
+        let pipeline = PipelineConfig::imagenet(224, 256, Interpolation::Bicubic);
+        transform.pipeline = Some(pipeline);
+        assert_eq!(evaluation(&transform, 224), (0.875, "center", "bicubic"));
+        if let Some(pipeline) = &mut transform.pipeline {
+            pipeline.test[0] = Step::Resize(Resize {
+                size: Size::Exact([224, 224]),
+                interpolation: Interpolation::Bilinear,
+            });
+        }
+        assert_eq!(evaluation(&transform, 224), (1.0, "squash", "bilinear"));
+    }
 }
