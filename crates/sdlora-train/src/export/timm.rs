@@ -83,11 +83,11 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
 /// `crop_pct`, `crop_mode` and `interpolation` of the evaluation transform.
 fn evaluation(transform: &TransformConfig, side: usize) -> (f64, &'static str, &'static str) {
     let steps = transform.pipeline.iter().flat_map(|p| &p.test);
-    let resize = steps.filter_map(|step| match step {
+    let resize = steps.rev().find_map(|step| match step {
         Step::Resize(resize) => Some(resize),
         _ => None,
     });
-    match (resize.last(), transform.fit) {
+    match (resize, transform.fit) {
         (Some(resize), _) => {
             let (resized, mode) = match resize.size {
                 Size::Shorter(resized) => (resized, "center"),
