@@ -16,7 +16,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Direction, Projection, Variant};
-use sdlora_train::{TrainedHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
 struct Counting;

@@ -321,7 +321,15 @@ mod tests {
     fn the_newest_checkpoint_comes_back_as_it_was_saved() {
         let folder = tempfile::tempdir().unwrap();
         for (name, seed) in [("task-001", 1), ("task-002", 2), ("task-002", 3)] {
-            save(folder.path(), name, head(seed).into_record(), None, &none(), &seed).unwrap();
+            save(
+                folder.path(),
+                name,
+                head(seed).into_record(),
+                None,
+                &none(),
+                &seed,
+            )
+            .unwrap();
         }
         assert_eq!(names(folder.path()), ["task-001", "task-002"]);
         let path = latest(folder.path()).unwrap();
@@ -336,7 +344,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut arrays = TensorFile::default();
         arrays.insert("gram", vec![1, 2], vec![0.1, -2.0]);
-        let path = save(folder.path(), "a", head(1).into_record(), None, &arrays, &()).unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &arrays,
+            &(),
+        )
+        .unwrap();
         let back = load::<()>(&path).unwrap().arrays;
         assert_eq!(back.tensors, arrays.tensors);
         let file = path.join(ARRAYS);
@@ -360,7 +376,15 @@ mod tests {
             3e38,
         ];
         let state = (floats, "f64 is no float".to_owned(), 7u64);
-        let path = save(folder.path(), "a", head(1).into_record(), None, &none(), &state).unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &none(),
+            &state,
+        )
+        .unwrap();
         let back = load::<([f64; 6], String, u64)>(&path).unwrap().state;
         assert_eq!(back.0.map(f64::to_bits), floats.map(f64::to_bits));
         assert_eq!((back.1, back.2), (state.1, state.2));
@@ -369,7 +393,15 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let path = save(folder.path(), "a", head(1).into_record(), None, &none(), &()).unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &none(),
+            &(),
+        )
+        .unwrap();
         let file = path.join(MODEL);
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;

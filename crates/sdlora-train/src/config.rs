@@ -12,8 +12,8 @@ use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
-use crate::methods::{self, LossOver, Method};
 use crate::heads::{self, Head, HeadConfig};
+use crate::methods::{self, LossOver, Method};
 use crate::optimizer::OptimizerConfig;
 
 /// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.

@@ -121,11 +121,10 @@ pub(crate) fn restore(
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
     let d_model = fresh.backbone.config().d_model;
-    let arrays =
-        HeadState::from_file(&saved.arrays).map_err(|name| TrainError::Checkpoint {
-            path: path.into(),
-            problem: format!("its head has an unknown array `{name}`"),
-        })?;
+    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| TrainError::Checkpoint {
+        path: path.into(),
+        problem: format!("its head has an unknown array `{name}`"),
+    })?;
     let sites: Vec<Site> = fresh.adapter.sites.iter().map(|s| s.site()).collect();
     let learned = Learned {
         adapter: Adapter::with_structure(

@@ -23,14 +23,8 @@ const RESUMED: &[(&str, &str)] = &[
         "name = \"sdlora\"\nrank = 4\nvariant = \"reference\"",
         "linear",
     ),
-    (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"",
-        "linear",
-    ),
-    (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"carry\"",
-        "linear",
-    ),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"paper\"", "linear"),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"carry\"", "linear"),
     ("name = \"sdlora\"\nrank = 4", "ncm"),
     ("name = \"sdlora\"\nrank = 4", "ridge"),
     ("name = \"sdlora\"\nrank = 4", "cosine"),
@@ -69,7 +63,12 @@ fn assert_same(a: &Finished, b: &Finished, what: &str) {
     assert_eq!(a.class_order, b.class_order, "{what}: classes");
     assert!(bits(&a.model) == bits(&b.model), "{what}: weights");
     assert_eq!(a.classifier, b.classifier, "{what}: classifier");
-    let arrays = |run: &Finished| (run.model.head.per_class.clone(), run.model.head.shared.clone());
+    let arrays = |run: &Finished| {
+        (
+            run.model.head.per_class.clone(),
+            run.model.head.shared.clone(),
+        )
+    };
     assert!(arrays(a) == arrays(b), "{what}: arrays of the head");
 }
 
@@ -157,7 +156,9 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
     for (i, &(method, head)) in RESUMED.iter().enumerate() {
         for task_idx in [0, 1] {
             let what = format!("{method}, {head}, killed in task {task_idx}").replace('\n', ", ");
-            let plan = plan(&bench, method, |config| config.head = Some(HeadConfig::named(head)));
+            let plan = plan(&bench, method, |config| {
+                config.head = Some(HeadConfig::named(head))
+            });
             let (whole, rest) = (
                 format!("whole-{i}-{task_idx}"),
                 format!("rest-{i}-{task_idx}"),

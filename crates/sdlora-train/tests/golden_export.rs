@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use sdlora_core::Updates;
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 use sdlora_train::{
-    AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError, export,
-    extract_features, write_model,
+    AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError,
+    export, extract_features, write_model,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use toy::{Bench, shape};

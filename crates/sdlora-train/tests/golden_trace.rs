@@ -22,8 +22,7 @@ use sdlora_testkit::{
 use sdlora_train::heads;
 use sdlora_train::methods::{self, LossOver};
 use sdlora_train::{
-    Model, OptimizerConfig, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer,
-    evaluate,
+    Model, OptimizerConfig, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer, evaluate,
 };
 use sdlora_vit::{Vit, VitConfig};
 

@@ -167,17 +167,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             seconds.push(metrics.log.tasks.iter().map(|t| t.seconds).sum());
             summaries.push(summary);
         }
-        rows.push((entry.label.clone(), summaries, n_parameters, stored, seconds));
+        rows.push((
+            entry.label.clone(),
+            summaries,
+            n_parameters,
+            stored,
+            seconds,
+        ));
     }
     let rows: Vec<Comparison> = rows
         .iter()
-        .map(|(label, summaries, n_parameters, stored, seconds)| Comparison {
-            method: label,
-            summaries,
-            n_parameters: Some(*n_parameters),
-            stored: *stored,
-            seconds,
-        })
+        .map(
+            |(label, summaries, n_parameters, stored, seconds)| Comparison {
+                method: label,
+                summaries,
+                n_parameters: Some(*n_parameters),
+                stored: *stored,
+                seconds,
+            },
+        )
         .collect();
     let table = compare_table(&rows);
     println!("\n{table}");

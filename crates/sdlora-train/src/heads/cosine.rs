@@ -178,7 +178,12 @@ mod tests {
         };
         let classifier = head.classifier(&state).unwrap();
         let (rows, bias) = classifier.as_linear().unwrap();
-        assert_close(rows, &[0.6f32, 0.8, 0.0, 1.0][..], Tolerance::Abs(1e-6), "rows");
+        assert_close(
+            rows,
+            &[0.6f32, 0.8, 0.0, 1.0][..],
+            Tolerance::Abs(1e-6),
+            "rows",
+        );
         assert_eq!(bias, [0.0; 2]);
         // The longer column, 19 against 8, would win (1, 4) by its length; its cosine is smaller.
         let table = FeatureTable {

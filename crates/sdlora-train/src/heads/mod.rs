@@ -137,7 +137,11 @@ pub(crate) fn without_steps() -> Vec<&'static str> {
         let built = (entry.build)(&toml::Table::new());
         built.is_ok_and(|head| !head.needs_steps())
     };
-    HEADS.iter().filter(is_free).map(|entry| entry.name).collect()
+    HEADS
+        .iter()
+        .filter(is_free)
+        .map(|entry| entry.name)
+        .collect()
 }
 
 /// A head and its own options: `head = "ridge"`, or a table with `name` and the options.
@@ -273,7 +277,10 @@ mod tests {
             head: HeadConfig,
             after: usize,
         }
-        for (text, options) in [("\"ridge\"", 0), ("{ name = \"ridge\", projection = 300 }", 1)] {
+        for (text, options) in [
+            ("\"ridge\"", 0),
+            ("{ name = \"ridge\", projection = 300 }", 1),
+        ] {
             let plan: Plan = toml::from_str(&format!("head = {text}\nafter = 1")).unwrap();
             assert_eq!(plan.head.name, "ridge");
             assert_eq!(plan.head.options.len(), options);

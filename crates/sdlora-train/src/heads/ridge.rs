@@ -106,7 +106,9 @@ impl Statistics {
     fn keep(&self, weight: Vec<f64>, mut state: HeadState) -> HeadState {
         let (d, n) = (self.d_model, self.n_classes);
         let [fitted, held_out] = &self.sums;
-        let sums = fitted.chunks_exact(d.max(1)).zip(held_out.chunks_exact(d.max(1)));
+        let sums = fitted
+            .chunks_exact(d.max(1))
+            .zip(held_out.chunks_exact(d.max(1)));
         let sums = sums.flat_map(|(a, b)| narrow(a).chain(narrow(b))).collect();
         let gram = self.gram.iter().flat_map(|half| narrow(half)).collect();
         state.set_rows(SUMS, vec![n, 2, d], sums);

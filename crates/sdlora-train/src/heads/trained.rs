@@ -153,7 +153,10 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         let mut draw = |n| TrainedHead::draw(6, n, &mut rng, &device);
         let head = draw(3).grown(draw(2)).grown(draw(1));
-        assert!(head.weight.is_require_grad() && head.bias.as_ref().is_some_and(|b| b.is_require_grad()));
+        assert!(
+            head.weight.is_require_grad()
+                && head.bias.as_ref().is_some_and(|b| b.is_require_grad())
+        );
         let features = Tensor::<2>::ones([1, 6], &device);
         let grads = head.linear(features).sum().backward();
         let grad: Vec<f32> = head
