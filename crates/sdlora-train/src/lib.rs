@@ -53,6 +53,7 @@ mod evaluator;
 mod export;
 mod features;
 pub mod heads;
+mod linalg;
 pub mod methods;
 mod model;
 mod observer;
