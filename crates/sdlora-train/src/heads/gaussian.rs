@@ -28,8 +28,12 @@ pub(super) const ENTRY: HeadEntry = HeadEntry {
               covariance, drift, n_samples, n_epochs, lr)",
     build: |options| {
         let head: Gaussian = parse("head (gaussian)", options)?;
-        if head.n_samples == 0 {
-            return Err(TrainError::setting("head.n_samples", 0, "at least 1"));
+        if !(1..=MAX_SAMPLES).contains(&head.n_samples) {
+            return Err(TrainError::setting(
+                "head.n_samples",
+                head.n_samples,
+                format!("1 to {MAX_SAMPLES}"),
+            ));
         }
         if head.lr.is_finite() && head.lr > 0.0 {
             return Ok(Arc::new(head));
@@ -83,6 +87,9 @@ enum Drift {
     /// Means move as the new task's features near them did.
     Compensated,
 }
+
+/// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
+const MAX_SAMPLES: usize = 10_000;
 
 /// The three numbers of the published code.
 fn default_n_samples() -> usize {
@@ -562,6 +569,7 @@ mod tests {
     fn settings_that_cannot_work_are_refused() {
         for (options, expected) in [
             ("n_samples = 0", "n_samples"),
+            ("n_samples = 99999999999", "1 to 10000"),
             ("lr = 0.0", "head.lr"),
             ("covariance = \"half\"", "covariance"),
         ] {
