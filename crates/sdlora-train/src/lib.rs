@@ -52,6 +52,7 @@ mod error;
 mod evaluator;
 mod export;
 mod features;
+mod floor;
 mod head;
 pub mod methods;
 mod model;
@@ -72,6 +73,7 @@ pub use export::{
     extract_features, write_model,
 };
 pub use features::{ClassMeans, FeatureTable, accuracy};
+pub use floor::pixel_floor;
 pub use head::{CosineHead, LinearHead, cross_entropy};
 pub use model::{HeadKind, Model};
 pub use observer::{Event, Observer, Silent};

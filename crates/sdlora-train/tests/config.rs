@@ -164,3 +164,18 @@ fn every_run_that_ships_is_valid() {
     }
     assert!(n_presets > 0);
 }
+
+#[test]
+fn a_recipe_without_options_of_the_judge_is_written_as_before_they_were_a_key() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-cli/presets");
+    let text = std::fs::read_to_string(folder.join("pretrain-tiny-imagenet.toml")).unwrap();
+    let mut config = PretrainConfig::parse(&text).unwrap();
+    assert!(!toml::to_string(&config).unwrap().contains("eval_options"));
+    config.eval_options = sdlora_data::Options::none().with("root", "elsewhere");
+    let written = toml::to_string(&config).unwrap();
+    assert!(
+        written.contains("[eval_options]\nroot = \"elsewhere\""),
+        "{written}"
+    );
+    assert_eq!(PretrainConfig::parse(&written).unwrap(), config);
+}

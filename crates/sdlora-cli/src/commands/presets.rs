@@ -34,6 +34,16 @@ pub const PRESETS: &[Preset] = &[
         summary: "10 tasks of 20 unseen characters whose appearance changes with the task",
         text: include_str!("../../presets/omniglot-shift.toml"),
     },
+    Preset {
+        name: "cifar100-10x10",
+        summary: "10 tasks of 10 classes of CIFAR-100 on the small natural-image backbone",
+        text: include_str!("../../presets/cifar100-10x10.toml"),
+    },
+    Preset {
+        name: "tiny-imagenet-10x10",
+        summary: "10 tasks of 10 unseen classes of Tiny-ImageNet on the same backbone",
+        text: include_str!("../../presets/tiny-imagenet-10x10.toml"),
+    },
 ];
 
 /// The preset of that name.
