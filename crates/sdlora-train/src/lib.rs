@@ -50,11 +50,13 @@ pub mod checkpoint;
 mod config;
 mod error;
 mod evaluator;
+mod expected;
 mod export;
 mod features;
 mod floor;
 mod head;
 pub mod methods;
+mod mix;
 mod model;
 mod observer;
 mod optimizer;
@@ -65,9 +67,10 @@ mod rooms;
 mod run;
 mod trainer;
 
-pub use config::{BackboneConfig, MethodConfig, Plan, RunConfig};
+pub use config::{BackboneConfig, FirstTask, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
+pub use expected::{Expected, MeanOver};
 pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
@@ -75,6 +78,7 @@ pub use export::{
 pub use features::{ClassMeans, FeatureTable, accuracy};
 pub use floor::pixel_floor;
 pub use head::{CosineHead, LinearHead, cross_entropy};
+pub use mix::{Mix, MixConfig};
 pub use model::{HeadKind, Model};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{OptimizerConfig, Rule, Schedule};
