@@ -502,7 +502,7 @@ fn wrong(key: &str, found: &impl std::fmt::Display, expected: &str) -> UsageErro
 mod tests {
     use super::*;
     use sdlora_data::{ClassOrder, TaskSplit};
-    use sdlora_train::{HeadKind, Rule, RunConfig, Schedule};
+    use sdlora_train::{Rule, RunConfig, Schedule};
 
     /// In the form of the code of SD-LoRA.
     const SDLORA: &str = r#"{
@@ -588,10 +588,9 @@ mod tests {
     #[test]
     fn one_spelling_holds_for_all_tasks() {
         let (config, notes) = read(SIMPLE);
-        assert_eq!(
-            (config.method.name.as_str(), config.head),
-            ("ncm", HeadKind::Ncm)
-        );
+        assert_eq!(config.method.name, "ncm");
+        let table = translate(SIMPLE, None).unwrap().table;
+        assert_eq!(table["head"].as_str(), Some("ncm"));
         assert_eq!(config.dataset, "cifar100");
         assert_eq!(config.first_task, None);
         assert_eq!(config.stream.class_order, ClassOrder::Natural);
@@ -605,6 +604,36 @@ mod tests {
         let weights = config.backbone.weights.display().to_string();
         assert_eq!(weights, "hf:timm/vit_base_patch16_224.augreg_in21k");
         assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+
+    #[test]
+    fn a_file_in_the_form_of_inflora_is_read() {
+        let text = r#"{
+            "prefix": "reproduce", "dataset": "cifar100", "memory_size": 0, "init_cls": 10,
+            "increment": 10, "model_name": "Finetune", "net_type": "sip", "embd_dim": 768,
+            "num_heads": 12, "total_sessions": 10, "seed": 0, "EPSILON": 1e-8, "init_epoch": 20,
+            "optim": "adam", "init_lr": 0.0005, "init_lr_decay": 0.1, "init_weight_decay": 0.0,
+            "epochs": 20, "lrate": 0.0005, "lrate_decay": 0.1, "batch_size": 128,
+            "weight_decay": 0.0, "rank": 10, "num_workers": 16,
+            "backbone_type": "vit_base_patch16_224"
+        }"#;
+        let (config, notes) = read(text);
+        assert_eq!((config.method.name.as_str(), config.seed), ("finetune", 0));
+        assert_eq!(config.first_task, None);
+        assert!(matches!(config.optimizer.rule, Rule::Adam { .. }));
+        // A decay without milestones is no schedule, and fine-tuning has no rank.
+        assert_eq!(config.optimizer.schedule, Schedule::Constant);
+        for part in [
+            "milestones and their decay",
+            "`rank`",
+            "`EPSILON` is not known",
+        ] {
+            assert!(
+                notes.iter().any(|n| n.starts_with(part)),
+                "{part}: {notes:?}"
+            );
+        }
+        assert_eq!(notes.len(), 9, "{notes:?}");
     }
 
     #[test]

@@ -205,3 +205,14 @@ fn a_recipe_without_options_of_the_judge_is_written_as_before_they_were_a_key() 
     );
     assert_eq!(PretrainConfig::parse(&written).unwrap(), config);
 }
+
+#[test]
+fn published_numbers_out_of_range_are_refused_with_the_plan() {
+    let text = FULL.replace("acc = 77.34", "acc = 7734.0");
+    let error = check(&text).map(drop).unwrap_err();
+    assert!(error.is_usage());
+    assert!(
+        error.to_string().contains("`expected.acc` is 7734"),
+        "{error}"
+    );
+}

@@ -64,8 +64,8 @@ fn images_labels_and_loss_are_those_of_torchvision() {
             Tensor::<1, Int>::from_data(labels, &device),
         );
         assert_close(
-            &[loss.into_scalar::<f32>()],
-            &[case.loss],
+            [loss.into_scalar::<f32>()],
+            [case.loss],
             Tolerance::Abs(1e-6),
             &what,
         );
