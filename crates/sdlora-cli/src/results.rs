@@ -8,7 +8,7 @@ use sdlora_train::checkpoint::write_file;
 use sdlora_train::{Finished, Plan, RunLog, write_model};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{ReportInput, TaskTiming, published_numbers, report_html};
+use crate::report::{ReportInput, TaskTiming, grouped, published_numbers, report_html, stored};
 
 /// Name of the file that marks a run as finished.
 pub const METRICS_FILE: &str = "metrics.json";
@@ -110,6 +110,7 @@ fn html(
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
         fact("method", config.method.name.clone()),
+        fact("head", head(plan, log)),
         fact("data set", config.dataset.clone()),
         fact("backbone", config.backbone.weights.display().to_string()),
         fact("device", device.to_owned()),
@@ -131,4 +132,15 @@ fn html(
         task_names: &[],
         timings: &timings,
     }))
+}
+
+/// The head and what it keeps of old classes.
+fn head(plan: &Plan, log: &RunLog) -> String {
+    let kept = log.floats_stored.last().copied().unwrap_or_default();
+    format!(
+        "{}; keeps {} floats, {} in all",
+        plan.head_name(),
+        stored(kept),
+        grouped(kept.total)
+    )
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context;
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::write_file;
+use sdlora_train::heads::FloatsStored;
 use sdlora_train::{PLAN_FILE, Silent, Start, pixel_floor};
 use serde::Deserialize;
 
@@ -145,7 +146,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         {
             continue;
         }
-        let (mut summaries, mut seconds, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+        let (mut summaries, mut seconds) = (Vec::new(), Vec::new());
+        let (mut n_parameters, mut stored) = (0, None);
         for seed in &args.seeds {
             let settings = settings(&args, &suite, &entry.set, *seed);
             let mut config = with_settings(base.text, &args.backbone, &settings, &mut |backbone| {
@@ -173,19 +175,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let trained = metrics.log.tasks.iter().map(|t| t.seconds).sum();
             say(&args, &entry.label, *seed, &summary, trained);
             n_parameters = metrics.log.n_trained.last().copied().unwrap_or(0);
+            stored = metrics.log.floats_stored.last().copied();
             seconds.push(trained);
             summaries.push(summary);
         }
-        rows.push((entry.label.clone(), summaries, n_parameters, seconds));
+        rows.push((
+            entry.label.clone(),
+            summaries,
+            n_parameters,
+            stored,
+            seconds,
+        ));
     }
     let rows: Vec<Comparison> = rows
         .iter()
-        .map(|(label, summaries, n_parameters, seconds)| Comparison {
-            method: label,
-            summaries,
-            n_parameters: Some(*n_parameters),
-            seconds,
-        })
+        .map(
+            |(label, summaries, n_parameters, stored, seconds)| Comparison {
+                method: label,
+                summaries,
+                n_parameters: Some(*n_parameters),
+                stored: *stored,
+                seconds,
+            },
+        )
         .collect();
     let table = compare_table(&rows);
     println!("\n{table}");
@@ -217,8 +229,9 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
     println!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
 }
 
-/// A row of the table: label, metrics, trained parameters and seconds of every seed.
-type Row = (String, Vec<Summary>, usize, Vec<f64>);
+/// A row of the table: label, metrics, trained parameters, floats kept of old classes, and seconds of
+/// every seed.
+type Row = (String, Vec<Summary>, usize, Option<FloatsStored>, Vec<f64>);
 
 /// The row that shows what images give away without any backbone; kept in no run folder.
 fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
@@ -237,7 +250,7 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
         say(args, label, seed, &summary, seconds[seconds.len() - 1]);
         summaries.push(summary);
     }
-    Ok((label.to_owned(), summaries, 0, seconds))
+    Ok((label.to_owned(), summaries, 0, None, seconds))
 }
 
 /// A label as a folder name.

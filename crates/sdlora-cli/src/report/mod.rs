@@ -19,7 +19,7 @@ mod table;
 
 pub use expected::{published_block, published_numbers};
 pub use html::report_html;
-pub use table::{AccuracyTable, Comparison, compare_table, summary_block};
+pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
 
