@@ -76,11 +76,12 @@ impl ConfigArgs {
             return Ok(presets::find(&self.preset)?.text.to_owned());
         };
         let text = read_text(path)?;
-        // A table of TOML cannot start with a brace.
-        if !text.trim_start().starts_with('{') {
+        // TOML cannot start with a brace.
+        let json = text.trim_start_matches('\u{feff}').trim_start();
+        if !json.starts_with('{') {
             return Ok(text);
         }
-        let Translation { table, notes } = pilot::translate(&text, self.seed)
+        let Translation { table, notes } = pilot::translate(json, self.seed)
             .with_context(|| format!("{} cannot be used", path.display()))?;
         for note in notes {
             eprintln!("{}: {note}", path.display());

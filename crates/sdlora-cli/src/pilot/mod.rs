@@ -3,13 +3,18 @@
 //! Every key is honoured, refused, or named in a note with the reason why it is left out; no result
 //! depends on a key that was passed over in silence.
 
+mod keys;
+mod names;
+mod training;
+
 use sdlora_data::TransformConfig;
 use sdlora_train::methods::{self, METHODS};
-use sdlora_vit::BACKBONES;
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use crate::UsageError;
+use keys::{Keys, integer, missing, wrong};
+use names::{backbone, dataset_name};
 
 /// A configuration in our keys, and what became of the others.
 #[derive(Debug)]
@@ -93,12 +98,6 @@ pub fn translate(text: &str, seed: Option<u32>) -> Result<Translation, UsageErro
     Ok(Translation { table, notes })
 }
 
-/// Keys that are not read yet, and what there is to say.
-struct Keys {
-    map: Map<String, Json>,
-    notes: Vec<String>,
-}
-
 impl Keys {
     fn refuse_memory(&mut self) -> Result<(), UsageError> {
         for key in ["memory_size", "memory_per_class"] {
@@ -138,13 +137,13 @@ impl Keys {
         let typed = self
             .text("model_name")?
             .ok_or_else(|| missing("model_name"))?;
-        let simple = simple(&typed);
+        let simple = names::simple(&typed);
         let name = match simple.as_str() {
             "simplecil" => "ncm",
             _ => METHODS
                 .iter()
                 .map(|method| method.name)
-                .find(|name| self::simple(name) == simple)
+                .find(|name| names::simple(name) == simple)
                 // Refused by the check, unless another method is set.
                 .unwrap_or(&typed),
         };
@@ -190,312 +189,6 @@ impl Keys {
         table.insert("stream".into(), Value::Table(stream));
         Ok(())
     }
-
-    /// Epochs and optimiser of the first task and of the others. A key of which only one spelling is
-    /// given holds for all tasks.
-    fn training(&mut self, table: &mut Table) -> Result<(), UsageError> {
-        let tuned = self.count("tuned_epoch")?;
-        let (first_epochs, epochs) = either(self.count("init_epoch")?, self.count("epochs")?)
-            .or(tuned.map(|n| (n, n)))
-            .ok_or_else(|| missing("epochs"))?;
-        if tuned.is_some_and(|tuned| tuned != epochs || tuned != first_epochs) {
-            return Err(UsageError(format!(
-                "`tuned_epoch` is {}, and `init_epoch` or `epochs` says otherwise: keep the one that \
-                 holds",
-                tuned.unwrap_or_default()
-            )));
-        }
-        let (first_lr, lr) = either(self.number("init_lr")?, self.number("lrate")?)
-            .ok_or_else(|| missing("lrate"))?;
-        let decay = either(
-            self.number("init_weight_decay")?,
-            self.number("weight_decay")?,
-        );
-        let (first_decay, weight_decay) = decay.unwrap_or_else(|| {
-            self.notes
-                .push("`weight_decay` is not given: there is none".into());
-            (0.0, 0.0)
-        });
-        let rule = self.rule()?;
-        let schedules = self.schedules(first_epochs, epochs)?;
-        let optimizer = |lr: f64, decay: f64, schedule: &Option<Table>| {
-            let mut optimizer = rule.clone();
-            optimizer.insert("lr".into(), Value::Float(lr));
-            optimizer.insert("weight_decay".into(), Value::Float(decay));
-            if let Some(schedule) = schedule {
-                optimizer.insert("schedule".into(), Value::Table(schedule.clone()));
-            }
-            optimizer
-        };
-        let first = optimizer(first_lr, first_decay, &schedules.0);
-        let others = optimizer(lr, weight_decay, &schedules.1);
-        table.insert("n_epochs".into(), integer(epochs)?);
-        let mut first_task = Table::new();
-        if first_epochs != epochs {
-            first_task.insert("n_epochs".into(), integer(first_epochs)?);
-        }
-        if first != others {
-            first_task.insert("optimizer".into(), Value::Table(first));
-        }
-        table.insert("optimizer".into(), Value::Table(others));
-        if !first_task.is_empty() {
-            table.insert("first_task".into(), Value::Table(first_task));
-        }
-        Ok(())
-    }
-
-    /// The keys of the optimiser that are the same in every task.
-    fn rule(&mut self) -> Result<Table, UsageError> {
-        let typed = self.text_of(&["optimizer", "optim"])?;
-        let name = typed.clone().map(|name| name.to_lowercase());
-        let rule = match name.as_deref() {
-            None => {
-                self.notes
-                    .push("`optimizer` is not given: it is sgd with momentum 0.9".into());
-                "sgd"
-            }
-            Some(rule @ ("sgd" | "adam" | "adamw")) => rule,
-            Some(_) => {
-                let typed = typed.unwrap_or_default();
-                return Err(wrong("optimizer", &typed, "sgd, adam or adamw"));
-            }
-        };
-        let mut table = Table::from_iter([("rule".to_owned(), rule.into())]);
-        if let Some(momentum) = self.number("momentum")? {
-            match rule {
-                "sgd" => {
-                    table.insert("momentum".into(), Value::Float(momentum));
-                }
-                _ => self.notes.push(format!(
-                    "`momentum` is left out: `{rule}` has its own moments"
-                )),
-            }
-        }
-        Ok(table)
-    }
-
-    /// The schedule of the first task and of the others; `None` is a constant rate.
-    fn schedules(
-        &mut self,
-        first_epochs: usize,
-        epochs: usize,
-    ) -> Result<(Option<Table>, Option<Table>), UsageError> {
-        let typed = self.text("scheduler")?;
-        let milestones = either(self.counts("init_milestones")?, self.counts("milestones")?);
-        let gammas = either(self.number("init_lr_decay")?, self.number("lrate_decay")?);
-        let min_lr = self.number("min_lr")?;
-        let name = typed.as_deref().map(simple);
-        let has_steps = milestones.is_some() && gammas.is_some();
-        let shape = match name.as_deref() {
-            None if has_steps => "multi-step",
-            None | Some("constant" | "none") => "constant",
-            Some("steplr" | "step" | "multistep" | "multisteplr") => "multi-step",
-            Some("cosine" | "cosinelr" | "coslr" | "cosineannealinglr") => "cosine",
-            Some(_) => {
-                let typed = typed.unwrap_or_default();
-                return Err(wrong("scheduler", &typed, "constant, steplr or cosine"));
-            }
-        };
-        if shape != "multi-step" && (milestones.is_some() || gammas.is_some()) {
-            self.notes.push(format!(
-                "milestones and their decay are left out: the schedule is {shape}"
-            ));
-        }
-        if shape != "cosine" && min_lr.is_some() {
-            self.notes
-                .push(format!("`min_lr` is left out: the schedule is {shape}"));
-        }
-        match shape {
-            "cosine" => {
-                self.notes.push(
-                    "the cosine falls with every step here, with every epoch in PILOT".into(),
-                );
-                let eta_min = Value::Float(min_lr.unwrap_or(0.0));
-                let cosine = Table::from_iter([
-                    ("shape".to_owned(), "cosine".into()),
-                    ("eta_min".to_owned(), eta_min),
-                ]);
-                Ok((Some(cosine.clone()), Some(cosine)))
-            }
-            "multi-step" => {
-                let (first, others) = milestones.ok_or_else(|| missing("milestones"))?;
-                let (first_gamma, gamma) = gammas.ok_or_else(|| missing("lrate_decay"))?;
-                Ok((
-                    steps(&first, first_gamma, first_epochs)?,
-                    steps(&others, gamma, epochs)?,
-                ))
-            }
-            _ => Ok((None, None)),
-        }
-    }
-
-    fn take(&mut self, key: &str) -> Option<Json> {
-        // A key that is null is not given.
-        self.map.remove(key).filter(|value| !value.is_null())
-    }
-
-    fn number(&mut self, key: &str) -> Result<Option<f64>, UsageError> {
-        self.take(key)
-            .map(|value| value.as_f64().ok_or_else(|| wrong(key, &value, "a number")))
-            .transpose()
-    }
-
-    fn count(&mut self, key: &str) -> Result<Option<usize>, UsageError> {
-        self.take(key).map(|value| count(key, &value)).transpose()
-    }
-
-    fn count_of(&mut self, keys: &[&str]) -> Result<Option<usize>, UsageError> {
-        self.first(keys, Self::count)
-    }
-
-    /// A list of counts, or a single one.
-    fn counts(&mut self, key: &str) -> Result<Option<Vec<usize>>, UsageError> {
-        self.take(key)
-            .map(|value| match &value {
-                Json::Array(values) => values.iter().map(|value| count(key, value)).collect(),
-                value => Ok(vec![count(key, value)?]),
-            })
-            .transpose()
-    }
-
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, UsageError> {
-        self.take(key)
-            .map(|value| {
-                let expected = "true or false";
-                value.as_bool().ok_or_else(|| wrong(key, &value, expected))
-            })
-            .transpose()
-    }
-
-    fn text(&mut self, key: &str) -> Result<Option<String>, UsageError> {
-        self.take(key)
-            .map(|value| match value {
-                Json::String(text) => Ok(text),
-                value => Err(wrong(key, &value, "a string")),
-            })
-            .transpose()
-    }
-
-    fn text_of(&mut self, keys: &[&str]) -> Result<Option<String>, UsageError> {
-        self.first(keys, Self::text)
-    }
-
-    /// The first of several spellings that is given.
-    fn first<T>(
-        &mut self,
-        keys: &[&str],
-        read: fn(&mut Self, &str) -> Result<Option<T>, UsageError>,
-    ) -> Result<Option<T>, UsageError> {
-        for key in keys {
-            if let Some(value) = read(self, key)? {
-                return Ok(Some(value));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Values of the first task and of the others, where at least one is given.
-fn either<T: Clone>(first: Option<T>, others: Option<T>) -> Option<(T, T)> {
-    match (first, others) {
-        (Some(first), Some(others)) => Some((first, others)),
-        (Some(one), None) | (None, Some(one)) => Some((one.clone(), one)),
-        (None, None) => None,
-    }
-}
-
-/// The epochs at which the rate falls; those after the end of the task never come.
-fn steps(milestones: &[usize], gamma: f64, n_epochs: usize) -> Result<Option<Table>, UsageError> {
-    let reached: Vec<Value> = milestones
-        .iter()
-        .filter(|&&epoch| epoch < n_epochs)
-        .map(|&epoch| integer(epoch))
-        .collect::<Result<_, _>>()?;
-    Ok((!reached.is_empty()).then(|| {
-        Table::from_iter([
-            ("shape".to_owned(), "multi-step".into()),
-            ("milestones".to_owned(), Value::Array(reached)),
-            ("gamma".to_owned(), Value::Float(gamma)),
-        ])
-    }))
-}
-
-/// Our name of a data set; one that is not known is left for the check to refuse.
-fn dataset_name(typed: &str) -> String {
-    match simple(typed).as_str() {
-        "cifar100" | "cifar224" | "icifar224" | "icifar100" => "cifar100",
-        "cifar10" | "cifar10224" => "cifar10",
-        "imagenetr" | "imgnetr" => "imagenet-r",
-        "imageneta" => "imagenet-a",
-        "cub" | "cub200" => "cub200",
-        "domainnet" => "domainnet",
-        "tinyimagenet" => "tiny-imagenet",
-        "vtab" => "vtab",
-        _ => typed,
-    }
-    .to_owned()
-}
-
-/// The section of a backbone. PILOT adds the method to its name; the weights are the same.
-fn backbone(typed: &str) -> Table {
-    const BASE: &str = "vit_base_patch16_224";
-    let name = typed.strip_prefix("pretrained_").unwrap_or(typed);
-    let name = name.replace("vit_b16_224", BASE);
-    let tag = match name.strip_prefix(BASE) {
-        Some(rest)
-            if ["dino", "ibot", "moco", "clip", "sam", "mae"]
-                .iter()
-                .any(|s| rest.contains(s)) =>
-        {
-            None
-        }
-        // What timm called `_in21k` when these programs were written.
-        Some(rest) if rest.starts_with("_in21k") => Some("augreg_in21k"),
-        Some(rest) if rest.is_empty() || rest.starts_with('_') => Some("augreg2_in21k_ft_in1k"),
-        Some(rest) => rest.strip_prefix('.'),
-        None => None,
-    };
-    let shape = BACKBONES
-        .iter()
-        .map(|preset| preset.name)
-        .find(|&shape| name.split('.').next() == Some(shape));
-    match (tag, shape) {
-        (Some(tag), _) => Table::from_iter([
-            ("weights".to_owned(), format!("hf:timm/{BASE}.{tag}").into()),
-            ("preset".to_owned(), BASE.into()),
-        ]),
-        (None, Some(shape)) if name.contains('.') => Table::from_iter([
-            ("weights".to_owned(), format!("hf:timm/{name}").into()),
-            ("preset".to_owned(), shape.into()),
-        ]),
-        _ => Table::from_iter([("weights".to_owned(), typed.into())]),
-    }
-}
-
-/// Without case, hyphens and underscores.
-fn simple(name: &str) -> String {
-    name.to_lowercase().replace(['-', '_'], "")
-}
-
-fn count(key: &str, value: &Json) -> Result<usize, UsageError> {
-    value
-        .as_u64()
-        .and_then(|n| usize::try_from(n).ok())
-        .ok_or_else(|| wrong(key, value, "a whole number from 0"))
-}
-
-fn integer(n: usize) -> Result<Value, UsageError> {
-    i64::try_from(n)
-        .map(Value::Integer)
-        .map_err(|_| UsageError(format!("{n} is too large: give a smaller number")))
-}
-
-fn missing(key: &str) -> UsageError {
-    UsageError(format!("the key `{key}` is missing: add it"))
-}
-
-fn wrong(key: &str, found: &impl std::fmt::Display, expected: &str) -> UsageError {
-    UsageError(format!("`{key}` is {found}: give it {expected}"))
 }
 
 #[cfg(test)]
