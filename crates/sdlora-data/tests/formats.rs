@@ -8,7 +8,9 @@ use std::path::Path;
 use image::{DynamicImage, ImageBuffer, ImageFormat, Rgb};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sdlora_data::{Dataset, Image, Options, Split, datasets};
+use sdlora_data::{
+    Dataset, GroupOrder, Image, Options, Split, StreamConfig, TaskSplit, TaskStream, datasets,
+};
 
 fn encoded(value: u8, format: ImageFormat) -> Vec<u8> {
     let image = ImageBuffer::from_fn(6, 5, |x, y| Rgb([value, x as u8 * 40, y as u8 * 50]));
@@ -271,6 +273,21 @@ fn domainnet_has_domains_as_groups() {
     assert_eq!(merged.class_names(), ["ant", "bus"]);
     // Clipart is drawn 80 to 20, real is as listed.
     assert_eq!(counts(merged.as_ref()), (8 + 2, 2 + 8));
+    assert_eq!(merged.domains(), ["clipart", "real"]);
+    for (idx, sample) in merged.samples(Split::Test).iter().enumerate() {
+        let domain = merged.domain_of(Split::Test, idx).unwrap();
+        assert!(sample.name.starts_with(merged.domains()[domain].as_str()));
+    }
+    let config = StreamConfig::new(TaskSplit::PerDomain {
+        order: GroupOrder::Named(vec!["real".into(), "clipart".into()]),
+    });
+    let stream = TaskStream::new(merged.as_ref(), &config).unwrap();
+    let sizes: Vec<_> = stream
+        .tasks()
+        .iter()
+        .map(|task| (task.train.as_ref().len(), task.test.as_ref().len()))
+        .collect();
+    assert_eq!(sizes, [(2, 8), (8, 2)]);
     let options = Options::none().with("by_domain", true);
     let apart = open("domainnet", dir.path(), &options).unwrap();
     let groups: Vec<_> = apart
@@ -289,6 +306,80 @@ fn domainnet_has_domains_as_groups() {
         message.contains("photo") && message.contains("quickdraw"),
         "{message}"
     );
+}
+
+#[test]
+fn domainnet_reads_its_archives_as_they_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let png = encoded(1, ImageFormat::Png);
+    for domain in ["clipart", "real"] {
+        let names: Vec<String> = (0..2)
+            .flat_map(|i| ["ant", "bus"].map(|class| format!("{domain}/{class}/{i}.jpg")))
+            .collect();
+        let files: Vec<_> = names.iter().map(|n| (n.as_str(), png.clone())).collect();
+        write(
+            dir.path(),
+            &format!("domainnet/{domain}.zip"),
+            &zipped(&files),
+        );
+        for (half, i) in [("train", 1), ("test", 0)] {
+            let list = format!("{domain}/ant/{i}.jpg 0\n{domain}/bus/{i}.jpg 1\n");
+            let name = format!("domainnet/{domain}_{half}.txt");
+            write(dir.path(), &name, list.as_bytes());
+        }
+    }
+    let dataset = open("domainnet", dir.path(), &Options::none()).unwrap();
+    assert_eq!(dataset.domains(), ["clipart", "real"]);
+    assert_eq!(counts(dataset.as_ref()), (4, 4));
+    let names: Vec<_> = dataset
+        .samples(Split::Test)
+        .iter()
+        .map(|s| &s.name)
+        .collect();
+    assert!(
+        names.iter().all(|name| name.ends_with("/0.jpg")),
+        "{names:?}"
+    );
+    assert!(dataset.image(Split::Train, 3).is_ok());
+}
+
+#[test]
+fn folders_of_domains_share_their_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let png = encoded(1, ImageFormat::Png);
+    for (domain, class, n) in [("photo", "ant", 5), ("photo", "bus", 5), ("art", "ant", 10)] {
+        for i in 0..n {
+            write(dir.path(), &format!("mine/{domain}/{class}/{i}.png"), &png);
+        }
+    }
+    let options = Options::none()
+        .with("root", "mine")
+        .with("domain_folders", true);
+    let dataset = open("folder", dir.path(), &options).unwrap();
+    assert_eq!(dataset.class_names(), ["ant", "bus"]);
+    assert_eq!(dataset.domains(), ["art", "photo"]);
+    // 80 to 20 inside each domain.
+    let config = StreamConfig::new(TaskSplit::PerDomain {
+        order: GroupOrder::Natural,
+    });
+    let stream = TaskStream::new(dataset.as_ref(), &config).unwrap();
+    let sizes: Vec<_> = stream
+        .tasks()
+        .iter()
+        .map(|task| (task.train.as_ref().len(), task.test.as_ref().len()))
+        .collect();
+    assert_eq!(sizes, [(8, 2), (8, 2)]);
+    assert_eq!(stream.tasks()[1].classes, [0, 1]);
+
+    for half in ["train", "test"] {
+        write(dir.path(), &format!("halves/{half}/art/Ant/0.png"), &png);
+        write(dir.path(), &format!("halves/{half}/photo/ant/1.png"), &png);
+    }
+    let options = options.with("root", "halves");
+    let message = refusal("folder", dir.path(), &options);
+    assert!(message.contains("upper and lower case"), "{message}");
+    let message = refusal("folder", dir.path(), &options.with("csv", "x.csv"));
+    assert!(message.contains("domain_folders"), "{message}");
 }
 
 #[test]

@@ -144,8 +144,9 @@ impl RunConfig {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] naming the first one that does not.
-    pub fn check(self) -> Result<Plan, TrainError> {
+    /// [`TrainError::Setting`] naming the first one that does not, [`TrainError::Data`] when the file of a class order
+    /// cannot be read.
+    pub fn check(mut self) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
             ("batch_size", self.batch_size),
@@ -157,6 +158,8 @@ impl RunConfig {
         }
         self.optimizer.check()?;
         self.transform.init()?;
+        // A plan does not change with a file.
+        self.stream = self.stream.inlined()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
         if !method.takes_steps() && self.head == HeadKind::Linear {
             return Err(TrainError::setting(

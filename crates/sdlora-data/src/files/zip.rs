@@ -81,6 +81,7 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
                 crc32: member.crc32(),
                 is_deflated,
             }),
+            part: 0,
         });
     }
     Ok(entries)
