@@ -21,7 +21,8 @@ pub(crate) const EVAL_BATCH: usize = 256;
 pub(crate) struct Rooms {
     train: Vec<TrainSet>,
     test: Vec<EvalSet>,
-    n_classes: Vec<usize>,
+    n_new_classes: Vec<usize>,
+    labels: Vec<Vec<usize>>,
     joint: bool,
 }
 
@@ -32,7 +33,8 @@ impl Rooms {
         let mut rooms = Self {
             train: Vec::new(),
             test: Vec::new(),
-            n_classes: Vec::new(),
+            n_new_classes: Vec::new(),
+            labels: Vec::new(),
             joint: plan.method().is_joint(),
         };
         for task in stream.tasks() {
@@ -42,7 +44,8 @@ impl Rooms {
             };
             rooms.train.push(train);
             rooms.test.push(test);
-            rooms.n_classes.push(task.classes.len());
+            rooms.n_new_classes.push(task.n_new_classes);
+            rooms.labels.push(task.labels().to_vec());
         }
         Ok(rooms)
     }
@@ -66,14 +69,22 @@ impl Rooms {
         }
     }
 
-    /// Label of the first class of a round.
+    /// Label of the first new class of a round: the number of classes seen before.
     pub(crate) fn first_label(&self, round: usize) -> usize {
-        self.n_classes[..round].iter().sum()
+        self.n_new_classes[..round].iter().sum()
     }
 
-    /// Classes of a round.
+    /// Classes of a round that no earlier one has.
     pub(crate) fn n_new_classes(&self, round: usize) -> usize {
-        self.n_classes[self.tasks_of(round)].iter().sum()
+        self.n_new_classes[self.tasks_of(round)].iter().sum()
+    }
+
+    /// Labels of all classes of a round, ascending.
+    pub(crate) fn labels(&self, round: usize) -> Vec<usize> {
+        let mut labels = self.labels[self.tasks_of(round)].concat();
+        labels.sort_unstable();
+        labels.dedup();
+        labels
     }
 
     /// Classes of all rounds up to this one.
