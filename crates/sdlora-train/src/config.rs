@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use sdlora_data::{Options, StreamConfig, TransformConfig};
+use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
 use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,10 @@ pub struct RunConfig {
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
     pub hold_out: usize,
+    /// Where prepared images are kept: `"memory"`, `"none"`, or `{ megabytes = n }` for a limit that the
+    /// training images of a task and all test images share. It changes speed and memory, no number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: Cache,
     /// Options of the data set.
     #[serde(default)]
     pub dataset_options: Options,
@@ -55,6 +59,10 @@ pub struct RunConfig {
     pub transform: TransformConfig,
     /// The optimiser, made anew for every task.
     pub optimizer: OptimizerConfig,
+}
+
+fn is_default(cache: &Cache) -> bool {
+    *cache == Cache::default()
 }
 
 fn default_checkpoint_every() -> usize {

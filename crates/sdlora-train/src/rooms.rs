@@ -122,7 +122,7 @@ impl Rooms {
                 dataset.clone(),
                 set,
                 config.transform.init()?,
-                Cache::Memory,
+                half(config.cache).part(set.as_ref().len(), n_images),
             )?);
             loaders.push(LoaderConfig::training(batch_size).init(source, config.seed)?);
         }
@@ -135,9 +135,13 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<Vec<Loader>, TrainError> {
+        let n_images: usize = self.test_counts().iter().sum();
         self.test
             .iter()
-            .map(|set| plain_loader(set, dataset, config))
+            .map(|set| {
+                let cache = half(config.cache).part(set.as_ref().len(), n_images);
+                plain_loader(set, dataset, config, cache)
+            })
             .collect()
     }
 
@@ -153,7 +157,8 @@ impl Rooms {
         let backbone = model.merged_backbone();
         let mut all = FeatureTable::default();
         for set in &self.train[self.tasks_of(round)] {
-            let loader = plain_loader(set, dataset, config)?;
+            // They are read once.
+            let loader = plain_loader(set, dataset, config, Cache::None)?;
             let table = FeatureTable::extract(&backbone, &loader, &device.clone().inner())?;
             all.d_model = table.d_model;
             all.features.extend(table.features);
@@ -163,13 +168,19 @@ impl Rooms {
     }
 }
 
+/// What the training images of a round have of the cache of a run, and what all test images have: half of it.
+fn half(cache: Cache) -> Cache {
+    cache.part(1, 2)
+}
+
 /// Images of a set in its order, as evaluation prepares them.
 fn plain_loader(
     set: &impl AsRef<SampleSet>,
     dataset: &Arc<dyn Dataset>,
     config: &RunConfig,
+    cache: Cache,
 ) -> Result<Loader, TrainError> {
     let transform = config.transform.for_evaluation().init()?;
-    let source = ImageSource::new(dataset.clone(), set, transform, Cache::Memory)?;
+    let source = ImageSource::new(dataset.clone(), set, transform, cache)?;
     Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), config.seed)?)
 }

@@ -10,7 +10,8 @@
 mod toy;
 
 use sdlora_data::{ClassOrder, ClassRef, Repeats, TaskSplit};
-use sdlora_train::{Finished, HeadConfig, LossOver, Plan, Start};
+use sdlora_train::methods::LossOver;
+use sdlora_train::{Finished, HeadConfig, Plan, Start};
 use toy::Bench;
 
 /// Tasks of classes 0 to 3, of 1 and 3 again with the new 4, and of 0 and 4 again.
@@ -118,12 +119,8 @@ fn class_means_in_parts_are_those_of_all_images() {
         .unwrap();
     let (a, _) = parts.classifier.as_linear().unwrap();
     let (b, _) = whole.classifier.as_linear().unwrap();
-    let (a, b): (Vec<f32>, Vec<f32>) = (
-        a.into_data().iter().collect(),
-        b.into_data().iter().collect(),
-    );
     assert_eq!(a.len(), b.len());
-    for (a, b) in a.iter().zip(&b) {
+    for (a, b) in a.iter().zip(b) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
 }

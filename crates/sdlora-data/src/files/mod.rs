@@ -156,8 +156,10 @@ impl Files {
             return Ok((members, Some(store)));
         }
         let store = if start.starts_with(&[0x1f, 0x8b]) {
-            let packed = std::fs::read(path).map_err(io_error)?;
-            Store::memory(gunzip(&packed, MAX_UNPACKED_BYTES, &place_of(path))?)
+            // Unpacked while it is read, so that the packed bytes take no memory.
+            let packed = std::fs::File::open(path).map_err(io_error)?;
+            let packed = std::io::BufReader::new(packed);
+            Store::memory(gunzip(packed, MAX_UNPACKED_BYTES, &place_of(path))?)
         } else if start.get(257..262) == Some(b"ustar") {
             Store::file(path)?
         } else {
@@ -303,7 +305,7 @@ impl Files {
     pub(crate) fn read_plain(&self, idx: usize) -> Result<Vec<u8>, DataError> {
         let bytes = self.read(idx)?;
         if self.name(idx).ends_with(".gz") {
-            gunzip(&bytes, MAX_FILE_BYTES, &self.place(idx))
+            gunzip(bytes.as_slice(), MAX_FILE_BYTES, &self.place(idx))
         } else {
             Ok(bytes)
         }
@@ -369,9 +371,13 @@ fn too_many(path: &Path, max_files: usize) -> DataError {
 }
 
 /// Unpacks gzip bytes of at most `max_bytes` once unpacked.
-fn gunzip(packed: &[u8], max_bytes: u64, place: &str) -> Result<Vec<u8>, DataError> {
+fn gunzip(
+    packed: impl std::io::BufRead,
+    max_bytes: u64,
+    place: &str,
+) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    let n_read = flate2::read::MultiGzDecoder::new(packed)
+    let n_read = flate2::bufread::MultiGzDecoder::new(packed)
         .take(max_bytes + 1)
         .read_to_end(&mut bytes)
         .map_err(|source| {
