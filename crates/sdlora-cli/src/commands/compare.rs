@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use sdlora_data::{ClassOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::write_file;
 use sdlora_train::{PLAN_FILE, Silent, Start};
@@ -127,13 +128,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             settings.extend(entry.set.iter().cloned());
             settings.extend(args.set.iter().cloned());
             settings.push(format!("seed={seed}"));
-            settings.push(format!(
-                "stream.class_order={{ numpy = {{ seed = {seed} }} }}"
-            ));
             let mut config = with_settings(base.text, &args.backbone, &settings, &mut |backbone| {
                 backbones.transform(backbone, &args.common)
             })
             .with_context(|| format!("entry `{}`", entry.label))?;
+            // Listed groups are an order of their own.
+            if !matches!(config.stream.split, TaskSplit::Groups(_)) {
+                config.stream.class_order = ClassOrder::Numpy { seed: *seed };
+            }
             let folder = args
                 .runs
                 .join(&suite.name)

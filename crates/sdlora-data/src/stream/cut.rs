@@ -32,7 +32,7 @@ pub(super) fn cut(dataset: &dyn Dataset, config: &StreamConfig) -> Result<Vec<Cu
             return Err(DataError::setting(
                 "class_order",
                 "set for a stream of `groups`",
-                "no class order, as the groups give it",
+                "`natural`, as the groups give the order",
             ));
         }
         return named_groups(dataset, groups, config.repeats);
