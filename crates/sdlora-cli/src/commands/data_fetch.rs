@@ -91,8 +91,8 @@ impl Fetch {
             Access::Open => Ok(()),
             Access::Terms if self.accept_terms => Ok(()),
             Access::Terms => Err(UsageError(format!(
-                "data set `{}` has terms of use: {}; read them at {} and, if you agree, repeat the command with `--accept-terms`",
-                manifest.name, fetch.why, manifest.source
+                "data set `{}` ({}) has terms of use: {}; if you agree, repeat the command with `--accept-terms`",
+                manifest.name, manifest.source, fetch.why
             ))),
             Access::Form | Access::Own => {
                 let mut text = format!(
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_set_that_was_unpacked_is_left_alone() {
+    fn files_that_are_there_are_compared_and_not_fetched() {
         // The shipped archives lie where `fetch` puts them, so they are only compared.
         fetch("omniglot", &shipped(), Some("http://127.0.0.1:1"))
             .run()
