@@ -145,6 +145,28 @@ impl Rooms {
             .collect()
     }
 
+    /// The training images of a task in their order, as evaluation prepares them.
+    pub(crate) fn plain_train_loader(
+        &self,
+        task: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<Loader, TrainError> {
+        // They are read once.
+        plain_loader(&self.train[task], dataset, config, Cache::None)
+    }
+
+    /// New classes of every task.
+    pub(crate) fn class_counts(&self) -> &[usize] {
+        &self.n_new_classes
+    }
+
+    /// Whether a class is part of several tasks.
+    pub(crate) fn has_repeats(&self) -> bool {
+        let mut tasks = self.labels.iter().zip(&self.n_new_classes);
+        tasks.any(|(labels, &n_new)| labels.len() > n_new)
+    }
+
     /// Features of the training images of a round, as evaluation prepares images.
     pub(crate) fn train_features(
         &self,
