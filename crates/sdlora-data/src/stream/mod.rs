@@ -369,19 +369,15 @@ mod tests {
         let dataset = ToyDataset::new(2, 6, 1);
         let config = StreamConfig::new(refs(&[&[0], &[1, 0]])).with_repeats(Repeats::All);
         let stream = TaskStream::new(&dataset, &config).unwrap();
-        let held = |i: usize| {
-            let (train, held) = stream.tasks()[i].train.hold_out(2, 1).unwrap();
-            (sample_idxs(train.as_ref()), sample_idxs(held.as_ref()))
-        };
-        let (first, second) = (held(0), held(1));
-        assert!(
-            first.1.iter().all(|idx| second.1.contains(idx)),
-            "{second:?}"
-        );
-        assert!(
-            first.1.iter().all(|idx| !second.0.contains(idx)),
-            "{second:?}"
-        );
+        for seed in 0..8 {
+            let held = |i: usize| {
+                let (train, held) = stream.tasks()[i].train.hold_out(2, seed).unwrap();
+                (sample_idxs(train.as_ref()), sample_idxs(held.as_ref()))
+            };
+            let ((_, first), (train, second)) = (held(0), held(1));
+            assert!(first.iter().all(|idx| second.contains(idx)), "{second:?}");
+            assert!(first.iter().all(|idx| !train.contains(idx)), "{train:?}");
+        }
     }
 
     #[test]
