@@ -109,10 +109,47 @@ impl ConfigArgs {
     }
 }
 
+/// A stream of these keys alone. `b50-inc10` stands for 50 classes and then 10 a task, `b0-inc20` for 20 a task.
+///
+/// # Errors
+///
+/// Usage errors that name the key.
+pub fn stream_of(keys: &[String]) -> anyhow::Result<StreamConfig> {
+    let mut table = Table::new();
+    for key in keys {
+        match key.split_once('=') {
+            Some((key, value)) => set(&mut table, key.trim(), parse_value(value.trim()))?,
+            None => {
+                let (init_cls, increment) = increments(key).ok_or_else(|| {
+                    UsageError(format!(
+                        "`--stream {key}` is neither `key=value` nor of the form `b0-inc20`"
+                    ))
+                })?;
+                let split = format!(
+                    "{{ increment = {{ init_cls = {init_cls}, increment = {increment} }} }}"
+                );
+                set(&mut table, "split", parse_value(&split))?;
+            }
+        }
+    }
+    Ok(table
+        .try_into()
+        .map_err(|e| UsageError(format!("`--stream` cannot be read: {e}")))?)
+}
+
+/// Classes of the first task and of the later ones, of `b50-inc10`; `b0` starts as it goes on.
+fn increments(text: &str) -> Option<(usize, usize)> {
+    let text = text.to_ascii_lowercase();
+    let (first, increment) = text.strip_prefix('b')?.split_once("-inc")?;
+    let (first, increment) = (first.parse().ok()?, increment.parse().ok()?);
+    Some((if first == 0 { increment } else { first }, increment))
+}
+
 /// Where a configuration may have a permutation of NumPy, which the seed of a run draws too.
 const NUMPY_ORDERS: &[&[&str]] = &[
     &["stream", "class_order", "numpy"],
     &["stream", "split", "per_group", "order", "numpy"],
+    &["stream", "split", "per_domain", "order", "numpy"],
 ];
 
 /// Says which transform the checkpoint of a backbone asks for, `None` where it does not say.
@@ -252,6 +289,20 @@ mod tests {
                 .unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
             config.check().unwrap();
         }
+    }
+
+    #[test]
+    fn a_stream_has_short_names() {
+        assert_eq!(increments("B0-Inc20"), Some((20, 20)));
+        assert_eq!(increments("b50-inc10"), Some((50, 10)));
+        assert_eq!(increments("b50"), None);
+        let keys = ["b50-inc10", "class_order.numpy.seed=1993", "n_tasks=3"];
+        let stream = stream_of(&keys.map(str::to_owned)).unwrap();
+        let expected: StreamConfig = toml::from_str(
+            "n_tasks = 3\nsplit = { increment = { init_cls = 50, increment = 10 } }\nclass_order = { numpy = { seed = 1993 } }",
+        )
+        .unwrap();
+        assert_eq!(stream, expected);
     }
 
     #[test]

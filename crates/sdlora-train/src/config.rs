@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use sdlora_data::{Options, StreamConfig, TransformConfig};
+use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
 use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,10 @@ pub struct RunConfig {
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
     pub hold_out: usize,
+    /// Where prepared images are kept: `"memory"`, `"none"`, or `{ megabytes = n }` for a limit that the
+    /// training images of a task and all test images share. It changes speed and memory, no number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: Cache,
     /// What the first task does differently; joint training is a first task and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_task: Option<FirstTask>,
@@ -66,6 +70,10 @@ pub struct RunConfig {
     pub transform: TransformConfig,
     /// The optimiser, made anew for every task.
     pub optimizer: OptimizerConfig,
+}
+
+fn is_default(cache: &Cache) -> bool {
+    *cache == Cache::default()
 }
 
 fn default_checkpoint_every() -> usize {
@@ -186,7 +194,8 @@ impl RunConfig {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] naming the first one that does not.
+    /// [`TrainError::Setting`] naming the first one that does not, [`TrainError::Data`] when the file
+    /// of a class order cannot be read.
     pub fn check(mut self) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
@@ -204,6 +213,8 @@ impl RunConfig {
             expected.check()?;
         }
         self.transform.init()?;
+        // A plan does not change with a file.
+        self.stream = self.stream.inlined()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
         let chosen = self
             .head

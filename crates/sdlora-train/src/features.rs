@@ -68,6 +68,12 @@ pub struct ClassMeans {
 impl ClassMeans {
     /// Means of the unit-length features of each label from 0 to the largest of the table.
     pub fn of(table: &FeatureTable) -> Self {
+        Self::with_lengths(table).0
+    }
+
+    /// The means of [`of`](Self::of), and the length of the sum of the unit-length features of each
+    /// label; 0 for a label without samples.
+    pub(crate) fn with_lengths(table: &FeatureTable) -> (Self, Vec<f64>) {
         let n_classes = table.labels.iter().max().map_or(0, |&label| label + 1);
         let d = table.d_model;
         let mut sums = vec![0.0f64; n_classes * d];
@@ -84,7 +90,11 @@ impl ClassMeans {
                 unit(&sum).map(|v| v as f32).collect::<Vec<_>>()
             })
             .collect();
-        Self { means, d_model: d }
+        let lengths = sums
+            .chunks_exact(d.max(1))
+            .map(|sum| sum.iter().map(|v| v * v).sum::<f64>().sqrt())
+            .collect();
+        (Self { means, d_model: d }, lengths)
     }
 
     /// Number of classes.

@@ -20,13 +20,21 @@ use crate::rooms::Rooms;
 ///
 /// # Errors
 ///
-/// Those of the data set, the stream and its images.
+/// Those of the data set, the stream and its images, and [`TrainError::Setting`] for a stream with
+/// classes that come again.
 pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, TrainError> {
     let config = plan.config();
     let dataset: Arc<dyn Dataset> =
         sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
     let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
     let rooms = Rooms::split(plan, &stream)?;
+    if rooms.has_repeats() {
+        return Err(TrainError::setting(
+            "stream",
+            "one with classes that come again",
+            "a stream whose classes come once, because the floor takes the mean of a class for final",
+        ));
+    }
     let n_tasks = rooms.n_tasks();
     let n_seen: Vec<usize> = rooms
         .class_counts()

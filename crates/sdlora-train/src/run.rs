@@ -154,9 +154,10 @@ pub fn run(
         } else {
             None
         };
+        let labels = rooms.labels(round);
         let data = TaskData {
             task_idx: round,
-            first_label: rooms.first_label(round),
+            labels: &labels,
             loader: &loader,
             features: features.as_ref(),
         };

@@ -112,8 +112,8 @@ pub struct Trainer<'a> {
 pub struct TaskData<'a> {
     /// Task, from 0.
     pub task_idx: usize,
-    /// Label of its first class.
-    pub first_label: usize,
+    /// Labels of its classes, ascending; new ones and those that come again.
+    pub labels: &'a [usize],
     /// Its images.
     pub loader: &'a TaskLoader,
     /// Their features with labels, where the method never changes them and nothing is augmented.
@@ -163,7 +163,7 @@ impl Trainer<'_> {
             {
                 let n_images = labels.len();
                 let mix = self.mix_of(task, step);
-                let mut loss = self.loss_of(&model, features, &labels, task.first_label, mix);
+                let mut loss = self.loss_of(&model, features, &labels, task.labels, mix);
                 if let Some(penalty) = self.method.penalty(&model) {
                     loss = loss + penalty;
                 }
@@ -248,26 +248,76 @@ impl Trainer<'_> {
         model: &Model,
         features: Tensor<2>,
         labels: &[usize],
-        first_label: usize,
+        task_labels: &[usize],
         mix: Mix,
     ) -> Tensor<1> {
         let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
         };
-        let mut logits = self.head.logits(trained, features);
-        let [batch, n_classes] = logits.dims();
-        let first = match self.loss {
-            LossOver::NewClasses => first_label,
-            LossOver::SeenClasses => 0,
+        let logits = self.head.logits(trained, features);
+        let (logits, targets) = match self.loss {
+            LossOver::NewClasses => of_classes(logits, labels, task_labels),
+            LossOver::SeenClasses => (logits, labels.to_vec()),
         };
-        if first > 0 {
-            logits = logits.slice([0..batch, first..n_classes]);
-        }
-        let targets: Vec<i32> = labels.iter().map(|&label| (label - first) as i32).collect();
-        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [batch]), &self.device);
+        let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+        let shape = [targets.len()];
+        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &self.device);
         match mix {
             Mix::None => cross_entropy(logits, targets),
             mix => mix.cross_entropy(logits, targets),
+        }
+    }
+}
+
+/// The columns of some classes, ascending, of `logits: [batch, n_classes]`, and the position among
+/// them of each of `labels`, which are all labels of these classes.
+fn of_classes(logits: Tensor<2>, labels: &[usize], classes: &[usize]) -> (Tensor<2>, Vec<usize>) {
+    let [batch, n_classes] = logits.dims();
+    let first = classes.first().copied().unwrap_or(0);
+    let end = classes.last().map_or(n_classes, |&last| last + 1);
+    if end - first != classes.len() {
+        let columns: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+        let columns = TensorData::new(columns, [classes.len()]);
+        let columns = Tensor::<1, Int>::from_data(columns, &logits.device());
+        let position = |label: &usize| classes.binary_search(label).unwrap_or_default();
+        let targets = labels.iter().map(position).collect();
+        return (logits.select(1, columns), targets);
+    }
+    let targets = labels.iter().map(|&label| label - first).collect();
+    if first == 0 && end == n_classes {
+        return (logits, targets);
+    }
+    (logits.slice([0..batch, first..end]), targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_testkit::test_device;
+
+    #[test]
+    fn the_loss_compares_the_classes_of_the_task() {
+        let device = test_device();
+        let logits = Tensor::<2>::from_data(
+            [[0.0f32, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0]],
+            &device,
+        );
+        for (classes, labels, columns, targets) in [
+            (&[3, 4][..], [4, 3], &[3.0f32, 4.0, 8.0, 9.0][..], [1, 0]),
+            (&[0, 1], [0, 1], &[0.0, 1.0, 5.0, 6.0], [0, 1]),
+            (&[1, 2], [2, 2], &[1.0, 2.0, 6.0, 7.0], [1, 1]),
+            (&[0, 2, 4], [4, 0], &[0.0, 2.0, 4.0, 5.0, 7.0, 9.0], [2, 0]),
+            (
+                &[0, 1, 2, 3, 4],
+                [3, 1],
+                &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+                [3, 1],
+            ),
+        ] {
+            let (found, positions) = of_classes(logits.clone(), &labels, classes);
+            let found: Vec<f32> = found.into_data().iter().collect();
+            assert_eq!(found, columns, "{classes:?}");
+            assert_eq!(positions, targets, "{classes:?}");
         }
     }
 }

@@ -300,7 +300,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         assert_eq!(trainer.n_steps(&loader), n_steps);
         let data = TaskData {
             task_idx: t,
-            first_label: task.first_label,
+            labels: task.labels(),
             loader: &loader,
             features: None,
         };

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
+use sdlora_data::{ClassOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::write_file;
 use sdlora_train::heads::FloatsStored;
-use sdlora_train::{PLAN_FILE, Silent, Start, pixel_floor};
+use sdlora_train::{PLAN_FILE, RunConfig, Silent, Start, pixel_floor};
 use serde::Deserialize;
 
 use crate::UsageError;
@@ -154,6 +155,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 backbones.transform(backbone, &args.common)
             })
             .with_context(|| format!("entry `{}`", entry.label))?;
+            order_classes(&mut config, *seed);
             let folder = args
                 .runs
                 .join(&suite.name)
@@ -207,16 +209,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The keys of one run; the seed also orders the classes.
+/// The keys of one run.
 fn settings(args: &Args, suite: &Suite, of_entry: &[String], seed: u32) -> Vec<String> {
     let mut settings = suite.set.clone();
     settings.extend_from_slice(of_entry);
     settings.extend_from_slice(&args.set);
     settings.push(format!("seed={seed}"));
-    settings.push(format!(
-        "stream.class_order={{ numpy = {{ seed = {seed} }} }}"
-    ));
     settings
+}
+
+/// The seed also orders the classes; listed groups are an order of their own.
+fn order_classes(config: &mut RunConfig, seed: u32) {
+    if !matches!(config.stream.split, TaskSplit::Groups(_)) {
+        config.stream.class_order = ClassOrder::Numpy { seed };
+    }
 }
 
 fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
@@ -240,8 +246,9 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
     for &seed in &args.seeds {
         let settings = settings(args, suite, &[], seed);
         let no_backbone = BackboneArgs::default();
-        let config = with_settings(base.text, &no_backbone, &settings, &mut |_| Ok(None))
+        let mut config = with_settings(base.text, &no_backbone, &settings, &mut |_| Ok(None))
             .context("the floor")?;
+        order_classes(&mut config, seed);
         let start = Instant::now();
         let matrix = pixel_floor(&config.check()?, &args.common.data_dir)
             .with_context(|| format!("the floor, seed {seed}"))?;

@@ -36,12 +36,12 @@ pub use trained::{TrainedHead, cross_entropy};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 
-/// A task as a head sees it: features of its training images, and where its classes begin.
+/// A task as a head sees it: features of its training images, and where its new classes begin.
 #[derive(Debug, Clone)]
 pub struct HeadTask<'a> {
     /// Features of the training images, prepared as for evaluation, always in the same order.
     pub table: &'a FeatureTable,
-    /// Label of the first class of the task.
+    /// Number of classes seen before: labels from here on are new, smaller ones come again.
     pub first_label: usize,
     /// Task, from 0.
     pub task_idx: usize,
@@ -335,6 +335,37 @@ mod tests {
                 let test = table(0..4, 99);
                 let found = crate::accuracy(&classifier.predict(&test), &test.labels);
                 assert!(found > 0.9, "{}: {found}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_of_known_classes_adds_no_columns() {
+        let device = test_device_autodiff();
+        for entry in HEADS {
+            let head = (entry.build)(&Default::default()).unwrap();
+            let mut state = learned(head.as_ref());
+            let before = head.classifier(&state).unwrap().logits(&table(0..4, 5));
+            let mut rng = crate::model::generator(3, 1, 2);
+            state = state.grown(head.as_ref(), D, 0, &mut rng, &device);
+            let table = table(1..3, 12);
+            let task = HeadTask {
+                table: &table,
+                first_label: 4,
+                task_idx: 2,
+                seed: 3,
+                device: &device,
+            };
+            state = head.fit(state, &task).unwrap();
+            let classifier = head.classifier(&state).unwrap();
+            assert_eq!(classifier.n_classes(), 4, "{}", entry.name);
+            if head.is_fitted() {
+                let test = self::tests::table(0..4, 99);
+                let found = crate::accuracy(&classifier.predict(&test), &test.labels);
+                assert!(found > 0.9, "{}: {found}", entry.name);
+            } else {
+                let after = classifier.logits(&self::tests::table(0..4, 5));
+                assert_eq!(after, before, "{}", entry.name);
             }
         }
     }

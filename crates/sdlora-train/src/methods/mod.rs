@@ -34,7 +34,7 @@ use crate::model::{Model, generator};
 pub struct TaskContext {
     /// Task, from 0.
     pub task_idx: usize,
-    /// Classes of this task.
+    /// Classes of this task that no earlier one has; 0 where only known classes come again.
     pub n_new_classes: usize,
     /// Seed of the run.
     pub seed: u64,
@@ -74,7 +74,8 @@ const DIRECTION_DRAW: u64 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossOver {
-    /// The classes of the task only; old columns of the head receive no gradient (published code).
+    /// The classes of the task only, new ones and those that come again; other columns of the head receive no
+    /// gradient (published code).
     #[default]
     NewClasses,
     /// All classes seen so far.
