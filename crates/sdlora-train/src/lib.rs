@@ -48,10 +48,12 @@
 
 pub mod checkpoint;
 mod config;
+mod eigen;
 mod error;
 mod evaluator;
 mod export;
 mod features;
+mod gradient_memory;
 mod head;
 pub mod methods;
 mod model;
@@ -72,10 +74,11 @@ pub use export::{
     extract_features, write_model,
 };
 pub use features::{ClassMeans, FeatureTable, accuracy};
+pub use gradient_memory::{Energy, GradientMemory, Keeps};
 pub use head::{CosineHead, LinearHead, cross_entropy};
-pub use model::{HeadKind, Model};
+pub use model::{HeadKind, Model, Part};
 pub use observer::{Event, Observer, Silent};
-pub use optimizer::{OptimizerConfig, Rule, Schedule};
+pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
 pub use resume::PLAN_FILE;
 pub use ridge::Ridge;
 pub use run::{Finished, RunLog, Start, run};

@@ -9,6 +9,7 @@ use sdlora_vit::Vit;
 
 use crate::error::TrainError;
 use crate::features::{ClassMeans, FeatureTable};
+use crate::gradient_memory::GradientMemory;
 use crate::head::LinearHead;
 use crate::ridge::Ridge;
 
@@ -25,6 +26,41 @@ pub struct Model {
     pub class_means: Option<Param<Tensor<2>>>,
     /// Closed-form classifier and its statistics, frozen; only with [`HeadKind::Ridge`].
     pub ridge: Option<Ridge>,
+    /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
+    pub memory: Option<GradientMemory>,
+}
+
+/// A part of a [`Model`] that may have a learning rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The backbone, where it is trained.
+    Backbone,
+    /// The factors of the running direction.
+    Directions,
+    /// The magnitudes.
+    Magnitudes,
+    /// The trained classifier.
+    Head,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 4] = [
+        Self::Backbone,
+        Self::Directions,
+        Self::Magnitudes,
+        Self::Head,
+    ];
+
+    /// Where the parameters of the part lie in a [`Model`].
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Backbone => "backbone",
+            Self::Directions => "adapter.sites",
+            Self::Magnitudes => "adapter.magnitudes",
+            Self::Head => "head",
+        }
+    }
 }
 
 /// What turns features into a class.
@@ -50,6 +86,7 @@ impl Model {
             head: None,
             class_means: None,
             ridge: None,
+            memory: None,
         }
     }
 

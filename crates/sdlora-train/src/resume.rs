@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{self, write_file};
 use crate::config::Plan;
 use crate::error::TrainError;
+use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::head::LinearHead;
 use crate::model::Model;
 use crate::optimizer::OptimizerConfig;
@@ -30,6 +31,7 @@ struct Learned {
     head: Option<LinearHead>,
     class_means: Option<Param<Tensor<2>>>,
     ridge: Option<Ridge>,
+    memory: Option<GradientMemory>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -44,6 +46,8 @@ pub(crate) struct Position {
     n_class_means: Option<usize>,
     #[serde(default)]
     n_ridge_classes: Option<usize>,
+    #[serde(default)]
+    memory: Option<Vec<(Keeps, usize)>>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -70,6 +74,7 @@ impl Position {
                 .as_ref()
                 .map(|means| means.lazy_shape().dims::<2>()[0]),
             n_ridge_classes: model.ridge.as_ref().map(Ridge::n_classes),
+            memory: model.memory.as_ref().map(GradientMemory::structure),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -104,6 +109,7 @@ pub(crate) fn save(
         head: model.head.clone(),
         class_means: model.class_means.clone(),
         ridge: model.ridge.clone(),
+        memory: model.memory.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -153,6 +159,9 @@ pub(crate) fn restore(
         ridge: position
             .n_ridge_classes
             .map(|n| Ridge::zeros(d_model, n, device)),
+        memory: position
+            .memory
+            .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -167,6 +176,7 @@ pub(crate) fn restore(
         head: learned.head,
         class_means: learned.class_means,
         ridge: learned.ridge,
+        memory: learned.memory,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {

@@ -107,12 +107,15 @@ pub fn run(
         let loader = rooms.train_loader(round, &dataset, config)?;
         let context = TaskContext {
             task_idx: round,
+            n_tasks: rooms.n_rounds(),
             n_new_classes: rooms.n_new_classes(round),
             seed: config.seed,
             device: device.clone(),
         };
+        let images = rooms.round_images(round, &dataset, config, &device);
         if log.tasks.len() == round {
             model = method.before_task(model, &context)?;
+            model = method.prepare(model, &context, &images)?;
             log.tasks.push(TaskLog::default());
             log.n_trained.push(if method.takes_steps() {
                 model.n_trained()
@@ -164,7 +167,8 @@ pub fn run(
             &mut on_checkpoint,
         )?;
         log.tasks[round] = task;
-        model = method.after_task(trained, &context)?;
+        model = method.review(trained, &context, &images)?;
+        model = method.after_task(model, &context)?;
 
         if config.head != HeadKind::Linear {
             let table = match features {

@@ -14,7 +14,7 @@ use crate::head::cross_entropy;
 use crate::methods::{LossOver, Method};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::optimizer::OptimizerConfig;
+use crate::optimizer::{LrFactors, OptimizerConfig};
 
 /// Position and log of a task in training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -147,6 +147,7 @@ impl Trainer<'_> {
         let n_steps = self.n_steps(task.loader);
         let before = log.seconds;
         let start = Instant::now();
+        let factors = LrFactors::of(|part| self.method.lr_factor(part));
         let mut step = log.losses.len();
         while step < n_steps {
             let epoch = step / n_batches;
@@ -168,7 +169,8 @@ impl Trainer<'_> {
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
-                model = self.optimizer.step(&mut optimizer, model, &loss, factor);
+                let rates = factors.rates(self.optimizer.lr * factor);
+                model = self.optimizer.step_at(&mut optimizer, model, &loss, rates);
                 log.losses.push(value);
                 log.seconds = before + start.elapsed().as_secs_f64();
                 observer.event(&Event::Step {

@@ -165,6 +165,11 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "olora",
             vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
         ),
+        // The up-projections alone, of as many sites; the down-projections are designed.
+        (
+            "inflora",
+            vec![direction / 2 + head(N_NEW), direction / 2 + head(2 * N_NEW)],
+        ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
         (
             "finetune",
@@ -248,6 +253,7 @@ fn attaching_a_method_changes_no_feature() {
         let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
         let task = TaskContext {
             task_idx: 0,
+            n_tasks: 2,
             n_new_classes: N_NEW,
             seed: 1,
             device: device.clone(),

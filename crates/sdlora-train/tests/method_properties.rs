@@ -8,9 +8,13 @@
 
 mod toy;
 
-use sdlora_core::{Adapter, HostFactors};
-use sdlora_data::TaskSplit;
-use sdlora_train::{Finished, Plan, Start};
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use sdlora_core::{Adapter, HostFactors, Updates};
+use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
+use sdlora_testkit::test_device;
+use sdlora_train::{Finished, Keeps, Plan, Start};
 use toy::{Bench, bits};
 
 /// Tasks of two classes; `method` are lines of `[method]`.
@@ -213,4 +217,113 @@ fn the_penalty_of_olora_turns_row_spaces_orthogonal() {
         "without the penalty the spaces overlap: {free}"
     );
     assert!(pushed < 1e-3, "with it they do not: {pushed}");
+}
+
+/// Attention inputs `[n_tokens, d_model]` of the first block for the training images of a task. No
+/// update changes what the first block sees.
+fn first_inputs(bench: &Bench, plan: &Plan, task_idx: usize) -> Tensor<2> {
+    let (config, device) = (plan.config(), test_device());
+    let dataset: Arc<dyn Dataset> =
+        sdlora_data::datasets::open(&config.dataset, &toy::data_dir(), &Default::default())
+            .unwrap()
+            .into();
+    let stream = TaskStream::new(dataset.as_ref(), &config.stream).unwrap();
+    let transform = config.transform.for_evaluation().init().unwrap();
+    let set = &stream.tasks()[task_idx].train;
+    let source = ImageSource::new(dataset, set, transform, Cache::Memory).unwrap();
+    let loader = LoaderConfig::evaluation(1000)
+        .init(Arc::new(source), 0)
+        .unwrap();
+    let batch = loader.epoch(0, &device).next().unwrap().unwrap();
+    let mut inputs = None;
+    let none = Updates::default();
+    bench
+        .backbone()
+        .attention_inputs(batch.images, &none, |block_idx, tokens| {
+            if block_idx == 0 {
+                let [batch, n_tokens, d_model] = tokens.dims();
+                inputs = Some(tokens.reshape([batch * n_tokens, d_model]));
+            }
+        });
+    inputs.unwrap()
+}
+
+#[test]
+fn inflora_leaves_the_outputs_on_old_inputs_as_they_were() {
+    let bench = Bench::new();
+    // The share of the mean square of the old inputs that lies along the columns of the new
+    // down-projection, and what the new update makes of old inputs, for an update of length 1.
+    let shares = |lamb: f64, energy: &str| {
+        let method = format!(
+            "name = \"inflora\"\nrank = 3\nlamb = {lamb}\nlame = {lamb}\nenergy = \"{energy}\""
+        );
+        let plan = plan(&bench, &method, 2);
+        let name = format!("{lamb}-{energy}");
+        let run = bench.run(&name, &plan, Start::Fresh).unwrap();
+        let current = run.model.adapter.sites[0].current.as_ref().unwrap();
+        let (a, b) = (current.a.val().inner(), current.b.val().inner());
+        assert!(
+            current.to_host().b.iter().any(|&v| v != 0.0),
+            "the update was trained"
+        );
+        let square = |x: Tensor<2>| f64::from((x.clone() * x).sum().into_scalar::<f32>());
+        let old = first_inputs(&bench, &plan, 0);
+        let of_old = square(old.clone());
+        // Columns have the length 1/√3.
+        let along = 3.0 * square(old.clone().matmul(a.clone())) / of_old;
+        let update = a.matmul(b);
+        let changed = square(old.matmul(update.clone())) / (of_old * square(update));
+        (along, changed)
+    };
+    let (along, interference) = shares(0.99, "inputs");
+    assert!(along <= 0.01 + 1e-6, "{along} of the old inputs");
+    assert!(interference <= 0.01 + 1e-6, "{interference}");
+    // The energy of the published code leaves more, and nothing held leaves everything.
+    let (published, _) = shares(0.99, "covariance");
+    assert!(published <= 0.1 + 1e-6 && published > along, "{published}");
+    let (along, interference) = shares(0.0, "inputs");
+    assert!(along > 0.5, "without a memory {along} of the old inputs");
+    assert!(interference > 0.1, "without a memory {interference}");
+}
+
+#[test]
+fn the_memory_of_inflora_grows_and_frozen_factors_stay() {
+    let bench = Bench::new();
+    let method = "name = \"inflora\"\nrank = 2\nlamb = 0.98\nenergy = \"inputs\"";
+    let held = |n_tasks: usize| {
+        let run = run(&bench, &format!("run-{n_tasks}"), method, n_tasks);
+        let d_model = toy::shape().d_model;
+        let structure = run.model.memory.as_ref().unwrap().structure();
+        let used: Vec<usize> = structure
+            .iter()
+            .map(|&(keeps, n)| match keeps {
+                Keeps::Used => n,
+                Keeps::Free => d_model - n,
+            })
+            .collect();
+        (used, run.model.adapter)
+    };
+    let ((first, one), (third, three)) = (held(1), held(3));
+    let grows = first.iter().zip(&third).all(|(a, b)| a < b);
+    assert!(grows, "{first:?} {third:?}");
+    assert_eq!(past(&three, 0), current(&one));
+}
+
+#[test]
+fn inflora_refuses_shares_and_projections_it_cannot_have() {
+    let bench = Bench::new();
+    for (options, setting) in [
+        ("lamb = 1.5", "method.lamb"),
+        ("lamb = 0.9\nlame = 0.8", "method.lame"),
+        ("lamb = nan", "method.lamb"),
+        ("projections = [\"fc1\"]", "method.projections"),
+        ("projections = []", "method.projections"),
+    ] {
+        let error = bench
+            .config(&format!("name = \"inflora\"\n{options}"))
+            .check()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(setting), "{options}: {error}");
+    }
 }

@@ -4,6 +4,7 @@
 //! tests read the same slice.
 
 mod finetune;
+mod inflora;
 mod joint;
 mod linear;
 mod lora;
@@ -25,13 +26,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::model::{Model, Part, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
 pub struct TaskContext {
     /// Task, from 0.
     pub task_idx: usize,
+    /// Tasks of the stream.
+    pub n_tasks: usize,
     /// Classes of this task.
     pub n_new_classes: usize,
     /// Seed of the run.
@@ -59,6 +62,17 @@ impl TaskContext {
     }
 }
 
+/// The training images of a task, prepared as for evaluation, always in the same order.
+pub trait TaskImages {
+    /// Calls `see` with every batch `[batch, n_channels, image_size, image_size]`, on the device
+    /// without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError>;
+}
+
 /// Streams of the generator, so that changing what one part draws leaves the others as they were.
 const HEAD_DRAW: u64 = 1;
 const DIRECTION_DRAW: u64 = 2;
@@ -82,6 +96,36 @@ pub trait Method: Debug + Send + Sync {
     ///
     /// When the settings do not fit the model.
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
+
+    /// Looks at the images of a task behind [`before_task`](Self::before_task) and before the first
+    /// step. Each pass over the images costs a forward pass; without one nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images, and what the method makes of them.
+    fn prepare(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
+    /// Looks at the images of a task again behind its last step and before
+    /// [`after_task`](Self::after_task).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`prepare`](Self::prepare).
+    fn review(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
 
     /// Changes the structure of the model after the last step of a task, before it is evaluated.
     ///
@@ -117,6 +161,11 @@ pub trait Method: Debug + Send + Sync {
         false
     }
 
+    /// Factor on the learning rate of a part of the model, greater than 0.
+    fn lr_factor(&self, _part: Part) -> f64 {
+        1.0
+    }
+
     /// Added to the loss of every step.
     fn penalty(&self, _model: &Model) -> Option<Tensor<1>> {
         None
@@ -145,6 +194,7 @@ pub const METHODS: &[MethodEntry] = &[
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
+    inflora::ENTRY,
     finetune::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,
