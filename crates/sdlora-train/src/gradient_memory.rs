@@ -179,7 +179,8 @@ impl Space {
         let eigen = self.free_eigen(covariance, energy)?;
         let mut missing: f64 = eigen.values.iter().sum();
         let mut n_more = 0;
-        while n_more < eigen.values.len() && total - missing < threshold * total {
+        // The sum of the eigenvalues may miss the trace by a rounding, on either side.
+        while n_more < eigen.values.len() && (total - missing).max(0.0) < threshold * total {
             missing -= eigen.values[n_more];
             n_more += 1;
         }

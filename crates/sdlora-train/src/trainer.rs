@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::head::cross_entropy;
+use crate::heads::{Head, cross_entropy};
 use crate::methods::{LossOver, Method};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
@@ -89,6 +89,8 @@ type Images = (Tensor<4>, Vec<usize>);
 pub struct Trainer<'a> {
     /// The method.
     pub method: &'a dyn Method,
+    /// The head whose logits the loss compares.
+    pub head: &'a dyn Head,
     /// Passes over the data.
     pub n_epochs: usize,
     /// The optimiser.
@@ -118,9 +120,9 @@ pub type OnCheckpoint<'a> =
     dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<PathBuf, TrainError> + 'a;
 
 impl Trainer<'_> {
-    /// Steps of a task.
-    pub fn n_steps(&self, loader: &TaskLoader) -> usize {
-        if self.method.takes_steps() {
+    /// Steps of a task, which is counted from 0.
+    pub fn n_steps(&self, task_idx: usize, loader: &TaskLoader) -> usize {
+        if self.method.takes_steps_in(task_idx) {
             self.n_epochs * loader.n_batches()
         } else {
             0
@@ -144,7 +146,7 @@ impl Trainer<'_> {
         on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
         let n_batches = task.loader.n_batches();
-        let n_steps = self.n_steps(task.loader);
+        let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
         let start = Instant::now();
         let factors = LrFactors::of(|part| self.method.lr_factor(part));
@@ -229,10 +231,10 @@ impl Trainer<'_> {
         labels: &[usize],
         first_label: usize,
     ) -> Tensor<1> {
-        let Some(head) = &model.head else {
+        let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
         };
-        let mut logits = head.forward(features);
+        let mut logits = self.head.logits(trained, features);
         let [batch, n_classes] = logits.dims();
         let first = match self.loss {
             LossOver::NewClasses => first_label,

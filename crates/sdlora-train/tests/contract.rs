@@ -13,8 +13,9 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Updates};
 use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::heads;
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{Finished, HeadKind, Model, Plan, RunConfig, Start};
+use sdlora_train::{Finished, Model, Plan, RunConfig, Start};
 use toy::{Bench, bits, shape};
 
 const N_NEW: usize = 2;
@@ -29,10 +30,6 @@ fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan 
         init_cls: N_NEW,
         increment: N_NEW,
     };
-    let method = methods::build(name, &Default::default()).unwrap();
-    if !method.takes_steps() {
-        config.head = HeadKind::Ncm;
-    }
     change(&mut config);
     config.check().unwrap()
 }
@@ -95,7 +92,7 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
             entry.name
         );
         assert_eq!(last.len(), 2, "{}", entry.name);
-        let takes_steps = entry.name != "ncm";
+        let takes_steps = !["ncm", "simplecil"].contains(&entry.name);
         for (t, task) in run.log.tasks.iter().enumerate() {
             assert_eq!(
                 task.losses.is_empty(),
@@ -125,7 +122,7 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         backbone,
         d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d
     );
-    for (name, expected) in [
+    let formulas = [
         // Of the running task the factors, and one magnitude for each task so far.
         (
             "sdlora",
@@ -176,8 +173,14 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
         ),
         ("ncm", vec![0, 0]),
+        ("simplecil", vec![0, 0]),
         ("joint", vec![direction + head(2 * N_NEW)]),
-    ] {
+    ];
+    for entry in METHODS {
+        let known = formulas.iter().any(|(name, _)| *name == entry.name);
+        assert!(known, "{}: state its formula here", entry.name);
+    }
+    for (name, expected) in formulas {
         assert_eq!(run(&bench, name).log.n_trained, expected, "{name}");
     }
 }
@@ -227,7 +230,7 @@ fn old_columns_of_the_head_do_not_move() {
             let plan = plan(&bench, name, |config| config.stream.n_tasks = Some(n_tasks));
             let name = format!("{name}-{n_tasks}");
             let model = bench.run(&name, &plan, Start::Fresh).unwrap().model;
-            model.head.unwrap().weight.val().inner()
+            model.head.trained.unwrap().weight.val().inner()
         };
         let old: Vec<f32> = run(1).into_data().iter().collect();
         let new = run(2).slice([0..shape().d_model, 0..N_NEW]);
@@ -257,6 +260,7 @@ fn attaching_a_method_changes_no_feature() {
             n_new_classes: N_NEW,
             seed: 1,
             device: device.clone(),
+            head: heads::build("linear", &Default::default()).unwrap(),
         };
         let model = method
             .before_task(Model::new(backbone, adapter), &task)

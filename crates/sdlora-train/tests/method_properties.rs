@@ -13,8 +13,10 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
-use sdlora_testkit::test_device;
-use sdlora_train::{Finished, Keeps, Plan, Start};
+use sdlora_testkit::{test_device, test_device_autodiff};
+use sdlora_train::methods::{self, METHODS, TaskContext};
+use sdlora_train::{Finished, HeadConfig, Keeps, Model, Plan, Start};
+use sdlora_vit::Vit;
 use toy::{Bench, bits};
 
 /// Tasks of two classes; `method` are lines of `[method]`.
@@ -43,29 +45,53 @@ fn current(adapter: &Adapter) -> HostFactors {
     adapter.sites[0].current.as_ref().unwrap().to_host()
 }
 
+/// Settings with which a method, in a stream of one task, is the one it comes from.
+const RELATIVES: &[(&str, &[&str])] = &[
+    (
+        "name = \"lora\"",
+        &[
+            "name = \"lora-per-task\"",
+            "name = \"olora\"",
+            "name = \"joint\"",
+        ],
+    ),
+    (
+        "name = \"sdlora\"",
+        &[
+            "name = \"sdlora-rr\"\nranks = [{ from_task = 0, rank = 10 }]",
+            "name = \"sdlora-kd\"",
+            "name = \"sdlora-first\"",
+            "name = \"sdlora-single\"",
+            "name = \"sdlora-fixed-magnitude\"",
+        ],
+    ),
+];
+
+/// Methods that are no setting of another, or whose test says of which.
+const ON_THEIR_OWN: &[&str] = &["inflora", "finetune", "linear", "ncm", "simplecil"];
+
+#[test]
+fn every_method_has_a_setting_that_is_another_or_stands_on_its_own() {
+    for entry in METHODS {
+        let quoted = format!("name = \"{}\"", entry.name);
+        let is_related = RELATIVES.iter().any(|(original, relatives)| {
+            original.contains(&quoted) || relatives.iter().any(|r| r.contains(&quoted))
+        });
+        assert!(
+            is_related != ON_THEIR_OWN.contains(&entry.name),
+            "{}: say what it is with one task",
+            entry.name
+        );
+    }
+}
+
 #[test]
 fn with_one_task_the_relatives_are_the_method_they_come_from() {
     let bench = Bench::new();
-    let one_step = "name = \"sdlora-rr\"\nranks = [{ from_task = 0, rank = 10 }]";
-    for (original, relatives) in [
-        (
-            "name = \"lora\"",
-            &["name = \"lora-per-task\"", "name = \"olora\""][..],
-        ),
-        (
-            "name = \"sdlora\"",
-            &[
-                one_step,
-                "name = \"sdlora-kd\"",
-                "name = \"sdlora-first\"",
-                "name = \"sdlora-single\"",
-                "name = \"sdlora-fixed-magnitude\"",
-            ][..],
-        ),
-    ] {
+    for (original, relatives) in RELATIVES {
         let folder = |method: &str| method.replace(['"', '\n', ' '], "");
         let expected = run(&bench, &folder(original), original, 1);
-        for relative in relatives {
+        for relative in *relatives {
             let found = run(&bench, &folder(relative), relative, 1);
             assert_eq!(
                 bits(&found.model.adapter),
@@ -75,6 +101,52 @@ fn with_one_task_the_relatives_are_the_method_they_come_from() {
             assert_eq!(found.log.matrix, expected.log.matrix, "{relative}");
         }
     }
+}
+
+#[test]
+fn before_inflora_has_seen_images_it_is_a_lora_per_task() {
+    let bench = Bench::new();
+    let device = test_device_autodiff();
+    let begun = |name: &str| {
+        let options = toml::Table::from_iter([("projections".into(), vec!["value"].into())]);
+        let method = methods::build(name, &options).unwrap();
+        let sites = toy::shape().sites(method.projections());
+        let adapter = Adapter::new(method.adapter(), &sites).unwrap();
+        let backbone = Vit::load(&bench.path("vit.safetensors"), None, &device)
+            .unwrap()
+            .0;
+        let task = TaskContext {
+            task_idx: 0,
+            n_tasks: 1,
+            n_new_classes: 2,
+            seed: 1,
+            device: device.clone(),
+            head: HeadConfig::named("linear").build().unwrap(),
+        };
+        method
+            .before_task(Model::new(backbone, adapter), &task)
+            .unwrap()
+    };
+    let (expected, found) = (begun("lora-per-task"), begun("inflora"));
+    assert_eq!(bits(&found), bits(&expected));
+    assert_eq!(found.n_trained(), expected.n_trained());
+}
+
+#[test]
+fn simplecil_with_means_of_directions_is_ncm() {
+    let bench = Bench::new();
+    let means = |folder: &str, method: &str, head: Option<HeadConfig>| {
+        let mut config = bench.config(method);
+        config.head = head;
+        let plan = config.check().unwrap();
+        let run = bench.run(folder, &plan, Start::Fresh).unwrap();
+        run.model.head.per_class
+    };
+    let simple = "name = \"simplecil\"";
+    let expected = means("ncm", "name = \"ncm\"", None);
+    let same = means("same", simple, Some(HeadConfig::named("ncm")));
+    assert_eq!(same, expected);
+    assert_ne!(means("default", simple, None), expected);
 }
 
 #[test]

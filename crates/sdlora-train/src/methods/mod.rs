@@ -17,8 +17,10 @@ mod sdlora_fixed_magnitude;
 mod sdlora_kd;
 mod sdlora_rr;
 mod sdlora_single;
+mod simplecil;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Projection, SdLoraConfig};
@@ -26,6 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
+use crate::heads::{Head, HeadConfig};
 use crate::model::{Model, Part, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
@@ -41,13 +44,18 @@ pub struct TaskContext {
     pub seed: u64,
     /// Device with autodiff.
     pub device: Device,
+    /// The head, whose columns grow with the classes.
+    pub head: Arc<dyn Head>,
 }
 
 impl TaskContext {
     /// The model with a head grown by the new classes.
-    pub fn grow_head(&self, model: Model) -> Model {
+    pub fn grow_head(&self, mut model: Model) -> Model {
         let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
-        model.with_grown_head(self.n_new_classes, &mut rng, &self.device)
+        let (d_model, n_new) = (model.backbone.config().d_model, self.n_new_classes);
+        let (head, device) = (self.head.as_ref(), &self.device);
+        model.head = model.head.grown(head, d_model, n_new, &mut rng, device);
+        model
     }
 
     /// The model with a new direction on every adapted site.
@@ -151,6 +159,17 @@ pub trait Method: Debug + Send + Sync {
         true
     }
 
+    /// The head where the configuration names none.
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("linear")
+    }
+
+    /// Whether gradient steps are made in this task; a method that makes them in some tasks only is
+    /// not one that a head may rely on.
+    fn takes_steps_in(&self, _task_idx: usize) -> bool {
+        self.takes_steps()
+    }
+
     /// Whether features never change, so they can be computed once.
     fn keeps_features(&self) -> bool {
         false
@@ -198,6 +217,7 @@ pub const METHODS: &[MethodEntry] = &[
     finetune::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,
+    simplecil::ENTRY,
     joint::ENTRY,
 ];
 
@@ -215,41 +235,11 @@ pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, Train
 }
 
 /// Reads options as the type of a method.
-///
-/// What the type has no place for is refused by name at any depth. Serde alone does not see to
-/// that: it ignores unknown keys beside a tag, as in `settings.current`.
 fn parse<T: Serialize + DeserializeOwned>(
     method: &str,
     options: &toml::Table,
 ) -> Result<T, TrainError> {
-    let refuse = |expected: String| {
-        let found = toml::to_string(options).unwrap_or_default();
-        let found = found.trim().replace('\n', ", ");
-        TrainError::setting(format!("method ({method})"), found, expected)
-    };
-    let read: T = options
-        .clone()
-        .try_into()
-        .map_err(|e: toml::de::Error| refuse(format!("options it knows: {}", e.message())))?;
-    let known = toml::Table::try_from(&read)
-        .map_err(|e| refuse(format!("options with a TOML form: {e}")))?;
-    match unknown_key(options, &known) {
-        None => Ok(read),
-        Some(key) => Err(refuse(format!("options it knows: unknown field `{key}`"))),
-    }
-}
-
-/// The first key, with the tables it lies in, that `known` lacks.
-fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
-    typed
-        .iter()
-        .find_map(|(key, value)| match (value, known.get(key)) {
-            (_, None) => Some(key.clone()),
-            (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
-                unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
-            }
-            _ => None,
-        })
+    crate::options::parse(&format!("method ({method})"), options)
 }
 
 fn default_rank() -> usize {

@@ -76,7 +76,8 @@ mod tests {
         let adapter = Adapter::new(Variant::Paper.config(), &sites).unwrap();
         let mut model = Model::new(vit, adapter);
         model.adapter = model.adapter.begin_task(2, &mut rng, &device).unwrap();
-        let model = model.with_grown_head(3, &mut rng, &device);
+        let head = crate::HeadConfig::named("cosine").build().unwrap();
+        model.head = model.head.grown(head.as_ref(), 12, 3, &mut rng, &device);
         let factors = LrFactors::of(|part| match part {
             Part::Backbone => 0.01,
             Part::Directions => 2.0,
