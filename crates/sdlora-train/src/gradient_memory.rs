@@ -409,6 +409,55 @@ mod tests {
         }
     }
 
+    /// The projector onto rows `[n, width]`.
+    fn projector(rows: &[f64], width: usize) -> Vec<f64> {
+        let n = rows.len() / width;
+        product(&transposed(rows, width), rows, width, n, width)
+    }
+
+    #[test]
+    fn designs_and_bases_agree_with_the_published_procedure_in_numpy() {
+        let Some(path) = sdlora_testkit::golden_file("dualgpm.json") else {
+            assert!(
+                std::env::var_os("SDLORA_GOLDEN").is_some(),
+                "the golden files are missing"
+            );
+            return;
+        };
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            let values = value.as_array().unwrap().iter();
+            values.map(|v| v.as_f64().unwrap()).collect()
+        };
+        let count = |value: &serde_json::Value| value.as_u64().unwrap() as usize;
+        let (width, rank) = (count(&golden["width"]), count(&golden["rank"]));
+        let assert_near = |found: Vec<f64>, expected: Vec<f64>, what: &str| {
+            let distances = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            let largest = distances.fold(0.0f64, f64::max);
+            assert!(largest < 1e-9, "{what}: {largest}");
+        };
+        let mut space = Space::new(width);
+        for (t, task) in golden["tasks"].as_array().unwrap().iter().enumerate() {
+            let covariance = numbers(&task["covariance"]);
+            let energy = Energy::Covariance;
+            let design = space.strongest_free(&covariance, energy, rank).unwrap();
+            let what = format!("design of task {t}");
+            assert_near(projector(&design, width), numbers(&task["design"]), &what);
+            let threshold = task["threshold"].as_f64().unwrap();
+            space = space.extended(&covariance, energy, threshold).unwrap();
+            let keeps: Keeps = serde_json::from_value(task["keeps"].clone()).unwrap();
+            let expected = (keeps, count(&task["n_vectors"]));
+            assert_eq!((space.keeps, space.n_vectors()), expected, "task {t}");
+            let what = format!("basis of task {t}");
+            assert_near(
+                projector(&space.basis, width),
+                numbers(&task["projector"]),
+                &what,
+            );
+        }
+    }
+
     #[test]
     fn the_memory_comes_back_and_says_what_it_stores() {
         let device = test_device();
