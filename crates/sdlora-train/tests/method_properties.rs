@@ -10,6 +10,7 @@ mod toy;
 
 use std::sync::Arc;
 
+use burn::module::Module;
 use burn::tensor::Tensor;
 use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
@@ -68,7 +69,15 @@ const RELATIVES: &[(&str, &[&str])] = &[
 ];
 
 /// Methods that are no setting of another, or whose test says of which.
-const ON_THEIR_OWN: &[&str] = &["inflora", "finetune", "linear", "ncm", "simplecil"];
+const ON_THEIR_OWN: &[&str] = &[
+    "inflora",
+    "finetune",
+    "slca",
+    "ranpac",
+    "linear",
+    "ncm",
+    "simplecil",
+];
 
 #[test]
 fn every_method_has_a_setting_that_is_another_or_stands_on_its_own() {
@@ -365,7 +374,10 @@ fn the_memory_of_inflora_grows_and_frozen_factors_stay() {
     let held = |n_tasks: usize| {
         let run = run(&bench, &format!("run-{n_tasks}"), method, n_tasks);
         let d_model = toy::shape().d_model;
-        let structure = run.model.memory.as_ref().unwrap().structure();
+        let memory = run.model.memory.as_ref().unwrap();
+        let stored = run.log.floats_stored.last().unwrap();
+        assert_eq!(stored.shared, memory.n_floats(), "reported as stored");
+        let structure = memory.structure();
         let used: Vec<usize> = structure
             .iter()
             .map(|&(keeps, n)| match keeps {
@@ -398,4 +410,62 @@ fn inflora_refuses_shares_and_projections_it_cannot_have() {
             .to_string();
         assert!(error.contains(setting), "{options}: {error}");
     }
+}
+
+#[test]
+fn slca_at_the_full_rate_is_finetune_and_at_a_small_one_the_backbone_moves_less() {
+    let bench = Bench::new();
+    let start = bits(&bench.backbone());
+    let trained = |folder: &str, method: &str| {
+        let mut config = bench.config(method);
+        config.head = Some(HeadConfig::named("linear"));
+        let plan = config.check().unwrap();
+        let model = bench.run(folder, &plan, Start::Fresh).unwrap().model;
+        let end = bits(&model.backbone.valid());
+        let values = |bits: &[Vec<u32>]| -> Vec<f32> {
+            bits.iter().flatten().map(|&v| f32::from_bits(v)).collect()
+        };
+        let moved: f32 = values(&start)
+            .iter()
+            .zip(values(&end))
+            .map(|(a, b)| (a - b) * (a - b))
+            .sum();
+        (end, bits(&model.head), moved.sqrt())
+    };
+    let (backbone, head, far) = trained("finetune", "name = \"finetune\"");
+    let same = trained("same", "name = \"slca\"\nbackbone_lr = 1.0");
+    assert!(same.0 == backbone && same.1 == head);
+    let (_, slow_head, near) = trained("slow", "name = \"slca\"");
+    assert!(near > 0.0 && near < 0.05 * far, "{near} and {far}");
+    assert!(slow_head != head);
+}
+
+#[test]
+fn ranpac_learns_a_lora_in_its_first_task_and_nothing_more() {
+    let bench = Bench::new();
+    let method = "name = \"ranpac\"\nrank = 4";
+    let with_ridge = |folder: &str, method: &str, n_tasks: usize| {
+        let mut config = bench.config(method);
+        config.head = Some(HeadConfig::named("ridge"));
+        config.stream.n_tasks = Some(n_tasks);
+        let plan = config.check().unwrap();
+        bench.run(folder, &plan, Start::Fresh).unwrap()
+    };
+    let lora = with_ridge("lora", "name = \"lora\"\nrank = 4", 1);
+    let ranpac = with_ridge("ranpac", method, 3);
+    assert_eq!(past(&ranpac.model.adapter, 0), current(&lora.model.adapter));
+    assert_eq!(ranpac.log.tasks[0].losses, lora.log.tasks[0].losses);
+    assert!(ranpac.log.tasks[1..].iter().all(|t| t.losses.is_empty()));
+    assert_eq!(ranpac.log.n_trained[1..], [0, 0]);
+    assert_eq!(
+        ranpac.log.matrix.row(0).unwrap(),
+        lora.log.matrix.row(0).unwrap()
+    );
+
+    // Without adaptation it is the frozen backbone.
+    let plain = with_ridge("plain", &format!("{method}\nadapt = false"), 3);
+    let frozen = with_ridge("frozen", "name = \"ncm\"", 3);
+    assert_eq!(plain.model.head.per_class, frozen.model.head.per_class);
+    assert_eq!(plain.log.matrix, frozen.log.matrix);
+    assert_ne!(ranpac.model.head.per_class, frozen.model.head.per_class);
 }

@@ -11,6 +11,7 @@ mod lora;
 mod lora_per_task;
 mod ncm;
 mod olora;
+mod ranpac;
 mod sdlora;
 mod sdlora_first;
 mod sdlora_fixed_magnitude;
@@ -18,6 +19,7 @@ mod sdlora_kd;
 mod sdlora_rr;
 mod sdlora_single;
 mod simplecil;
+mod slca;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -215,6 +217,8 @@ pub const METHODS: &[MethodEntry] = &[
     olora::ENTRY,
     inflora::ENTRY,
     finetune::ENTRY,
+    slca::ENTRY,
+    ranpac::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,
     simplecil::ENTRY,
