@@ -55,6 +55,7 @@ mod export;
 mod features;
 mod gradient_memory;
 pub mod heads;
+mod linalg;
 pub mod methods;
 mod model;
 mod observer;
