@@ -130,6 +130,8 @@ impl Stage {
             n_epochs: config.n_epochs,
             optimizer: &config.optimizer,
             loss: config.loss,
+            mix: None,
+            seed: config.seed,
             checkpoint_every: usize::MAX,
             device: test_device_autodiff(),
         };
