@@ -210,6 +210,12 @@ impl HeadConfig {
         }
     }
 
+    /// This head with one more option.
+    pub fn with(mut self, option: &str, value: impl Into<toml::Value>) -> Self {
+        self.options.insert(option.into(), value.into());
+        self
+    }
+
     /// Builds the head.
     ///
     /// # Errors
