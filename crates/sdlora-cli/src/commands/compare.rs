@@ -35,6 +35,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-omniglot-100x5.toml"),
     ),
     (
+        "omniglot-long",
+        include_str!("../../presets/suite-omniglot-long.toml"),
+    ),
+    (
         "tune-omniglot",
         include_str!("../../presets/tune-omniglot.toml"),
     ),
@@ -46,6 +50,10 @@ const SUITES: &[(&str, &str)] = &[
         "tune-omniglot-relatives",
         include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
+    (
+        "tune-omniglot-100x5",
+        include_str!("../../presets/tune-omniglot-100x5.toml"),
+    ),
 ];
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
@@ -53,7 +61,7 @@ const SUITES: &[(&str, &str)] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, each also with `tune-` before it; omniglot-100x5), or a file
+    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, omniglot-100x5, each also with `tune-` before it; omniglot-long), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images
