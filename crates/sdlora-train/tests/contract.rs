@@ -144,6 +144,10 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "sdlora-kd",
             vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
         ),
+        (
+            "sdlora-relative",
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+        ),
         // In the second task one magnitude and no direction.
         (
             "sdlora-first",

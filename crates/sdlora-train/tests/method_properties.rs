@@ -8,6 +8,7 @@
 
 mod toy;
 
+<<<<<<< HEAD
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -18,6 +19,13 @@ use sdlora_testkit::{test_device, test_device_autodiff};
 use sdlora_train::methods::{self, METHODS, TaskContext};
 use sdlora_train::{Finished, HeadConfig, Keeps, Model, Plan, Start};
 use sdlora_vit::Vit;
+=======
+use burn::tensor::{Tensor, TensorData};
+use sdlora_core::{Adapter, HostFactors};
+use sdlora_data::TaskSplit;
+use sdlora_testkit::{test_device_autodiff, toy::SplitMix64};
+use sdlora_train::{Finished, Plan, Start};
+>>>>>>> long
 use toy::{Bench, bits};
 
 /// Tasks of two classes; `method` are lines of `[method]`.
@@ -300,6 +308,7 @@ fn the_penalty_of_olora_turns_row_spaces_orthogonal() {
     assert!(pushed < 1e-3, "with it they do not: {pushed}");
 }
 
+<<<<<<< HEAD
 /// Attention inputs `[n_tokens, d_model]` of the first block for the training images of a task. No
 /// update changes what the first block sees.
 fn first_inputs(bench: &Bench, plan: &Plan, task_idx: usize) -> Tensor<2> {
@@ -468,4 +477,99 @@ fn ranpac_learns_a_lora_in_its_first_task_and_nothing_more() {
     assert_eq!(plain.model.head.per_class, frozen.model.head.per_class);
     assert_eq!(plain.log.matrix, frozen.log.matrix);
     assert_ne!(ranpac.model.head.per_class, frozen.model.head.per_class);
+=======
+/// The update of every site as one list of numbers, the running direction included.
+fn update(adapter: &Adapter) -> Vec<f32> {
+    let updates = adapter.updates();
+    let dense = adapter.sites.iter().map(|bank| {
+        let site = bank.site();
+        updates
+            .get(site.block_idx, site.projection)
+            .unwrap()
+            .dense()
+    });
+    dense
+        .flat_map(|update| update.into_data().iter::<f32>().collect::<Vec<_>>())
+        .collect()
+}
+
+/// `‖after − before‖ / ‖before‖` of the update, where a direction was finished in between.
+fn jump(adapter: &Adapter) -> f64 {
+    let before = update(adapter);
+    let finished = adapter.clone().finish_task(&test_device_autodiff());
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let after = update(&finished);
+    let mut change = after.iter().zip(&before).map(|(a, b)| a - b);
+    norm(&mut change) / norm(&mut before.iter().copied())
+}
+
+#[test]
+fn a_relative_direction_enters_the_sum_as_it_was_trained_and_one_of_sdlora_jumps() {
+    let bench = Bench::new();
+    let relative = run(&bench, "relative", "name = \"sdlora-relative\"", 3);
+    let past = relative.model.adapter.sites[0].past.as_ref().unwrap();
+    assert_eq!(past.inverse_norms(), [1.0, 1.0]);
+    let jumped = jump(&relative.model.adapter);
+    assert!(jumped < 1e-5, "relative: {jumped}");
+    let reference = run(&bench, "reference", "name = \"sdlora\"", 2);
+    let jumped = jump(&reference.model.adapter);
+    assert!(jumped > 0.5, "reference: {jumped}");
+}
+
+#[test]
+fn a_step_of_a_relative_magnitude_moves_the_weight_by_the_squared_norm_of_what_carry_does() {
+    let bench = Bench::new();
+    let device = test_device_autodiff();
+    // After one task both have the same direction, so the same function.
+    let carry = "name = \"sdlora\"\nvariant = \"carry\"";
+    let [carry, relative] = [("carry", carry), ("relative", "name = \"sdlora-relative\"")]
+        .map(|(folder, method)| run(&bench, folder, method, 1).model.adapter);
+    assert_eq!(bits(&relative), bits(&carry));
+    // A loss that is linear in the update: how far one step against its gradient moves it.
+    let moved = |adapter: Adapter| {
+        let adapter = adapter.finish_task(&device);
+        let updates = adapter.updates();
+        let mut pull = SplitMix64::new(8);
+        let loss = adapter.sites.iter().map(|bank| {
+            let site = bank.site();
+            let update = updates
+                .get(site.block_idx, site.projection)
+                .unwrap()
+                .dense();
+            let [rows, columns] = update.dims();
+            let pull = TensorData::new(pull.fill(rows * columns, 1.0), [rows, columns]);
+            (update * Tensor::from_data(pull, &device)).sum()
+        });
+        let grads = loss.reduce(|sum, term| sum + term).unwrap().backward();
+        let magnitude = adapter.magnitudes.as_ref().unwrap().current.val();
+        let grad: f32 = magnitude.grad(&grads).unwrap().into_scalar();
+        let past = adapter.sites[0].past.as_ref().unwrap();
+        let (scale, norm) = (past.inverse_norms()[0], past.to_host()[0].frobenius_norm());
+        f64::from(grad) * scale * norm
+    };
+    let sites = carry.sites.iter();
+    let squares = sites.map(|bank| bank.current.as_ref().unwrap().to_host().frobenius_norm());
+    let mean_square = squares.map(|norm| norm * norm).sum::<f64>() / carry.sites.len() as f64;
+    let ratio = moved(relative) / moved(carry);
+    assert!(
+        (ratio / mean_square - 1.0).abs() < 1e-3,
+        "{ratio}, not the squared norm {mean_square}"
+    );
+    assert!(
+        mean_square < 0.9,
+        "a norm of 1 would tell nothing: {mean_square}"
+    );
+}
+
+#[test]
+fn old_relative_magnitudes_are_trained() {
+    let bench = Bench::new();
+    let relative = run(&bench, "run", "name = \"sdlora-relative\"", 3);
+    let rows = relative.model.adapter.magnitude_rows();
+    assert!(rows[0].iter().all(|&m| m != 1.0), "{rows:?}");
+    let names = relative.model.head.per_class.keys();
+    assert_eq!(names.collect::<Vec<_>>(), ["means"]);
+>>>>>>> long
 }

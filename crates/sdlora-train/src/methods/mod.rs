@@ -16,6 +16,7 @@ mod sdlora;
 mod sdlora_first;
 mod sdlora_fixed_magnitude;
 mod sdlora_kd;
+mod sdlora_relative;
 mod sdlora_rr;
 mod sdlora_single;
 mod simplecil;
@@ -213,6 +214,7 @@ pub const METHODS: &[MethodEntry] = &[
     sdlora_first::ENTRY,
     sdlora_single::ENTRY,
     sdlora_fixed_magnitude::ENTRY,
+    sdlora_relative::ENTRY,
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
