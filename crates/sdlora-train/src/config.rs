@@ -216,9 +216,7 @@ impl RunConfig {
         // A plan does not change with a file.
         self.stream = self.stream.inlined()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
-        let chosen = self
-            .head
-            .get_or_insert_with(|| HeadConfig::named(method.default_head()));
+        let chosen = self.head.get_or_insert_with(|| method.default_head());
         let head = chosen.build()?;
         if !method.takes_steps() && head.needs_steps() {
             return Err(TrainError::setting(

@@ -48,13 +48,16 @@
 
 pub mod checkpoint;
 mod config;
+mod eigen;
 mod error;
 mod evaluator;
 mod expected;
 mod export;
 mod features;
 mod floor;
+mod gradient_memory;
 pub mod heads;
+mod linalg;
 pub mod methods;
 mod mix;
 mod model;
@@ -75,13 +78,14 @@ pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
-pub use features::{ClassMeans, FeatureTable, accuracy};
+pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 pub use floor::pixel_floor;
+pub use gradient_memory::{Energy, GradientMemory, Keeps};
 pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
 pub use mix::{Mix, MixConfig};
-pub use model::Model;
+pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
-pub use optimizer::{OptimizerConfig, Rule, Schedule};
+pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
 pub use resume::PLAN_FILE;
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

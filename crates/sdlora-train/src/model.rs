@@ -8,7 +8,8 @@ use sdlora_core::Adapter;
 use sdlora_vit::Vit;
 
 use crate::error::TrainError;
-use crate::heads::{Classifier, Head, HeadState};
+use crate::gradient_memory::GradientMemory;
+use crate::heads::{Classifier, FloatsStored, Head, HeadState};
 
 /// Backbone, adapter and classifier of a run.
 #[derive(Module, Debug)]
@@ -19,6 +20,41 @@ pub struct Model {
     pub adapter: Adapter,
     /// What the head has learned; empty before the first task.
     pub head: HeadState,
+    /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
+    pub memory: Option<GradientMemory>,
+}
+
+/// A part of a [`Model`] that may have a learning rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The backbone, where it is trained.
+    Backbone,
+    /// The factors of the running direction.
+    Directions,
+    /// The magnitudes.
+    Magnitudes,
+    /// The trained classifier.
+    Head,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 4] = [
+        Self::Backbone,
+        Self::Directions,
+        Self::Magnitudes,
+        Self::Head,
+    ];
+
+    /// Where the parameters of the part lie in a [`Model`].
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Backbone => "backbone",
+            Self::Directions => "adapter.sites",
+            Self::Magnitudes => "adapter.magnitudes",
+            Self::Head => "head",
+        }
+    }
 }
 
 impl Model {
@@ -28,6 +64,7 @@ impl Model {
             backbone: backbone.no_grad(),
             adapter,
             head: HeadState::default(),
+            memory: None,
         }
     }
 
@@ -57,6 +94,15 @@ impl Model {
         let inner = self.valid();
         let updates = inner.adapter.updates();
         inner.backbone.merged(&updates)
+    }
+
+    /// Everything that is kept of tasks whose images are gone, the adapter aside.
+    pub fn floats_stored(&self) -> FloatsStored {
+        let memory = self.memory.as_ref().map_or(0, GradientMemory::n_floats);
+        let mut stored = self.head.floats_stored();
+        stored.shared += memory;
+        stored.total += memory;
+        stored
     }
 
     /// What predicts, over all classes seen.

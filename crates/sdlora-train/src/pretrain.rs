@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::export::TensorFile;
-use crate::features::{ClassMeans, FeatureTable, accuracy};
+use crate::features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
@@ -261,7 +261,10 @@ pub fn nearest_mean_accuracy(
     let transform = transform.for_evaluation();
     let train = evaluation_loader(dataset, Half::Train(&task.train), &transform)?;
     let test = evaluation_loader(dataset, Half::Test(&task.test), &transform)?;
-    let means = ClassMeans::of(&FeatureTable::extract(vit, &train, device)?);
+    let means = ClassMeans::of(
+        &FeatureTable::extract(vit, &train, device)?,
+        MeanOf::Directions,
+    );
     let test = FeatureTable::extract(vit, &test, device)?;
     Ok(accuracy(&means.predict(&test), &test.labels))
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{self, write_file};
 use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
+use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
 use crate::run::{RunLog, Start};
@@ -26,6 +27,7 @@ pub const PLAN_FILE: &str = "plan.toml";
 struct Learned {
     adapter: Adapter,
     head: HeadState,
+    memory: Option<GradientMemory>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Position {
     past_ranks: Vec<usize>,
     current_rank: Option<usize>,
     trained_head: Option<TrainedShape>,
+    #[serde(default)]
+    memory: Option<Vec<(Keeps, usize)>>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -58,6 +62,7 @@ impl Position {
             past_ranks: ranks,
             current_rank,
             trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
+            memory: model.memory.as_ref().map(GradientMemory::structure),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -90,6 +95,7 @@ pub(crate) fn save(
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
+        memory: model.memory.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -140,6 +146,9 @@ pub(crate) fn restore(
             per_class: arrays.per_class,
             shared: arrays.shared,
         },
+        memory: position
+            .memory
+            .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -152,6 +161,7 @@ pub(crate) fn restore(
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
         head: learned.head,
+        memory: learned.memory,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {

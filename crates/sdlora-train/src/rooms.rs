@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use sdlora_data::{
     Cache, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream, TrainSet,
 };
@@ -11,6 +11,7 @@ use sdlora_data::{
 use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
+use crate::methods::TaskImages;
 use crate::model::Model;
 use crate::trainer::TaskLoader;
 
@@ -145,6 +146,22 @@ impl Rooms {
             .collect()
     }
 
+    /// The training images of a round, as evaluation prepares images.
+    pub(crate) fn round_images<'a>(
+        &'a self,
+        round: usize,
+        dataset: &'a Arc<dyn Dataset>,
+        config: &'a RunConfig,
+        device: &Device,
+    ) -> RoundImages<'a> {
+        RoundImages {
+            sets: &self.train[self.tasks_of(round)],
+            dataset,
+            config,
+            device: device.clone().inner(),
+        }
+    }
+
     /// The training images of a task in their order, as evaluation prepares them.
     pub(crate) fn plain_train_loader(
         &self,
@@ -193,6 +210,26 @@ impl Rooms {
 /// What the training images of a round have of the cache of a run, and what all test images have: half of it.
 fn half(cache: Cache) -> Cache {
     cache.part(1, 2)
+}
+
+/// The training images of a round for a method that looks at them.
+pub(crate) struct RoundImages<'a> {
+    sets: &'a [TrainSet],
+    dataset: &'a Arc<dyn Dataset>,
+    config: &'a RunConfig,
+    device: Device,
+}
+
+impl TaskImages for RoundImages<'_> {
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError> {
+        for set in self.sets {
+            let loader = plain_loader(set, self.dataset, self.config, Cache::None)?;
+            for batch in loader.epoch(0, &self.device) {
+                see(batch?.images);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Images of a set in its order, as evaluation prepares them.

@@ -37,7 +37,7 @@ pub struct RunLog {
     pub magnitudes: Vec<Vec<Vec<f64>>>,
     /// Parameters that received gradients in every task.
     pub n_trained: Vec<usize>,
-    /// Numbers that the head keeps after every task; absent in logs of earlier versions.
+    /// Numbers that head and method keep of old tasks, after every task; absent in logs of earlier versions.
     #[serde(default)]
     pub floats_stored: Vec<FloatsStored>,
 }
@@ -119,11 +119,13 @@ pub fn run(
         let loader = rooms.train_loader(round, &dataset, config)?;
         let context = TaskContext {
             task_idx: round,
+            n_tasks: rooms.n_rounds(),
             n_new_classes: rooms.n_new_classes(round),
             seed: config.seed,
             device: device.clone(),
             head: head.clone(),
         };
+        let images = rooms.round_images(round, &dataset, config, &device);
         if log.tasks.len() == round {
             if head.wants_features_before() {
                 let table = rooms.train_features(round, &model, &dataset, config, &device)?;
@@ -131,8 +133,9 @@ pub fn run(
                 model.head = head.before_task(model.head, &task)?;
             }
             model = method.before_task(model, &context)?;
+            model = method.prepare(model, &context, &images)?;
             log.tasks.push(TaskLog::default());
-            log.n_trained.push(if method.takes_steps() {
+            log.n_trained.push(if method.takes_steps_in(round) {
                 model.n_trained()
             } else {
                 0
@@ -144,7 +147,7 @@ pub fn run(
             n_new_classes: rooms.n_new_classes(round),
             n_seen_classes: rooms.n_seen_classes(round),
             n_images: loader.n_images(),
-            n_steps: trainer.n_steps(&loader),
+            n_steps: trainer.n_steps(round, &loader),
             n_trained: log.n_trained[round],
         });
 
@@ -185,7 +188,8 @@ pub fn run(
             &mut on_checkpoint,
         )?;
         log.tasks[round] = task;
-        model = method.after_task(trained, &context)?;
+        model = method.review(trained, &context, &images)?;
+        model = method.after_task(model, &context)?;
 
         if head.is_fitted() {
             let table = match features {
@@ -195,7 +199,7 @@ pub fn run(
             let task = head_task(&table, round, &rooms, config, &device);
             model.head = head.fit(model.head, &task)?;
         }
-        log.floats_stored.push(model.head.floats_stored());
+        log.floats_stored.push(model.floats_stored());
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {
             task_idx: round,

@@ -15,7 +15,7 @@ use crate::methods::{LossOver, Method};
 use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::optimizer::OptimizerConfig;
+use crate::optimizer::{LrFactors, OptimizerConfig};
 
 /// Position and log of a task in training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -125,9 +125,9 @@ pub type OnCheckpoint<'a> =
     dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<PathBuf, TrainError> + 'a;
 
 impl Trainer<'_> {
-    /// Steps of a task.
-    pub fn n_steps(&self, loader: &TaskLoader) -> usize {
-        if self.method.takes_steps() {
+    /// Steps of a task, which is counted from 0.
+    pub fn n_steps(&self, task_idx: usize, loader: &TaskLoader) -> usize {
+        if self.method.takes_steps_in(task_idx) {
             self.n_epochs * loader.n_batches()
         } else {
             0
@@ -151,9 +151,10 @@ impl Trainer<'_> {
         on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
         let n_batches = task.loader.n_batches();
-        let n_steps = self.n_steps(task.loader);
+        let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
         let start = Instant::now();
+        let factors = LrFactors::of(|part| self.method.lr_factor(part));
         let mut step = log.losses.len();
         while step < n_steps {
             let epoch = step / n_batches;
@@ -176,7 +177,8 @@ impl Trainer<'_> {
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
-                model = self.optimizer.step(&mut optimizer, model, &loss, factor);
+                let rates = factors.rates(self.optimizer.lr * factor);
+                model = self.optimizer.step_at(&mut optimizer, model, &loss, rates);
                 log.losses.push(value);
                 log.seconds = before + start.elapsed().as_secs_f64();
                 observer.event(&Event::Step {

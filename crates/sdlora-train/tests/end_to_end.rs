@@ -29,10 +29,29 @@ const RESUMED: &[(&str, &str)] = &[
     ("name = \"sdlora\"\nrank = 4", "ncm"),
     ("name = \"sdlora\"\nrank = 4", "ridge"),
     ("name = \"sdlora\"\nrank = 4", "cosine"),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"ridge\", projection = 40 }",
+    ),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"gaussian\", drift = \"compensated\", n_samples = 20 }",
+    ),
     ("name = \"lora\"\nrank = 4", "linear"),
     ("name = \"finetune\"", "linear"),
     ("name = \"linear\"", "linear"),
 ];
+
+/// A name, or an inline table.
+fn head_config(text: &str) -> HeadConfig {
+    match text.starts_with('{') {
+        true => {
+            let table: toml::Table = format!("head = {text}").parse().unwrap();
+            table["head"].clone().try_into().unwrap()
+        }
+        false => HeadConfig::named(text),
+    }
+}
 
 fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
     let mut config = bench.config(method);
@@ -158,7 +177,7 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
         for task_idx in [0, 1] {
             let what = format!("{method}, {head}, killed in task {task_idx}").replace('\n', ", ");
             let plan = plan(&bench, method, |config| {
-                config.head = Some(HeadConfig::named(head))
+                config.head = Some(head_config(head))
             });
             let (whole, rest) = (
                 format!("whole-{i}-{task_idx}"),

@@ -10,7 +10,7 @@ mod toy;
 use std::sync::Arc;
 
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskStream, datasets};
-use sdlora_train::{ClassMeans, FeatureTable, accuracy, pixel_floor};
+use sdlora_train::{ClassMeans, FeatureTable, MeanOf, accuracy, pixel_floor};
 use toy::{Bench, data_dir};
 
 #[test]
@@ -52,7 +52,7 @@ fn the_floor_is_the_nearest_class_mean_of_pixels_among_the_classes_seen() {
             train.features.extend(more.features);
             train.labels.extend(more.labels);
         }
-        let means = ClassMeans::of(&train);
+        let means = ClassMeans::of(&train, MeanOf::Directions);
         expected.push(
             tests[..=after]
                 .iter()

@@ -39,6 +39,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-omniglot-100x5.toml"),
     ),
     (
+        "omniglot-long",
+        include_str!("../../presets/suite-omniglot-long.toml"),
+    ),
+    (
         "cifar100-10x10",
         include_str!("../../presets/suite-cifar100-10x10.toml"),
     ),
@@ -59,6 +63,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
     (
+        "tune-omniglot-100x5",
+        include_str!("../../presets/tune-omniglot-100x5.toml"),
+    ),
+    (
         "tune-cifar100-10x10",
         include_str!("../../presets/tune-cifar100-10x10.toml"),
     ),
@@ -73,8 +81,8 @@ const SUITES: &[(&str, &str)] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, cifar100-10x10,
-    /// tiny-imagenet-10x10, each also with `tune-` before it; omniglot-100x5), or a file
+    /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, omniglot-100x5,
+    /// cifar100-10x10, tiny-imagenet-10x10, each also with `tune-` before it; omniglot-long), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images

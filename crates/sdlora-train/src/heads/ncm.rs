@@ -10,18 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Classifier, Head, HeadEntry, HeadState, HeadTask};
 use crate::error::TrainError;
-use crate::features::ClassMeans;
+use crate::features::{ClassMeans, MeanOf};
 use crate::options::parse;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "ncm",
-    summary: "nearest class mean by cosine",
+    summary: "nearest class mean by cosine (mean: directions, features)",
     build: |options| Ok(Arc::new(parse::<Ncm>("head (ncm)", options)?)),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ncm {}
+struct Ncm {
+    /// What a class mean is the mean of.
+    #[serde(default)]
+    mean: MeanOf,
+}
 
 /// Unit-length class means `[n_classes, d_model]`.
 const MEANS: &str = "means";
@@ -34,7 +38,7 @@ impl Head for Ncm {
     }
 
     fn fit(&self, mut state: HeadState, task: &HeadTask<'_>) -> Result<HeadState, TrainError> {
-        let (new, new_lengths) = ClassMeans::with_lengths(task.table);
+        let (new, new_lengths) = ClassMeans::with_lengths(task.table, self.mean);
         let d = new.d_model;
         let mut means = state.rows(MEANS);
         let mut lengths = state.rows(LENGTHS);
@@ -99,7 +103,10 @@ mod tests {
             seed: 0,
             device: &device,
         };
-        Ncm {}.fit(state, &task).unwrap()
+        let head = Ncm {
+            mean: MeanOf::Directions,
+        };
+        head.fit(state, &task).unwrap()
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct HeadState {
     pub shared: Arrays,
 }
 
-/// Numbers that a head keeps of classes whose images are gone, each a 32-bit float.
+/// Numbers that are kept of classes and tasks whose images are gone, each a 32-bit float.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FloatsStored {
     /// For every class.
