@@ -86,6 +86,6 @@ pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
-pub use resume::PLAN_FILE;
+pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
