@@ -71,6 +71,12 @@ impl Rooms {
         self.n_classes[..round].iter().sum()
     }
 
+    /// Labels of a task.
+    pub(crate) fn labels_of(&self, task_idx: usize) -> std::ops::Range<usize> {
+        let first = self.n_classes[..task_idx].iter().sum();
+        first..first + self.n_classes[task_idx]
+    }
+
     /// Classes of a round.
     pub(crate) fn n_new_classes(&self, round: usize) -> usize {
         self.n_classes[self.tasks_of(round)].iter().sum()
@@ -101,7 +107,26 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<TaskLoader, TrainError> {
-        let sets = &self.train[self.tasks_of(round)];
+        self.loader_of(self.tasks_of(round), dataset, config)
+    }
+
+    /// The training images of one task alone, whatever the rounds are.
+    pub(crate) fn task_loader(
+        &self,
+        task_idx: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        self.loader_of(task_idx..task_idx + 1, dataset, config)
+    }
+
+    fn loader_of(
+        &self,
+        tasks: std::ops::Range<usize>,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        let sets = &self.train[tasks];
         let n_images: usize = sets.iter().map(|set| set.as_ref().len()).sum();
         let mut loaders = Vec::with_capacity(sets.len());
         for set in sets {

@@ -8,9 +8,11 @@
 //! | `table.rs` | growing accuracy table, summary block, comparison of methods |
 //! | `html.rs` | the page `report.html` |
 //! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
+//! | `figure.rs` | figures that are files of their own |
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
 
 mod charts;
+pub mod figure;
 mod html;
 mod svg;
 mod table;

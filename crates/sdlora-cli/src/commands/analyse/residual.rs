@@ -1,0 +1,58 @@
+//! `residual`: figure 2 of the paper, whether later directions lie in the span of earlier ones.
+
+use sdlora_train::analysis::direction_residuals;
+
+use super::Diagnostic;
+use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
+use super::subject::Subject;
+use crate::report::figure::{Axis, Series, lines};
+
+pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
+    name: "residual",
+    summary: "what earlier directions leave of each new one: less and less (F2a)",
+    is_costly: false,
+    ask,
+};
+
+fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
+    let run = subject.run()?;
+    let (sites, residuals) = direction_residuals(run)?;
+    let n = residuals.first().map_or(0, Vec::len);
+    if n < 3 {
+        return not_shown("there are not three directions to compare");
+    }
+    let of = |f: fn(f64, f64) -> f64, start: f64| -> Vec<f64> {
+        (0..n)
+            .map(|k| residuals.iter().map(|site| site[k]).fold(start, f))
+            .collect()
+    };
+    let means: Vec<f64> = (0..n)
+        .map(|k| mean(&residuals.iter().map(|site| site[k]).collect::<Vec<_>>()))
+        .collect();
+    let (low, high) = (of(f64::min, f64::INFINITY), of(f64::max, 0.0));
+    // The first direction has nothing before it.
+    let (early, late) = thirds(&means[1..]);
+    let (early, late) = (mean(early), mean(late));
+    let rows = sites.iter().zip(&residuals).flat_map(|(site, values)| {
+        let values = values.iter().enumerate();
+        values.map(move |(k, &v)| vec![site.clone(), k.to_string(), number(v)])
+    });
+    Ok(Finding {
+        verdict: Verdict::of(late < early),
+        line: format!(
+            "later directions are said to lie more in the span of earlier ones: the relative residual \
+             is {early:.4} in the first third of tasks and {late:.4} in the last (1 is orthogonal)"
+        ),
+        tables: vec![("", csv(&["site", "direction", "residual"], rows))],
+        figure: lines(
+            "Residual of each direction on the span of the earlier ones",
+            Axis { title: "direction of task", within: &[] },
+            Axis { title: "relative residual", within: &[1.0] },
+            &[
+                Series::over_tasks("mean over sites", 0, &means),
+                Series::over_tasks("smallest", 4, &low),
+                Series::over_tasks("largest", 4, &high),
+            ],
+        ),
+    })
+}
