@@ -5,7 +5,7 @@
 //! residual is the pivot `p_t`, so all residuals of a site come from one factorisation of a
 //! `n_tasks × n_tasks` matrix, whose entries come from `rank × rank` products.
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, SiteDirections};
 use crate::direction::{Direction, HostFactors};
 
 /// The residual of each direction on the span of those before it, in order; 1 for the first, 0 for
@@ -65,6 +65,18 @@ impl Adapter {
                 span_residuals(&all)
             })
             .collect()
+    }
+
+    /// The residual of the running direction on the earlier ones, mean over the sites; `None` when
+    /// there is no running direction or no earlier one.
+    pub fn current_residual(&self) -> Option<f64> {
+        let has_both = |site: &SiteDirections| site.past.is_some() && site.current.is_some();
+        if self.sites.is_empty() || !self.sites.iter().all(has_both) {
+            return None;
+        }
+        let residuals = self.span_residuals();
+        let last = residuals.iter().filter_map(|site| site.last());
+        Some(last.sum::<f64>() / residuals.len() as f64)
     }
 }
 

@@ -110,6 +110,7 @@ pub fn run(
         optimizer: &config.optimizer,
         loss: config.loss,
         checkpoint_every: config.checkpoint_every,
+        residual_every: config.residual_every,
         device: device.clone(),
     };
 

@@ -282,6 +282,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         optimizer: &optimizer,
         loss: LossOver::NewClasses,
         checkpoint_every: usize::MAX,
+        residual_every: 0,
         device: device.clone(),
     };
     let losses = trace.golden.f32("losses").0;

@@ -32,6 +32,13 @@ impl Series {
     }
 }
 
+/// The colour of the `i`-th of `n` ordered lines, from light to dark blue.
+pub fn shade(i: usize, n: usize) -> String {
+    let share = if n > 1 { i as f64 / (n - 1) as f64 } else { 1.0 };
+    let mix = |a: f64, b: f64| (a + share * (b - a)).round() as u8;
+    format!("#{:02x}{:02x}{:02x}", mix(127.0, 11.0), mix(178.0, 47.0), mix(238.0, 96.0))
+}
+
 /// An axis: its title and, where it is not from the data, its range.
 #[derive(Debug, Clone, Copy)]
 pub struct Axis<'a> {

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::model::{HeadKind, Model};
+use crate::heads::Classifier;
 
 /// Logits of samples with their labels.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,13 +17,13 @@ pub struct LogitTable {
 }
 
 impl LogitTable {
-    /// Logits of a table of features by the classifier of a model; for class means the cosines.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Setting`] when the model has no such classifier.
-    pub fn of(model: &Model, head: HeadKind, table: &FeatureTable) -> Result<Self, TrainError> {
-        Ok(HostClassifier::of(model, head)?.logits(table))
+    /// Logits of a table of features.
+    pub fn of(classifier: &Classifier, table: &FeatureTable) -> Self {
+        Self {
+            logits: classifier.logits(table),
+            n_classes: classifier.n_classes(),
+            labels: table.labels.clone(),
+        }
     }
 
     /// Number of rows.
@@ -59,62 +58,6 @@ impl LogitTable {
         self.n_classes = other.n_classes;
         self.logits.extend(other.logits);
         self.labels.extend(other.labels);
-    }
-}
-
-/// A classifier that is linear in the features, on the host.
-#[derive(Debug, Clone)]
-pub(super) struct HostClassifier {
-    /// `[d_model, n_classes]`.
-    pub(super) weight: Vec<f32>,
-    /// `[n_classes]`.
-    pub(super) bias: Vec<f32>,
-    /// Whether features are brought to length 1 first.
-    is_cosine: bool,
-}
-
-impl HostClassifier {
-    pub(super) fn of(model: &Model, head: HeadKind) -> Result<Self, TrainError> {
-        let (weight, bias) = model.linear_classifier(head)?;
-        Ok(Self {
-            weight: weight.into_data().iter::<f32>().collect(),
-            bias: bias.into_data().iter::<f32>().collect(),
-            is_cosine: head == HeadKind::Ncm,
-        })
-    }
-
-    /// The classifier of the first `n` classes alone.
-    pub(super) fn first_classes(&self, n: usize) -> Self {
-        let rows = self.weight.chunks_exact(self.bias.len());
-        Self {
-            weight: rows.flat_map(|row| row[..n].iter().copied()).collect(),
-            bias: self.bias[..n].to_vec(),
-            is_cosine: self.is_cosine,
-        }
-    }
-
-    pub(super) fn logits(&self, table: &FeatureTable) -> LogitTable {
-        let n_classes = self.bias.len();
-        let mut logits = Vec::with_capacity(table.len() * n_classes);
-        for i in 0..table.len() {
-            let row = table.row(i);
-            let scale = match self.is_cosine {
-                true => (1.0 / length(row).max(f64::from(f32::MIN_POSITIVE))) as f32,
-                false => 1.0,
-            };
-            let first = logits.len();
-            logits.extend_from_slice(&self.bias);
-            for (&x, w) in row.iter().zip(self.weight.chunks_exact(n_classes)) {
-                for (logit, &w) in logits[first..].iter_mut().zip(w) {
-                    *logit += scale * x * w;
-                }
-            }
-        }
-        LogitTable {
-            logits,
-            n_classes,
-            labels: table.labels.clone(),
-        }
     }
 }
 
@@ -162,24 +105,13 @@ pub fn task_logits(table: &LogitTable, tasks: &[Range<usize>]) -> Vec<TaskLogits
         .collect()
 }
 
-/// Euclidean length of every class's column of the classifier, and its bias.
-///
-/// # Errors
-///
-/// [`TrainError::Setting`] when the model has no such classifier.
-pub fn head_norms(model: &Model, head: HeadKind) -> Result<Vec<(f64, f64)>, TrainError> {
-    let (weight, bias) = model.linear_classifier(head)?;
-    let [_, n_classes] = weight.dims();
-    let bias: Vec<f32> = bias.into_data().iter::<f32>().collect();
-    let mut squares = vec![0.0f64; n_classes];
-    for (i, value) in weight.into_data().iter::<f32>().enumerate() {
-        squares[i % n_classes] += f64::from(value) * f64::from(value);
-    }
-    Ok(squares
-        .into_iter()
-        .zip(bias)
-        .map(|(square, bias)| (square.sqrt(), f64::from(bias)))
-        .collect())
+/// Euclidean length of every class's row of the classifier, and its bias; `None` where logits are not
+/// linear in the features.
+pub fn head_norms(classifier: &Classifier) -> Option<Vec<(f64, f64)>> {
+    let (rows, bias) = classifier.as_linear()?;
+    let d_model = rows.len() / bias.len().max(1);
+    let lengths = rows.chunks_exact(d_model.max(1)).map(length);
+    Some(lengths.zip(bias.iter().map(|&b| f64::from(b))).collect())
 }
 
 /// Euclidean length in double precision.
@@ -233,6 +165,13 @@ mod tests {
         // Foreign tops of the second task are 2 and 4, of the first 2 and 0.
         assert_eq!(tasks[1].foreign_deviation, 1.0);
         assert_eq!((tasks[0].wins, tasks[1].wins), (0.0, 0.5));
+    }
+
+    #[test]
+    fn lengths_of_rows_by_hand() {
+        let rows = vec![3.0, 4.0, 0.0, 2.0];
+        let norms = head_norms(&Classifier::linear(rows, 2, Some(vec![0.5, -1.0]))).unwrap();
+        assert_eq!(norms, [(5.0, 0.5), (2.0, -1.0)]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::scale::{distance, matrices};
 use super::trained::TrainedRun;
 use crate::error::TrainError;
+use crate::heads;
 use crate::methods::{self, TaskContext};
 use crate::observer::Silent;
 use crate::trainer::{TaskData, TaskLog, Trainer};
@@ -46,16 +47,20 @@ pub fn task_optima(
     progress: &mut dyn FnMut(usize),
 ) -> Result<TaskOptima, TrainError> {
     let config = run.plan().config();
+    // Any head would do; this one is trained with the weights.
+    let head = heads::build("linear", &toml::Table::new())?;
     let method = methods::build("finetune", &toml::Table::new())?;
     let mut optimizer = config.optimizer.clone();
     optimizer.lr *= lr_factor;
     let (rooms, dataset) = run.rooms();
     let trainer = Trainer {
         method: method.as_ref(),
+        head: head.as_ref(),
         n_epochs: config.n_epochs,
         optimizer: &optimizer,
         loss: config.loss,
         checkpoint_every: usize::MAX,
+        residual_every: 0,
         device: run.device().clone(),
     };
     let base = matrices(&run.base().merged_backbone());
@@ -66,6 +71,7 @@ pub fn task_optima(
             n_new_classes: run.labels_of(task_idx).len(),
             seed: config.seed,
             device: run.device().clone(),
+            head: head.clone(),
         };
         let model = method.before_task(run.base().clone(), &context)?;
         let loader = rooms.task_loader(task_idx, dataset, config)?;

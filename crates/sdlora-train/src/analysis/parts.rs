@@ -20,6 +20,8 @@ pub struct Part {
 pub fn parts(model: &Model) -> Vec<Part> {
     let mut directions = Count::default();
     model.adapter.sites.visit(&mut directions);
+    let arrays = model.head.per_class.values();
+    let arrays = arrays.chain(model.head.shared.values());
     let mut parts = vec![
         of("backbone", Some(&model.backbone)),
         Part {
@@ -28,9 +30,12 @@ pub fn parts(model: &Model) -> Vec<Part> {
             n_trained: directions.trained,
         },
         of("magnitudes", model.adapter.magnitudes.as_ref()),
-        of("linear head", model.head.as_ref()),
-        of("class means", model.class_means.as_ref()),
-        of("ridge head", model.ridge.as_ref()),
+        of("head", model.head.trained.as_ref()),
+        Part {
+            name: "head statistics",
+            n_stored: arrays.map(|array| array.values.len()).sum(),
+            n_trained: 0,
+        },
     ];
     parts.retain(|part| part.n_stored > 0);
     parts

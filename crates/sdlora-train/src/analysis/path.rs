@@ -2,13 +2,12 @@
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use sdlora_data::Loader;
 use sdlora_vit::Vit;
 
-use super::logits::HostClassifier;
 use super::trained::TrainedRun;
 use crate::error::TrainError;
-use crate::features::{FeatureTable, accuracy};
+use crate::features::accuracy;
+use crate::heads::Classifier;
 use crate::model::Model;
 
 /// A point of the line.
@@ -25,7 +24,8 @@ pub struct PathPoint {
 /// `n_tasks` tasks, of those seen after `from`.
 ///
 /// Predictions are among the classes seen after `from`, so nothing but weights changes on the way;
-/// at λ = 0 the accuracy is that of the run.
+/// at λ = 0 the accuracy is that of the run. `None` where logits are not linear in the features: then
+/// there is no line between two classifiers.
 ///
 /// # Errors
 ///
@@ -36,38 +36,51 @@ pub fn straight_path(
     to: usize,
     n_tasks: usize,
     n_steps: usize,
-) -> Result<Vec<PathPoint>, TrainError> {
+) -> Result<Option<Vec<PathPoint>>, TrainError> {
     let n_seen = run.n_seen_tasks(from);
     let n_classes = run.labels_of(n_seen - 1).end;
     let (from, _) = run.model_after(from)?;
     let (to, _) = run.model_after(to)?;
-    let end = |model: &Model| -> Result<(Vit, HostClassifier), TrainError> {
-        let classifier = HostClassifier::of(model, run.head())?;
-        Ok((model.merged_backbone(), classifier.first_classes(n_classes)))
+    let ends = [run.classifier(&from)?, run.classifier(&to)?];
+    let [Some(a), Some(b)] = ends.each_ref().map(|end| first_classes(end, n_classes)) else {
+        return Ok(None);
     };
-    let (a, b) = (end(&from)?, end(&to)?);
+    let backbones = [&from, &to].map(|model| model.merged_backbone());
+    // Directions lie inside the weights of the line: what walks along it has none beside them.
+    let mut walker = Model {
+        adapter: run.base().adapter.clone(),
+        ..from
+    };
     let loaders = run.test_loaders()?;
-    let device = run.device().clone().inner();
-    let values = [values_of(&a.0), values_of(&b.0)];
-    (0..=n_steps)
+    let device = run.device().clone();
+    let values = backbones.each_ref().map(values_of);
+    let points = (0..=n_steps)
         .map(|step| {
             let lambda = step as f64 / n_steps.max(1) as f64;
-            let backbone = between(&a.0, &values, lambda, &device);
-            let mut head = a.1.clone();
-            mix(&mut head.weight, &b.1.weight, lambda);
-            mix(&mut head.bias, &b.1.bias, lambda);
-            let test = |loader: &Loader| {
-                let table = FeatureTable::extract(&backbone, loader, &device)?;
-                let logits = head.logits(&table);
-                Ok(accuracy(&logits.predict(), &logits.labels))
-            };
-            let tested = loaders[..n_seen.min(n_tasks)].iter();
+            walker.backbone = between(&walker.backbone, &values, lambda, &device);
+            let (mut rows, mut bias) = a.clone();
+            mix(&mut rows, &b.0, lambda);
+            mix(&mut bias, &b.1, lambda);
+            let head = Classifier::linear(rows, walker.backbone.config().d_model, Some(bias));
+            let tables = run.test_features(&walker, &loaders[..n_seen.min(n_tasks)])?;
+            let tested = tables.iter();
             Ok(PathPoint {
                 lambda,
-                accuracy: tested.map(test).collect::<Result<_, TrainError>>()?,
+                accuracy: tested
+                    .map(|table| accuracy(&head.predict(table), &table.labels))
+                    .collect(),
             })
         })
-        .collect()
+        .collect::<Result<_, TrainError>>()?;
+    Ok(Some(points))
+}
+
+/// Rows and biases of the first `n` classes.
+fn first_classes(classifier: &Classifier, n: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+    let (rows, bias) = classifier.as_linear()?;
+    let d_model = rows.len() / bias.len().max(1);
+    let n = n.min(bias.len());
+    Some((rows[..n * d_model].to_vec(), bias[..n].to_vec()))
 }
 
 /// Sets `a` to `(1 − λ) a + λ b`; the ends are exact.

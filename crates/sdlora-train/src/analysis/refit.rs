@@ -4,7 +4,7 @@ use super::logits::LogitTable;
 use super::trained::TrainedRun;
 use crate::error::TrainError;
 use crate::features::{ClassMeans, FeatureTable, accuracy};
-use crate::ridge::Ridge;
+use crate::heads::{self, HeadState, HeadTask};
 
 /// Accuracy over all test images of the tasks seen, by nearest class means that differ in the
 /// features they were computed from. All training images of all tasks are used: a measurement, not
@@ -20,7 +20,7 @@ pub struct Refit {
     pub stale: f64,
     /// Means of the last features: what these features could still tell apart.
     pub fresh: f64,
-    /// Ridge regression on the last features, `None` where it cannot be solved.
+    /// Ridge regression on the last features.
     pub fresh_ridge: Option<f64>,
     /// The head of the run with every task's logits shifted so that tasks score alike on the test
     /// images of other tasks: the price of unequal logits is the difference to `own`.
@@ -35,19 +35,18 @@ impl Refit {
     ///
     /// Those of checkpoints and images.
     pub fn of(run: &TrainedRun, last: &LogitTable) -> Result<Self, TrainError> {
-        let device = run.device().clone().inner();
         let (model, _) = run.model_after(run.last_round())?;
-        let (base, end) = (run.base(), model.merged_backbone());
+        let base = run.base();
         let tests = run.test_loaders()?;
         let tests = &tests[..run.n_seen_tasks(run.last_round())];
-        let test_features = |vit| {
+        let test_features = |model| {
             let mut all = FeatureTable::default();
-            for loader in tests {
-                append(&mut all, FeatureTable::extract(vit, loader, &device)?);
+            for table in run.test_features(model, tests)? {
+                append(&mut all, table);
             }
             Ok::<_, TrainError>(all)
         };
-        let (at_base, at_end) = (test_features(&base.merged_backbone())?, test_features(&end)?);
+        let (at_base, at_end) = (test_features(base)?, test_features(&model)?);
 
         let mut stale = ClassMeans::default();
         let (mut of_base, mut of_end) = (FeatureTable::default(), FeatureTable::default());
@@ -63,19 +62,21 @@ impl Refit {
         let test = |means: &ClassMeans, table: &FeatureTable| {
             accuracy(&means.predict(table), &table.labels)
         };
-        let mut fitted = model.clone();
-        fitted.ridge = Some(Ridge::fitted(None, &of_end, run.device()));
-        let ridge = LogitTable::of(&fitted, crate::model::HeadKind::Ridge, &at_end)?;
+        let ridge = heads::build("ridge", &toml::Table::new())?;
+        let task = HeadTask {
+            table: &of_end,
+            first_label: 0,
+            task_idx: 0,
+            seed: run.plan().config().seed,
+            device: run.device(),
+        };
+        let ridge = ridge.classifier(&ridge.fit(HeadState::default(), &task)?);
         Ok(Self {
             own: accuracy(&last.predict(), &last.labels),
             base: test(&ClassMeans::of(&of_base), &at_base),
             stale: test(&stale, &at_end),
             fresh: test(&ClassMeans::of(&of_end), &at_end),
-            fresh_ridge: ridge
-                .logits
-                .iter()
-                .all(|v| v.is_finite())
-                .then(|| accuracy(&ridge.predict(), &ridge.labels)),
+            fresh_ridge: ridge.map(|ridge| accuracy(&ridge.predict(&at_end), &at_end.labels)),
             own_levelled: levelled(last, &run.task_labels(run.last_round())),
         })
     }

@@ -10,7 +10,8 @@ use crate::checkpoint;
 use crate::config::Plan;
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::model::{HeadKind, Model};
+use crate::heads::{Classifier, Head};
+use crate::model::Model;
 use crate::resume::restore;
 use crate::rooms::Rooms;
 use crate::run::{RunLog, new_model, task_end_name};
@@ -77,9 +78,18 @@ impl TrainedRun {
         &self.plan
     }
 
-    /// What classifies.
-    pub fn head(&self) -> HeadKind {
-        self.plan.config().head
+    /// The head.
+    pub fn head(&self) -> &dyn Head {
+        self.plan.head().as_ref()
+    }
+
+    /// What predicts with a model of this run.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] for a model before its first task.
+    pub fn classifier(&self, model: &Model) -> Result<Classifier, TrainError> {
+        model.classifier(self.head())
     }
 
     /// The folder of the run.
@@ -164,6 +174,24 @@ impl TrainedRun {
     /// Those of the data set.
     pub fn test_loaders(&self) -> Result<Vec<Loader>, TrainError> {
         self.rooms.test_loaders(&self.dataset, self.plan.config())
+    }
+
+    /// Features of test images in a model, one table for each of the loaders.
+    ///
+    /// # Errors
+    ///
+    /// Those of the data set.
+    pub fn test_features(
+        &self,
+        model: &Model,
+        loaders: &[Loader],
+    ) -> Result<Vec<FeatureTable>, TrainError> {
+        let backbone = model.merged_backbone();
+        let device = self.device.clone().inner();
+        loaders
+            .iter()
+            .map(|loader| FeatureTable::extract(&backbone, loader, &device))
+            .collect()
     }
 
     /// Features of the training images of a round in a model, as evaluation prepares images.

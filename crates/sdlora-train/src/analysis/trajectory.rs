@@ -47,23 +47,22 @@ impl Trajectory {
     /// Those of checkpoints and images.
     pub fn of(run: &TrainedRun, progress: &mut dyn FnMut(usize)) -> Result<Self, TrainError> {
         let loaders = run.test_loaders()?;
-        let device = run.device().clone().inner();
-        let base = run.base().merged_backbone();
         let mut learned: Vec<FeatureTable> = Vec::new();
         let mut start: Vec<FeatureTable> = Vec::new();
         let mut trajectory = Self::default();
         for &round in run.rounds() {
             let (model, _) = run.model_after(round)?;
-            let backbone = model.merged_backbone();
+            let seen = &loaders[..run.n_seen_tasks(round)];
+            let new = learned.len();
+            start.extend(run.test_features(run.base(), &seen[new.min(seen.len())..])?);
+            let classifier = run.classifier(&model)?;
             let is_last = round == run.last_round();
             let mut row = Vec::new();
-            for (task_idx, loader) in loaders[..run.n_seen_tasks(round)].iter().enumerate() {
-                let table = FeatureTable::extract(&backbone, loader, &device)?;
+            for (task_idx, table) in run.test_features(&model, seen)?.into_iter().enumerate() {
                 if learned.len() == task_idx {
                     learned.push(table.clone());
-                    start.push(FeatureTable::extract(&base, loader, &device)?);
                 }
-                let logits = LogitTable::of(&model, run.head(), &table)?;
+                let logits = LogitTable::of(&classifier, &table);
                 let labels = run.labels_of(task_idx);
                 let predictions = logits.predict();
                 let within = logits.predict_within(labels.clone());

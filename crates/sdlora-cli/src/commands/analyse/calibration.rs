@@ -1,7 +1,6 @@
 //! `calibration`: whether predictions are right as often as they claim.
 
 use sdlora_metrics::Calibration;
-use sdlora_train::HeadKind;
 
 use super::Diagnostic;
 use super::finding::{Finding, Verdict, csv, not_shown, number, percent};
@@ -16,9 +15,8 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 };
 
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
-    let head = subject.run()?.head();
-    if head != HeadKind::Linear {
-        return not_shown("only the linear head gives probabilities");
+    if !subject.run()?.head().needs_steps() {
+        return not_shown("the logits of a head that is not trained by steps are no log-probabilities");
     }
     let table = &subject.trajectory()?.last;
     let pairs: Vec<(f64, bool)> = table

@@ -3,7 +3,7 @@
 use sdlora_train::analysis::head_norms;
 
 use super::Diagnostic;
-use super::finding::{Finding, Verdict, csv, mean, number, thirds};
+use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines};
 
@@ -17,7 +17,9 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let (model, _) = subject.last()?;
     let run = subject.run()?;
-    let classes = head_norms(&model, run.head())?;
+    let Some(classes) = head_norms(&run.classifier(&model)?) else {
+        return not_shown("the head has no column for each class");
+    };
     let labels = run.task_labels(run.last_round());
     let by_task = |of: fn(&(f64, f64)) -> f64| -> Vec<f64> {
         let values: Vec<f64> = classes.iter().map(of).collect();

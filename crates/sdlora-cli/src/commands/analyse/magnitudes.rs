@@ -3,7 +3,7 @@
 use super::Diagnostic;
 use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
-use crate::report::figure::{Axis, Series, lines};
+use crate::report::figure::{Axis, Series, lines, shade};
 
 pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
     name: "magnitudes",
@@ -83,13 +83,6 @@ fn first_value(rows: &[Vec<f64>], k: usize) -> f64 {
     let mut seen = rows.iter().filter_map(|row| row.get(k).copied());
     let own = seen.next().unwrap_or(f64::NAN);
     seen.next().unwrap_or(own)
-}
-
-/// From light to dark blue.
-fn shade(i: usize, n: usize) -> String {
-    let share = if n > 1 { i as f64 / (n - 1) as f64 } else { 1.0 };
-    let mix = |a: f64, b: f64| (a + share * (b - a)).round() as u8;
-    format!("#{:02x}{:02x}{:02x}", mix(127.0, 11.0), mix(178.0, 47.0), mix(238.0, 96.0))
 }
 
 #[cfg(test)]

@@ -31,7 +31,9 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let mut ends = Vec::new();
     for start in starts {
         progress(format!("line from task {start} to task {last}"));
-        let path = straight_path(run, start, last, 2, n_steps)?;
+        let Some(path) = straight_path(run, start, last, 2, n_steps)? else {
+            return not_shown("the head is not linear in the features: there is no line between two");
+        };
         for task_idx in 0..path[0].accuracy.len() {
             let curve: Vec<(f64, f64)> =
                 path.iter().map(|p| (p.lambda, p.accuracy[task_idx])).collect();
