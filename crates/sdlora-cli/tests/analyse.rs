@@ -83,11 +83,17 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
     ] {
         let line = text.lines().find(|l| l.starts_with(&format!("{name}: ")));
         let line = line.unwrap_or_else(|| panic!("no line of {name} in\n{text}"));
-        assert!(!line.contains("NaN") && !line.contains("not shown"), "{line}");
+        assert!(
+            !line.contains("NaN") && !line.contains("not shown"),
+            "{line}"
+        );
         check_figure(&folder.join(format!("{name}.svg")));
         let table = fs::read_to_string(folder.join(format!("{name}.csv"))).unwrap();
         let widths: Vec<usize> = table.lines().map(|l| l.split(',').count()).collect();
-        assert!(widths.len() > 1 && widths.iter().all(|&w| w == widths[0]), "{table}");
+        assert!(
+            widths.len() > 1 && widths.iter().all(|&w| w == widths[0]),
+            "{table}"
+        );
     }
     assert!(text.contains("staircase: claim holds"), "{text}");
     let findings = fs::read_to_string(folder.join("findings.csv")).unwrap();
@@ -96,13 +102,23 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
     // The accuracy of the confusion is that of the run.
     let metrics = fs::read_to_string(home.path().join("runs/tiny/metrics.json")).unwrap();
     let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
-    let accuracy = metrics["summary"]["weighted_final_accuracy"].as_f64().unwrap();
+    let accuracy = metrics["summary"]["weighted_final_accuracy"]
+        .as_f64()
+        .unwrap();
     let line = format!("{:.2} % of test images are right", 100.0 * accuracy);
     assert!(text.contains(&line), "{line} is not in\n{text}");
 
     let text = out(&analyse(
         home.path(),
-        &["runs/tiny", "--only", "optima", "--tasks", "2", "--out", "else"],
+        &[
+            "runs/tiny",
+            "--only",
+            "optima",
+            "--tasks",
+            "2",
+            "--out",
+            "else",
+        ],
     ));
     assert!(text.starts_with("optima: claim "), "{text}");
     check_figure(&home.path().join("else/optima.svg"));
@@ -111,11 +127,19 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
 #[test]
 fn what_a_method_does_not_have_is_said_and_the_rest_is_shown() {
     let home = tempfile::tempdir().unwrap();
-    train(home.path(), &["--set", "method={ name = \"ncm\" }", "--set", "head=ncm"]);
+    train(
+        home.path(),
+        &["--set", "method={ name = \"ncm\" }", "--set", "head=ncm"],
+    );
     let text = out(&analyse(home.path(), &["runs/tiny"]));
     for name in ["residual", "magnitudes", "scale", "calibration"] {
         assert!(text.contains(&format!("{name}: not shown: ")), "{text}");
-        assert!(!home.path().join(format!("runs/tiny/analysis/{name}.svg")).exists());
+        assert!(
+            !home
+                .path()
+                .join(format!("runs/tiny/analysis/{name}.svg"))
+                .exists()
+        );
     }
     assert!(text.contains("confusion: measured: "), "{text}");
     // Without directions nothing moves.
@@ -125,19 +149,31 @@ fn what_a_method_does_not_have_is_said_and_the_rest_is_shown() {
 #[test]
 fn the_staircase_needs_no_run_and_mistakes_are_named() {
     let home = tempfile::tempdir().unwrap();
-    let text = out(&analyse(home.path(), &["--only", "staircase", "--out", "here"]));
+    let text = out(&analyse(
+        home.path(),
+        &["--only", "staircase", "--out", "here"],
+    ));
     assert!(text.contains("staircase: claim holds"), "{text}");
     check_figure(&home.path().join("here/staircase.svg"));
 
     let text = out(&analyse(home.path(), &["--only", "scale", "--out", "here"]));
-    assert!(text.contains("scale: not shown: no run was given"), "{text}");
+    assert!(
+        text.contains("scale: not shown: no run was given"),
+        "{text}"
+    );
 
     for (args, part) in [
         (&["nothing-here"][..], "plan.toml"),
         (&[], "--out"),
         (&["--only", "drft", "--out", "x"], "drift"),
-        (&["--only", "staircase", "--out", "x", "--lr-factor", "0"], "--lr-factor"),
-        (&["--only", "staircase", "--out", "x", "--points", "0"], "--points"),
+        (
+            &["--only", "staircase", "--out", "x", "--lr-factor", "0"],
+            "--lr-factor",
+        ),
+        (
+            &["--only", "staircase", "--out", "x", "--points", "0"],
+            "--points",
+        ),
     ] {
         let output = analyse(home.path(), args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));

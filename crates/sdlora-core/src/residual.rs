@@ -28,7 +28,11 @@ fn residuals_of_gram(mut gram: Vec<f64>, n: usize) -> Vec<f64> {
     for i in 0..n {
         for j in 0..=i {
             let scale = lengths[i] * lengths[j];
-            gram[i * n + j] = if scale > 0.0 { gram[i * n + j] / scale } else { 0.0 };
+            gram[i * n + j] = match scale > 0.0 {
+                true if i == j => 1.0,
+                true => gram[i * n + j] / scale,
+                false => 0.0,
+            };
         }
     }
     let mut pivots = vec![0.0f64; n];
@@ -40,7 +44,11 @@ fn residuals_of_gram(mut gram: Vec<f64>, n: usize) -> Vec<f64> {
             for i in 0..k {
                 left -= gram[j * n + i] * gram[k * n + i] * pivots[i];
             }
-            let entry = if pivots[k] > SPANNED { left / pivots[k] } else { 0.0 };
+            let entry = if pivots[k] > SPANNED {
+                left / pivots[k]
+            } else {
+                0.0
+            };
             gram[j * n + k] = entry;
             pivot -= entry * entry * pivots[k];
         }
@@ -108,15 +116,24 @@ mod tests {
         }
         // The first again at another length, and a direction that was never trained.
         let zero = outer([1.0, 2.0], [0.0, 0.0]);
-        assert_eq!(span_residuals(&[e11, zero.clone(), outer([1e4, 0.0], [1e4, 0.0])]), [1.0, 0.0, 0.0]);
+        assert_eq!(
+            span_residuals(&[e11, zero.clone(), outer([1e4, 0.0], [1e4, 0.0])]),
+            [1.0, 0.0, 0.0]
+        );
         assert_eq!(span_residuals(&[zero]), [0.0]);
         assert!(span_residuals(&[]).is_empty());
     }
 
     #[test]
     fn the_size_of_a_direction_does_not_count() {
-        let x = [outer([1.0, 2.0], [0.5, 1.0]), outer([0.3, 1.0], [1.0, -1.0])];
-        let y = [outer([1e-3, 2e-3], [0.5, 1.0]), outer([300.0, 1000.0], [1.0, -1.0])];
+        let x = [
+            outer([1.0, 2.0], [0.5, 1.0]),
+            outer([0.3, 1.0], [1.0, -1.0]),
+        ];
+        let y = [
+            outer([1e-3, 2e-3], [0.5, 1.0]),
+            outer([300.0, 1000.0], [1.0, -1.0]),
+        ];
         let (x, y) = (span_residuals(&x)[1], span_residuals(&y)[1]);
         assert!(x > 0.1 && x < 1.0 && (x - y).abs() < 1e-6, "{x} {y}");
     }

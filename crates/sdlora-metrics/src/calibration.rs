@@ -114,7 +114,10 @@ mod tests {
     #[test]
     fn right_as_often_as_claimed_is_no_error() {
         let predictions = [(0.5, true), (0.5, false), (1.0, true)];
-        assert_eq!(Calibration::of(&predictions, 15).unwrap().expected_error(), 0.0);
+        assert_eq!(
+            Calibration::of(&predictions, 15).unwrap().expected_error(),
+            0.0
+        );
     }
 
     #[test]

@@ -105,7 +105,12 @@ mod tests {
         assert_eq!(confusion.count(9, 0), 0);
         let tasks = confusion.grouped(&[0..2, 2..4]);
         assert_eq!(
-            [tasks.count(0, 0), tasks.count(0, 1), tasks.count(1, 0), tasks.count(1, 1)],
+            [
+                tasks.count(0, 0),
+                tasks.count(0, 1),
+                tasks.count(1, 0),
+                tasks.count(1, 1)
+            ],
             [2, 1, 1, 2]
         );
         assert_eq!(tasks.accuracy(), Some(4.0 / 6.0));

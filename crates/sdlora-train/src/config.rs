@@ -61,7 +61,10 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_zero(value: &usize) -> bool {
     *value == 0
 }

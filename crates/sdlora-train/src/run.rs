@@ -274,7 +274,11 @@ pub(crate) fn task_end_name(round: usize) -> String {
 }
 
 /// The pre-trained backbone with the method's adapter, before any task.
-pub(crate) fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, TrainError> {
+pub(crate) fn new_model(
+    plan: &Plan,
+    data_dir: &Path,
+    device: &Device,
+) -> Result<Model, TrainError> {
     let (config, method) = (plan.config(), plan.method());
     let path = config.backbone.path(data_dir);
     let side = config.transform.side;

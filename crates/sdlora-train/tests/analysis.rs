@@ -149,7 +149,9 @@ fn residuals_by_step_are_recorded_where_asked_for_and_change_no_weight() {
     let run = |name: &str, every: usize| {
         let mut config = bench.config(SDLORA);
         config.residual_every = every;
-        bench.run(name, &config.check().unwrap(), Start::Fresh).unwrap()
+        bench
+            .run(name, &config.check().unwrap(), Start::Fresh)
+            .unwrap()
     };
     let (plain, recorded) = (run("plain", 0), run("recorded", 3));
     assert!(plain.log.tasks.iter().all(|task| task.residuals.is_empty()));
@@ -192,8 +194,14 @@ fn a_checkpoint_that_is_gone_is_named_and_the_others_still_answer() {
     let run = open().unwrap();
     assert_eq!(run.rounds(), [1]);
     let error = run.model_after(0).unwrap_err();
-    assert!(error.is_usage() && error.to_string().contains("end of task 0"), "{error}");
-    assert_eq!(Trajectory::of(&run, &mut |_| {}).unwrap().states[0].len(), 2);
+    assert!(
+        error.is_usage() && error.to_string().contains("end of task 0"),
+        "{error}"
+    );
+    assert_eq!(
+        Trajectory::of(&run, &mut |_| {}).unwrap().states[0].len(),
+        2
+    );
     std::fs::remove_dir_all(&checkpoints).unwrap();
     assert!(matches!(open().err(), Some(TrainError::NotKept { .. })));
 }

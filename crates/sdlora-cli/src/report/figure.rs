@@ -34,9 +34,18 @@ impl Series {
 
 /// The colour of the `i`-th of `n` ordered lines, from light to dark blue.
 pub fn shade(i: usize, n: usize) -> String {
-    let share = if n > 1 { i as f64 / (n - 1) as f64 } else { 1.0 };
+    let share = if n > 1 {
+        i as f64 / (n - 1) as f64
+    } else {
+        1.0
+    };
     let mix = |a: f64, b: f64| (a + share * (b - a)).round() as u8;
-    format!("#{:02x}{:02x}{:02x}", mix(127.0, 11.0), mix(178.0, 47.0), mix(238.0, 96.0))
+    format!(
+        "#{:02x}{:02x}{:02x}",
+        mix(127.0, 11.0),
+        mix(178.0, 47.0),
+        mix(238.0, 96.0)
+    )
 }
 
 /// An axis: its title and, where it is not from the data, its range.
@@ -68,7 +77,11 @@ pub fn lines(title: &str, x: Axis<'_>, y: Axis<'_>, series: &[Series]) -> String
     } else {
         Scale::exact(left, right, 8)
     };
-    let mut plot = Plot::new(title, (x.title, x_scale), (y.title, Scale::nice(low, high, 5)));
+    let mut plot = Plot::new(
+        title,
+        (x.title, x_scale),
+        (y.title, Scale::nice(low, high, 5)),
+    );
     for line in series {
         let points: Vec<(f64, Option<f64>)> =
             line.points.iter().map(|&(x, y)| (x, Some(y))).collect();
@@ -107,7 +120,10 @@ pub fn heat(
             ));
             if side >= 28.0 {
                 let class = if strength < 0.6 { "mid" } else { "mid light" };
-                let (x, y) = (left + side * (j as f64 + 0.5), top + side * (i as f64 + 0.5));
+                let (x, y) = (
+                    left + side * (j as f64 + 0.5),
+                    top + side * (i as f64 + 0.5),
+                );
                 body.push_str(&text(class, x, y + 4.0, &format!("{value:.2}")));
             }
             body.push_str("</g>");
@@ -119,7 +135,12 @@ pub fn heat(
     }
     for &tick in &Scale::positions(n_columns, 20).ticks {
         let x = left + side * (tick + 0.5);
-        body.push_str(&text("tick mid", x, top + height + 16.0, &format!("{tick:.0}")));
+        body.push_str(&text(
+            "tick mid",
+            x,
+            top + height + 16.0,
+            &format!("{tick:.0}"),
+        ));
     }
     let x = left + width / 2.0;
     body.push_str(&text("title mid", x, top + height + 36.0, column_title));

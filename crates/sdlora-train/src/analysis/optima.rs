@@ -4,7 +4,7 @@ use super::scale::{distance, matrices};
 use super::trained::TrainedRun;
 use crate::error::TrainError;
 use crate::heads;
-use crate::methods::{self, TaskContext};
+use crate::methods::{self, LossOver, TaskContext};
 use crate::observer::Silent;
 use crate::trainer::{TaskData, TaskLog, Trainer};
 
@@ -58,7 +58,7 @@ pub fn task_optima(
         head: head.as_ref(),
         n_epochs: config.n_epochs,
         optimizer: &optimizer,
-        loss: config.loss,
+        loss: LossOver::NewClasses,
         checkpoint_every: usize::MAX,
         residual_every: 0,
         device: run.device().clone(),
@@ -68,7 +68,8 @@ pub fn task_optima(
     for task_idx in 0..n_tasks.min(rooms.n_tasks()) {
         let context = TaskContext {
             task_idx,
-            n_new_classes: run.labels_of(task_idx).len(),
+            // Labels count over all tasks: columns of earlier classes are there and take no part.
+            n_new_classes: run.labels_of(task_idx).end,
             seed: config.seed,
             device: run.device().clone(),
             head: head.clone(),

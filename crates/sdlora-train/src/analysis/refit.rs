@@ -55,7 +55,9 @@ impl Refit {
             let means = ClassMeans::of(&run.train_features(round, &then)?);
             let first = stale.means.len();
             stale.d_model = means.d_model;
-            stale.means.extend_from_slice(&means.means[first.min(means.means.len())..]);
+            stale
+                .means
+                .extend_from_slice(&means.means[first.min(means.means.len())..]);
             append(&mut of_base, run.train_features(round, base)?);
             append(&mut of_end, run.train_features(round, &model)?);
         }
@@ -113,7 +115,9 @@ mod tests {
     fn levelling_undoes_a_shift_of_a_whole_task() {
         // Without the 10 of the second task every image is right.
         let table = LogitTable {
-            logits: vec![2.0, 0.0, 10.0, 10.0, 0.0, 2.0, 10.0, 10.0, 0.0, 0.0, 12.0, 10.0],
+            logits: vec![
+                2.0, 0.0, 10.0, 10.0, 0.0, 2.0, 10.0, 10.0, 0.0, 0.0, 12.0, 10.0,
+            ],
             n_classes: 4,
             labels: vec![0, 1, 2],
         };

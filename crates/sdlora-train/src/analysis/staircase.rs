@@ -77,7 +77,10 @@ pub fn staircase(config: &StaircaseConfig) -> Result<Staircase, TrainError> {
         ));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let (u, v) = (orthonormal(d, rank, &mut rng), orthonormal(d, rank, &mut rng));
+    let (u, v) = (
+        orthonormal(d, rank, &mut rng),
+        orthonormal(d, rank, &mut rng),
+    );
     let mut target = vec![0.0; d * d];
     for (k, &value) in config.singular_values.iter().enumerate() {
         for i in 0..d {
@@ -118,8 +121,12 @@ pub fn staircase(config: &StaircaseConfig) -> Result<Staircase, TrainError> {
         error.iter_mut().zip(&target).for_each(|(e, m)| *e -= m);
         let grad_a = product(&error, &transposed(&b, rank, d), d, d, rank);
         let grad_b = product(&transposed(&a, d, rank), &error, rank, d, d);
-        a.iter_mut().zip(&grad_a).for_each(|(a, g)| *a -= config.lr * g);
-        b.iter_mut().zip(&grad_b).for_each(|(b, g)| *b -= config.lr * g);
+        a.iter_mut()
+            .zip(&grad_a)
+            .for_each(|(a, g)| *a -= config.lr * g);
+        b.iter_mut()
+            .zip(&grad_b)
+            .for_each(|(b, g)| *b -= config.lr * g);
     }
     Ok(found)
 }

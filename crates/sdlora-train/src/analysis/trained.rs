@@ -158,10 +158,7 @@ impl TrainedRun {
                 what: format!("of the end of task {round}"),
             });
         }
-        let path = self
-            .folder
-            .join("checkpoints")
-            .join(task_end_name(round));
+        let path = self.folder.join("checkpoints").join(task_end_name(round));
         let optimizer = &self.plan.config().optimizer;
         let (model, _, log, _) = restore(self.fresh.clone(), &path, optimizer, &self.device)?;
         Ok((model, log))

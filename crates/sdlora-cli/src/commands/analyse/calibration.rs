@@ -16,7 +16,9 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     if !subject.run()?.head().needs_steps() {
-        return not_shown("the logits of a head that is not trained by steps are no log-probabilities");
+        return not_shown(
+            "the logits of a head that is not trained by steps are no log-probabilities",
+        );
     }
     let table = &subject.trajectory()?.last;
     let pairs: Vec<(f64, bool)> = table
@@ -57,12 +59,21 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         ),
         tables: vec![(
             "",
-            csv(&["lower", "upper", "images", "confidence", "accuracy"], rows),
+            csv(
+                &["lower", "upper", "images", "confidence", "accuracy"],
+                rows,
+            ),
         )],
         figure: lines(
             "Reliability at the end",
-            Axis { title: "mean confidence of a bin", within: &[0.0, 1.0] },
-            Axis { title: "accuracy", within: &[0.0, 1.0] },
+            Axis {
+                title: "mean confidence of a bin",
+                within: &[0.0, 1.0],
+            },
+            Axis {
+                title: "accuracy",
+                within: &[0.0, 1.0],
+            },
             &[
                 series("predictions", 0, reliability),
                 series("right as often as claimed", 4, vec![(0.0, 0.0), (1.0, 1.0)]),

@@ -19,12 +19,19 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let labels = run.task_labels(run.last_round());
     let tasks = classes.grouped(&labels);
     let shares: Vec<Vec<f64>> = (0..tasks.n())
-        .map(|i| (0..tasks.n()).map(|j| tasks.share(i, j).unwrap_or(f64::NAN)).collect())
+        .map(|i| {
+            (0..tasks.n())
+                .map(|j| tasks.share(i, j).unwrap_or(f64::NAN))
+                .collect()
+        })
         .collect();
     let states = trajectory.states.last().map_or(&[][..], Vec::as_slice);
     let n_images: Vec<f64> = (0..tasks.n()).map(|i| tasks.total(i) as f64).collect();
     let total: f64 = n_images.iter().sum();
-    let weighted = states.iter().zip(&n_images).map(|(s, n)| s.accuracy_in_task * n);
+    let weighted = states
+        .iter()
+        .zip(&n_images)
+        .map(|(s, n)| s.accuracy_in_task * n);
     let with_id = weighted.sum::<f64>() / total;
     let later: usize = states.iter().map(|s| s.n_lost_later).sum();
     let earlier: usize = states.iter().map(|s| s.n_lost_earlier).sum();
@@ -41,16 +48,24 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         .sum();
     let lost = (later + earlier).max(1) as f64;
     let pairs = (0..classes.n()).flat_map(|i| (0..classes.n()).map(move |j| (i, j)));
-    let rows = pairs.filter(|&(i, j)| classes.count(i, j) > 0).map(|(i, j)| {
-        vec![
-            i.to_string(),
-            run.class_name(i).into(),
-            j.to_string(),
-            run.class_name(j).into(),
-            classes.count(i, j).to_string(),
-        ]
-    });
-    let header = ["label", "class", "predicted_label", "predicted_class", "count"];
+    let rows = pairs
+        .filter(|&(i, j)| classes.count(i, j) > 0)
+        .map(|(i, j)| {
+            vec![
+                i.to_string(),
+                run.class_name(i).into(),
+                j.to_string(),
+                run.class_name(j).into(),
+                classes.count(i, j).to_string(),
+            ]
+        });
+    let header = [
+        "label",
+        "class",
+        "predicted_label",
+        "predicted_class",
+        "count",
+    ];
     Ok(Finding {
         verdict: Verdict::Measured,
         line: format!(

@@ -38,7 +38,13 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             ]
         })
     });
-    let header = ["after_task", "on_task", "cosine", "relative_change", "cosine_to_pretrained"];
+    let header = [
+        "after_task",
+        "on_task",
+        "cosine",
+        "relative_change",
+        "cosine_to_pretrained",
+    ];
     let at_end = trajectory.states.last().map(|row| &row[0]);
     Ok(Finding {
         verdict: Verdict::Measured,
@@ -55,8 +61,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&header, rows))],
         figure: lines(
             "Drift of features of old test images",
-            Axis { title: "after task", within: &[] },
-            Axis { title: "cosine", within: &[1.0] },
+            Axis {
+                title: "after task",
+                within: &[],
+            },
+            Axis {
+                title: "cosine",
+                within: &[1.0],
+            },
             &[
                 Series::over_tasks("old tasks, with when learned", 0, &cosine),
                 Series::over_tasks("task 0", 1, &first),

@@ -14,7 +14,11 @@ pub enum Verdict {
 impl Verdict {
     /// Of a claim.
     pub fn of(holds: bool) -> Self {
-        if holds { Self::Holds } else { Self::DoesNotHold }
+        if holds {
+            Self::Holds
+        } else {
+            Self::DoesNotHold
+        }
     }
 
     /// The words in front of the line.
@@ -126,7 +130,10 @@ mod tests {
 
     #[test]
     fn thirds_overlap_only_where_there_are_too_few() {
-        assert_eq!(thirds(&[1.0, 2.0, 3.0, 4.0]), (&[1.0, 2.0][..], &[3.0, 4.0][..]));
+        assert_eq!(
+            thirds(&[1.0, 2.0, 3.0, 4.0]),
+            (&[1.0, 2.0][..], &[3.0, 4.0][..])
+        );
         assert_eq!(thirds(&[1.0]), (&[1.0][..], &[1.0][..]));
         assert!(thirds(&[]).0.is_empty() && mean(&[]).is_nan());
     }

@@ -50,8 +50,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&header, rows))],
         figure: lines(
             "Columns of the classifier, mean over the classes of a task",
-            Axis { title: "task", within: &[] },
-            Axis { title: "length, bias", within: &[0.0] },
+            Axis {
+                title: "task",
+                within: &[],
+            },
+            Axis {
+                title: "length, bias",
+                within: &[0.0],
+            },
             &[
                 Series::over_tasks("length", 0, &norms),
                 Series::over_tasks("bias", 1, &biases),

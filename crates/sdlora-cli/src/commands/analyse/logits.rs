@@ -55,8 +55,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&header, rows))],
         figure: lines(
             "Largest logit of each task's classes at the end",
-            Axis { title: "task", within: &[] },
-            Axis { title: "mean logit", within: &[] },
+            Axis {
+                title: "task",
+                within: &[],
+            },
+            Axis {
+                title: "mean logit",
+                within: &[],
+            },
             &[
                 Series::over_tasks("on its own images", 0, &own),
                 Series::over_tasks("on images of other tasks", 1, &foreign),

@@ -14,11 +14,19 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let (model, log) = subject.last()?;
-    let rows: Vec<Vec<f64>> = log.magnitudes.iter().map(|groups| mean_of(groups)).collect();
+    let rows: Vec<Vec<f64>> = log
+        .magnitudes
+        .iter()
+        .map(|groups| mean_of(groups))
+        .collect();
     let last = rows.last().map_or(&[][..], Vec::as_slice);
     // The direction of the last task is not divided by its norm yet where the method does so only
     // afterwards: its magnitude says something else.
-    let is_running = model.adapter.sites.first().is_some_and(|s| s.current.is_some());
+    let is_running = model
+        .adapter
+        .sites
+        .first()
+        .is_some_and(|s| s.current.is_some());
     let finished = &last[..last.len() - usize::from(is_running && !last.is_empty())];
     if finished.len() < 2 {
         return not_shown("there are not two finished directions with magnitudes to compare");
@@ -62,8 +70,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&["after_task", "direction", "magnitude"], table))],
         figure: lines(
             "Magnitude of every direction",
-            Axis { title: "after task", within: &[] },
-            Axis { title: "magnitude", within: &[] },
+            Axis {
+                title: "after task",
+                within: &[],
+            },
+            Axis {
+                title: "magnitude",
+                within: &[],
+            },
             &series,
         ),
     })

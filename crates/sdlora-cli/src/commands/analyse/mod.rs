@@ -99,8 +99,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let mut subject = Subject::open(args.run.as_deref(), &args.common, args.options)?;
-    std::fs::create_dir_all(&out)
-        .map_err(|e| UsageError(format!("cannot create {}: {e}; choose another `--out`", out.display())))?;
+    std::fs::create_dir_all(&out).map_err(|e| {
+        UsageError(format!(
+            "cannot create {}: {e}; choose another `--out`",
+            out.display()
+        ))
+    })?;
     let mut lines = String::from("diagnostic,verdict,line\n");
     let mut n_shown = 0;
     for diagnostic in asked {
@@ -114,7 +118,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 write_file(&out.join(format!("{name}.svg")), finding.figure.as_bytes())?;
                 (finding.verdict.name(), finding.line)
             }
-            Err(error) => ("not shown", reason(error).with_context(|| format!("diagnostic {name}"))?),
+            Err(error) => (
+                "not shown",
+                reason(error).with_context(|| format!("diagnostic {name}"))?,
+            ),
         };
         println!("{name}: {verdict}: {line}");
         lines.push_str(&finding::row(&[name.into(), verdict.into(), line]));
@@ -163,7 +170,10 @@ mod tests {
         let help = names();
         for (i, diagnostic) in DIAGNOSTICS.iter().enumerate() {
             assert!(DIAGNOSTICS[..i].iter().all(|d| d.name != diagnostic.name));
-            assert!(help.contains(&format!("  {}", diagnostic.name)) && help.contains(diagnostic.summary));
+            assert!(
+                help.contains(&format!("  {}", diagnostic.name))
+                    && help.contains(diagnostic.summary)
+            );
         }
     }
 

@@ -34,7 +34,10 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             ]
         }));
     }
-    let named: Vec<String> = last.iter().map(|p| format!("{} {}", p.name, p.n_stored)).collect();
+    let named: Vec<String> = last
+        .iter()
+        .map(|p| format!("{} {}", p.name, p.n_stored))
+        .collect();
     Ok(Finding {
         verdict: Verdict::Measured,
         line: format!(
@@ -50,8 +53,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         )],
         figure: lines(
             "Numbers beside the backbone",
-            Axis { title: "after task", within: &[] },
-            Axis { title: "numbers", within: &[0.0] },
+            Axis {
+                title: "after task",
+                within: &[],
+            },
+            Axis {
+                title: "numbers",
+                within: &[0.0],
+            },
             &[
                 Series::over_tasks("stored", 0, &stored),
                 Series::over_tasks("trained in the task", 1, &trained),

@@ -20,7 +20,13 @@ const BARRIER: f64 = 0.01;
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let run = subject.run()?;
     let last = run.last_round();
-    let starts: Vec<usize> = run.rounds().iter().copied().filter(|&r| r < last).take(2).collect();
+    let starts: Vec<usize> = run
+        .rounds()
+        .iter()
+        .copied()
+        .filter(|&r| r < last)
+        .take(2)
+        .collect();
     if starts.is_empty() {
         return not_shown("a line needs checkpoints of the ends of two tasks");
     }
@@ -32,11 +38,15 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     for start in starts {
         progress(format!("line from task {start} to task {last}"));
         let Some(path) = straight_path(run, start, last, 2, n_steps)? else {
-            return not_shown("the head is not linear in the features: there is no line between two");
+            return not_shown(
+                "the head is not linear in the features: there is no line between two",
+            );
         };
         for task_idx in 0..path[0].accuracy.len() {
-            let curve: Vec<(f64, f64)> =
-                path.iter().map(|p| (p.lambda, p.accuracy[task_idx])).collect();
+            let curve: Vec<(f64, f64)> = path
+                .iter()
+                .map(|p| (p.lambda, p.accuracy[task_idx]))
+                .collect();
             deepest = deepest.max(dip(&path, task_idx));
             ends.push(format!(
                 "task {task_idx} from {:.2} to {:.2}",
@@ -69,12 +79,21 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         ),
         tables: vec![(
             "",
-            csv(&["from_task", "to_task", "on_task", "lambda", "accuracy"], rows),
+            csv(
+                &["from_task", "to_task", "on_task", "lambda", "accuracy"],
+                rows,
+            ),
         )],
         figure: lines(
             "Accuracy along straight lines between checkpoints",
-            Axis { title: "λ, from the earlier checkpoint to the later", within: &[0.0, 1.0] },
-            Axis { title: "accuracy", within: &[1.0] },
+            Axis {
+                title: "λ, from the earlier checkpoint to the later",
+                within: &[0.0, 1.0],
+            },
+            Axis {
+                title: "accuracy",
+                within: &[1.0],
+            },
             &series,
         ),
     })
@@ -97,7 +116,10 @@ mod tests {
         let path = |values: [f64; 3]| -> Vec<PathPoint> {
             let points = values.iter().enumerate();
             points
-                .map(|(i, &v)| PathPoint { lambda: i as f64 / 2.0, accuracy: vec![v] })
+                .map(|(i, &v)| PathPoint {
+                    lambda: i as f64 / 2.0,
+                    accuracy: vec![v],
+                })
                 .collect()
         };
         assert_eq!(dip(&path([0.9, 0.8, 0.5]), 0), 0.0);

@@ -59,8 +59,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&["head", "accuracy"], rows))],
         figure: lines(
             "Accuracy at the end by head, over images",
-            Axis { title: "head, in the order of the legend", within: &[-0.5, 5.5] },
-            Axis { title: "accuracy", within: &[0.0, 1.0] },
+            Axis {
+                title: "head, in the order of the legend",
+                within: &[-0.5, 5.5],
+            },
+            Axis {
+                title: "accuracy",
+                within: &[0.0, 1.0],
+            },
             &series,
         ),
     })

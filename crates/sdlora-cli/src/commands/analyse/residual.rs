@@ -15,6 +15,9 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
     ask,
 };
 
+/// A fall of the residual that counts: directions drawn at random are orthogonal up to less.
+const FALL: f64 = 0.01;
+
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let run = subject.run()?;
     let (sites, residuals) = direction_residuals(run)?;
@@ -46,8 +49,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     );
     let mut figure = lines(
         "Residual of each direction on the span of the earlier ones",
-        Axis { title: "direction of task", within: &[] },
-        Axis { title: "relative residual", within: &[1.0] },
+        Axis {
+            title: "direction of task",
+            within: &[],
+        },
+        Axis {
+            title: "relative residual",
+            within: &[1.0],
+        },
         &[
             Series::over_tasks("mean over sites", 0, &means),
             Series::over_tasks("smallest", 4, &low),
@@ -61,9 +70,9 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             "; inside a task it goes from {first:.4} at the first recorded step to {last:.4} at the last"
         ));
         let rows = steps.iter().flat_map(|(task_idx, points)| {
-            points.iter().map(move |&(step, v)| {
-                vec![task_idx.to_string(), step.to_string(), number(v)]
-            })
+            points
+                .iter()
+                .map(move |&(step, v)| vec![task_idx.to_string(), step.to_string(), number(v)])
         });
         tables.push(("-steps", csv(&["task", "step", "residual"], rows)));
         let n = steps.len();
@@ -81,13 +90,19 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             .collect();
         figure = lines(
             "Residual of the running direction on the span of the earlier ones",
-            Axis { title: "step of the task", within: &[] },
-            Axis { title: "relative residual", within: &[1.0] },
+            Axis {
+                title: "step of the task",
+                within: &[],
+            },
+            Axis {
+                title: "relative residual",
+                within: &[1.0],
+            },
             &series,
         );
     }
     Ok(Finding {
-        verdict: Verdict::of(late < early),
+        verdict: Verdict::of(early - late >= FALL),
         line,
         tables,
         figure,

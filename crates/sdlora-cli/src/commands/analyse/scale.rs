@@ -46,7 +46,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             ]
         })
     });
-    let header = ["after_task", "block", "projection", "base_norm", "update_norm", "ratio"];
+    let header = [
+        "after_task",
+        "block",
+        "projection",
+        "base_norm",
+        "update_norm",
+        "ratio",
+    ];
     Ok(Finding {
         verdict: Verdict::Measured,
         line: format!(
@@ -58,8 +65,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&header, rows))],
         figure: lines(
             "Size of the update, ‖ΔW‖ / ‖W0‖",
-            Axis { title: "after task", within: &[] },
-            Axis { title: "ratio of Frobenius norms", within: &[0.0] },
+            Axis {
+                title: "after task",
+                within: &[],
+            },
+            Axis {
+                title: "ratio of Frobenius norms",
+                within: &[0.0],
+            },
             &series,
         ),
     })

@@ -22,10 +22,14 @@ fn ask(_: &mut Subject) -> anyhow::Result<Finding> {
         .iter()
         .map(|step| step.map_or("never".into(), |s| s.to_string()))
         .collect();
-    let rows = found.steps.iter().zip(&found.values).flat_map(|(step, values)| {
-        let values = values.iter().enumerate();
-        values.map(move |(k, &v)| vec![step.to_string(), k.to_string(), number(v)])
-    });
+    let rows = found
+        .steps
+        .iter()
+        .zip(&found.values)
+        .flat_map(|(step, values)| {
+            let values = values.iter().enumerate();
+            values.map(move |(k, &v)| vec![step.to_string(), k.to_string(), number(v)])
+        });
     let series: Vec<Series> = config
         .singular_values
         .iter()
@@ -52,8 +56,14 @@ fn ask(_: &mut Subject) -> anyhow::Result<Finding> {
         tables: vec![("", csv(&["step", "index", "singular_value"], rows))],
         figure: lines(
             "Singular values of A B in gradient descent",
-            Axis { title: "step", within: &[] },
-            Axis { title: "singular value", within: &[0.0] },
+            Axis {
+                title: "step",
+                within: &[],
+            },
+            Axis {
+                title: "singular value",
+                within: &[0.0],
+            },
             &series,
         ),
     })

@@ -133,7 +133,11 @@ impl Subject {
     /// Those of [`trajectory`](Self::trajectory).
     pub fn confusion(&mut self) -> anyhow::Result<Confusion> {
         let last = &self.trajectory()?.last;
-        Ok(Confusion::of(&last.labels, &last.predict(), last.n_classes)?)
+        Ok(Confusion::of(
+            &last.labels,
+            &last.predict(),
+            last.n_classes,
+        )?)
     }
 
     /// Says how far a long diagnostic is.
