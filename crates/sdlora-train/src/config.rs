@@ -12,8 +12,10 @@ use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use crate::expected::Expected;
 use crate::heads::{self, Head, HeadConfig};
 use crate::methods::{self, LossOver, Method};
+use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
 
 /// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.
@@ -46,6 +48,15 @@ pub struct RunConfig {
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
     pub hold_out: usize,
+    /// What the first task does differently; joint training is a first task and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_task: Option<FirstTask>,
+    /// Mixing of training images; none when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixConfig>,
+    /// Published results of this configuration, shown beside those of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<Expected>,
     /// Options of the data set.
     #[serde(default)]
     pub dataset_options: Options,
@@ -71,6 +82,19 @@ fn is_zero(value: &usize) -> bool {
 
 fn default_checkpoint_every() -> usize {
     500
+}
+
+/// Settings of the first task where they differ from those of all others (PILOT's `init_epoch`,
+/// `init_lr` and so on).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirstTask {
+    /// Passes over its data, at least 1; those of the other tasks when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_epochs: Option<usize>,
+    /// Its whole optimiser; that of the other tasks when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<OptimizerConfig>,
 }
 
 /// A method and its own options.
@@ -154,6 +178,22 @@ impl RunConfig {
         })
     }
 
+    /// Passes over the data of a task.
+    pub fn n_epochs_of(&self, task_idx: usize) -> usize {
+        let first = self.first_task.as_ref().filter(|_| task_idx == 0);
+        first
+            .and_then(|first| first.n_epochs)
+            .unwrap_or(self.n_epochs)
+    }
+
+    /// The optimiser of a task.
+    pub fn optimizer_of(&self, task_idx: usize) -> &OptimizerConfig {
+        let first = self.first_task.as_ref().filter(|_| task_idx == 0);
+        first
+            .and_then(|first| first.optimizer.as_ref())
+            .unwrap_or(&self.optimizer)
+    }
+
     /// Checks that the settings hold together.
     ///
     /// # Errors
@@ -162,6 +202,7 @@ impl RunConfig {
     pub fn check(mut self) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
+            ("first_task.n_epochs", self.n_epochs_of(0)),
             ("batch_size", self.batch_size),
             ("checkpoint_every", self.checkpoint_every),
         ] {
@@ -170,6 +211,10 @@ impl RunConfig {
             }
         }
         self.optimizer.check()?;
+        self.optimizer_of(0).check()?;
+        for expected in &self.expected {
+            expected.check()?;
+        }
         self.transform.init()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
         let chosen = self
@@ -185,6 +230,16 @@ impl RunConfig {
                     heads::without_steps().join(", ")
                 ),
             ));
+        }
+        if let Some(mix) = &self.mix {
+            mix.check()?;
+            if method.keeps_features() {
+                return Err(TrainError::setting(
+                    "mix",
+                    "on",
+                    "no section, because this method computes the features of an image once",
+                ));
+            }
         }
         Ok(Plan {
             config: self,

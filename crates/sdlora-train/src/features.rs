@@ -124,7 +124,8 @@ pub fn accuracy(predictions: &[usize], labels: &[usize]) -> f64 {
     hits as f64 / labels.len() as f64
 }
 
-fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
+/// The row brought to length 1; a row of zeros stays.
+pub(crate) fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
     let norm = row
         .iter()
         .map(|&v| f64::from(v) * f64::from(v))

@@ -51,10 +51,13 @@ pub mod checkpoint;
 mod config;
 mod error;
 mod evaluator;
+mod expected;
 mod export;
 mod features;
+mod floor;
 pub mod heads;
 pub mod methods;
+mod mix;
 mod model;
 mod observer;
 mod optimizer;
@@ -65,15 +68,18 @@ mod rooms;
 mod run;
 mod trainer;
 
-pub use config::{BackboneConfig, MethodConfig, Plan, RunConfig};
+pub use config::{BackboneConfig, FirstTask, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
+pub use expected::{Expected, MeanOver};
 pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
 pub use features::{ClassMeans, FeatureTable, accuracy};
+pub use floor::pixel_floor;
 pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
+pub use mix::{Mix, MixConfig};
 pub use model::Model;
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{OptimizerConfig, Rule, Schedule};

@@ -41,6 +41,10 @@ pub struct PretrainConfig {
     pub dataset_options: Options,
     /// Name of the data set whose classes judge the features.
     pub eval_dataset: String,
+    /// Its options.
+    // Left out where there are none, so that the recipe beside an interrupted run compares equal.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub eval_options: Options,
     /// Seed of weights, order and augmentation.
     pub seed: u64,
     /// Number of passes over the data.
@@ -57,6 +61,10 @@ pub struct PretrainConfig {
     pub transform: TransformConfig,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
+}
+
+fn has_none(options: &Options) -> bool {
+    options.0.is_empty()
 }
 
 impl PretrainConfig {

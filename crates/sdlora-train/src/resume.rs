@@ -12,11 +12,10 @@ use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, write_file};
-use crate::config::Plan;
+use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
-use crate::optimizer::OptimizerConfig;
 use crate::run::{RunLog, Start};
 
 /// Name of the file that holds the plan of a run.
@@ -115,7 +114,7 @@ type Restored = (Model, Option<ModuleOptimizer>, RunLog, usize);
 pub(crate) fn restore(
     fresh: Model,
     path: &Path,
-    optimizer: &OptimizerConfig,
+    config: &RunConfig,
     device: &Device,
 ) -> Result<Restored, TrainError> {
     let saved = checkpoint::load::<Position>(path)?;
@@ -162,9 +161,12 @@ pub(crate) fn restore(
         }
     }
     let model = model.map(&mut Train(position.trained));
-    let optimizer = saved
-        .optimizer
-        .map(|record| optimizer.init().load_record(record));
+    let optimizer = saved.optimizer.map(|record| {
+        config
+            .optimizer_of(position.n_done)
+            .init()
+            .load_record(record)
+    });
     Ok((model, optimizer, position.log, position.n_done))
 }
 

@@ -155,6 +155,21 @@ impl Rooms {
             .collect()
     }
 
+    /// The training images of a task in their order, as evaluation prepares them.
+    pub(crate) fn plain_train_loader(
+        &self,
+        task: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<Loader, TrainError> {
+        plain_loader(&self.train[task], dataset, config)
+    }
+
+    /// Classes of every task.
+    pub(crate) fn class_counts(&self) -> &[usize] {
+        &self.n_classes
+    }
+
     /// Features of the training images of a round, as evaluation prepares images.
     pub(crate) fn train_features(
         &self,

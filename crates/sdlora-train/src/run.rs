@@ -95,7 +95,7 @@ pub fn run(
     let (mut model, mut optimizer, mut log, n_done) = match checkpoint::latest(&checkpoints) {
         Some(path) if start == Start::Resume => {
             observer.event(&Event::Resumed { path: &path });
-            restore(fresh, &path, &config.optimizer, &device)?
+            restore(fresh, &path, config, &device)?
         }
         _ => {
             let matrix =
@@ -103,18 +103,20 @@ pub fn run(
             (fresh, None, RunLog::new(matrix), 0)
         }
     };
-    let trainer = Trainer {
-        method,
-        head: head.as_ref(),
-        n_epochs: config.n_epochs,
-        optimizer: &config.optimizer,
-        loss: config.loss,
-        checkpoint_every: config.checkpoint_every,
-        residual_every: config.residual_every,
-        device: device.clone(),
-    };
 
     for round in n_done..rooms.n_rounds() {
+        let trainer = Trainer {
+            method,
+            head: head.as_ref(),
+            n_epochs: config.n_epochs_of(round),
+            optimizer: config.optimizer_of(round),
+            loss: config.loss,
+            mix: config.mix.as_ref(),
+            seed: config.seed,
+            checkpoint_every: config.checkpoint_every,
+            residual_every: config.residual_every,
+            device: device.clone(),
+        };
         let loader = rooms.train_loader(round, &dataset, config)?;
         let context = TaskContext {
             task_idx: round,
@@ -171,7 +173,9 @@ pub fn run(
                 Position::of(model, round, &log),
             )
         };
-        let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
+        let optimizer = optimizer
+            .take()
+            .unwrap_or_else(|| config.optimizer_of(round).init());
         let (trained, task) = trainer.train(
             model,
             optimizer,

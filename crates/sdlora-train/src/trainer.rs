@@ -12,6 +12,7 @@ use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::heads::{Head, cross_entropy};
 use crate::methods::{LossOver, Method};
+use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
@@ -101,6 +102,10 @@ pub struct Trainer<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// Classes of the loss.
     pub loss: LossOver,
+    /// Mixing of images that are not in a feature table.
+    pub mix: Option<&'a MixConfig>,
+    /// Seed of what is mixed.
+    pub seed: u64,
     /// Steps between two calls of `on_checkpoint`.
     pub checkpoint_every: usize,
     /// Steps between two entries of [`TaskLog::residuals`]; 0 makes none.
@@ -163,7 +168,8 @@ impl Trainer<'_> {
                 self.next(&mut batches, &model, task, epoch, step)?
             {
                 let n_images = labels.len();
-                let mut loss = self.loss_of(&model, features, &labels, task.first_label);
+                let mix = self.mix_of(task, step);
+                let mut loss = self.loss_of(&model, features, &labels, task.first_label, mix);
                 if let Some(penalty) = self.method.penalty(&model) {
                     loss = loss + penalty;
                 }
@@ -214,9 +220,10 @@ impl Trainer<'_> {
         step: usize,
     ) -> Result<Option<(Tensor<2>, Vec<usize>)>, TrainError> {
         let Some(table) = task.features else {
+            let mix = self.mix_of(task, step);
             return Ok(batches
                 .next()?
-                .map(|(images, labels)| (model.features(images), labels)));
+                .map(|(images, labels)| (model.features(mix.apply(images)), labels)));
         };
         let n_batches = task.loader.n_batches();
         if step >= (epoch + 1) * n_batches {
@@ -234,12 +241,27 @@ impl Trainer<'_> {
         Ok(Some((Tensor::from_data(data, &self.device), labels)))
     }
 
+    /// How the batch of a step is mixed.
+    fn mix_of(&self, task: &TaskData<'_>, step: usize) -> Mix {
+        let (Some(mix), None) = (self.mix, task.features) else {
+            return Mix::None;
+        };
+        match task.loader.loaders.first() {
+            None => Mix::None,
+            Some(loader) => {
+                let [_, height, width] = loader.source().transform().shape();
+                mix.draw(self.seed, task.task_idx, step, [height, width])
+            }
+        }
+    }
+
     fn loss_of(
         &self,
         model: &Model,
         features: Tensor<2>,
         labels: &[usize],
         first_label: usize,
+        mix: Mix,
     ) -> Tensor<1> {
         let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
@@ -255,6 +277,9 @@ impl Trainer<'_> {
         }
         let targets: Vec<i32> = labels.iter().map(|&label| (label - first) as i32).collect();
         let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [batch]), &self.device);
-        cross_entropy(logits, targets)
+        match mix {
+            Mix::None => cross_entropy(logits, targets),
+            mix => mix.cross_entropy(logits, targets),
+        }
     }
 }

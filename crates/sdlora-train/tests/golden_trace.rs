@@ -281,6 +281,8 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         n_epochs: N_EPOCHS,
         optimizer: &optimizer,
         loss: LossOver::NewClasses,
+        mix: None,
+        seed: 0,
         checkpoint_every: usize::MAX,
         residual_every: 0,
         device: device.clone(),

@@ -61,6 +61,8 @@ pub fn task_optima(
         loss: LossOver::NewClasses,
         checkpoint_every: usize::MAX,
         residual_every: 0,
+        mix: config.mix.as_ref(),
+        seed: config.seed,
         device: run.device().clone(),
     };
     let base = matrices(&run.base().merged_backbone());

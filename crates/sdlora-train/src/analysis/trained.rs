@@ -159,8 +159,8 @@ impl TrainedRun {
             });
         }
         let path = self.folder.join("checkpoints").join(task_end_name(round));
-        let optimizer = &self.plan.config().optimizer;
-        let (model, _, log, _) = restore(self.fresh.clone(), &path, optimizer, &self.device)?;
+        let (model, _, log, _) =
+            restore(self.fresh.clone(), &path, self.plan.config(), &self.device)?;
         Ok((model, log))
     }
 
