@@ -19,11 +19,11 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let refit = Refit::of(subject.run()?, &trajectory.last)?;
     let heads = [
         ("head of the run", Some(refit.own)),
-        ("head of the run, tasks levelled", Some(refit.own_levelled)),
+        ("head of the run (tasks levelled)", Some(refit.own_levelled)),
         ("class means when learned", Some(refit.stale)),
         ("class means at the end", Some(refit.fresh)),
         ("ridge at the end", refit.fresh_ridge),
-        ("class means, pre-trained", Some(refit.base)),
+        ("class means (pre-trained)", Some(refit.base)),
     ];
     let rows = heads
         .iter()
