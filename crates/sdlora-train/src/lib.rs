@@ -46,6 +46,7 @@
 //! # Ok::<(), TrainError>(())
 //! ```
 
+pub mod analysis;
 pub mod checkpoint;
 mod config;
 mod eigen;

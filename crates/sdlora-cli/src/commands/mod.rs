@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod analyse;
 pub mod compare;
 mod contact_sheet;
 pub mod data;
