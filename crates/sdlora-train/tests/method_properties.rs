@@ -74,6 +74,7 @@ const ON_THEIR_OWN: &[&str] = &[
     "finetune",
     "slca",
     "ranpac",
+    "sdlora-relative",
     "linear",
     "ncm",
     "simplecil",
