@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let python = match &args.python {
         Some(python) => python.clone(),
-        None => environment(&work)?,
+        None => environment(&work, "requirements-interop.txt")?,
     };
     let profile = if args.dev { "debug" } else { "release" };
     let binary = format!("sdlora{}", std::env::consts::EXE_SUFFIX);
@@ -79,8 +79,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-/// A Python of its own with the pinned packages.
-fn environment(work: &Path) -> anyhow::Result<PathBuf> {
+/// A Python of its own with the pinned packages of a file beside the programs.
+///
+/// # Errors
+///
+/// When it cannot be made or a package cannot be installed.
+pub(crate) fn environment(work: &Path, requirements: &str) -> anyhow::Result<PathBuf> {
     let venv = work.join("venv");
     let python = match cfg!(windows) {
         true => venv.join("Scripts").join("python.exe"),
@@ -92,9 +96,7 @@ fn environment(work: &Path) -> anyhow::Result<PathBuf> {
             bail!("python3 cannot make an environment: install its venv, or give --python");
         }
     }
-    let requirements = process::root()
-        .join(FOLDER)
-        .join("requirements-interop.txt");
+    let requirements = process::root().join(FOLDER).join(requirements);
     let mut pip = Command::new(&python);
     pip.args(["-m", "pip", "install", "--quiet", "-r"]);
     if process::run(pip.arg(requirements))? != ExitCode::SUCCESS {
@@ -105,13 +107,8 @@ fn environment(work: &Path) -> anyhow::Result<PathBuf> {
 
 /// The page with another table between its marks.
 fn with_table(page: &str, table: &str) -> anyhow::Result<String> {
-    let marked = page
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let Some((before, after)) = marked else {
-        bail!("{PAGE} has lost the marks around its table");
-    };
-    Ok(format!("{before}{BEGIN}{table}{END}{after}"))
+    process::with_table(page, table, BEGIN, END)
+        .with_context(|| format!("{PAGE} has lost the marks around its table"))
 }
 
 #[cfg(test)]

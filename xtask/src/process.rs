@@ -45,6 +45,13 @@ pub fn run(command: &mut Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// A page with another table between its marks; `None` when it has lost one of them.
+pub fn with_table(page: &str, table: &str, begin: &str, end: &str) -> Option<String> {
+    let (before, rest) = page.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}{table}{end}{after}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

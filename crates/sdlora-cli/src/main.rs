@@ -48,6 +48,7 @@ enum Command {
     Data(commands::data::Args),
     Export(commands::export::Args),
     Features(commands::features::Args),
+    Analyse(commands::analyse::Args),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Data(args) => commands::data::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Features(args) => commands::features::run(args),
+        Command::Analyse(args) => commands::analyse::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@
 //! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
 
 use burn::tensor::Tensor;
-use burn::tensor::module::linear;
+use sdlora_kernels::{GradientPath, LowRank, linear, low_rank_linear};
 
 use crate::update::{Update, UpdateForm};
 
@@ -34,25 +34,30 @@ pub fn adapted_linear(
 ) -> Tensor<3> {
     let [batch, n_tokens, d_input] = x.dims();
     let [_, d_output] = weight.dims();
-    let Some(first) = updates.first() else {
+    check_columns(updates, d_output);
+    if updates.is_empty() {
         return linear(x, weight, bias);
-    };
-    let (rank, width) = (first.update.rank(), first.update.d_output());
-    match form.resolve(batch * n_tokens, d_input, width, rank) {
-        UpdateForm::Factored => {
-            let rows = x.clone().reshape([batch * n_tokens, d_input]);
-            let parts = updates
-                .iter()
-                .map(|u| (u.first_column, u.update.apply(rows.clone())))
-                .collect();
-            let delta = embed(parts, batch * n_tokens, d_output);
-            linear(x, weight, bias) + delta.reshape([batch, n_tokens, d_output])
-        }
-        _ => linear(x, effective_weight(weight, updates), bias),
     }
+    let updates: Vec<LowRank> = updates
+        .iter()
+        .map(|columns| LowRank {
+            first_column: columns.first_column,
+            pairs: columns
+                .update
+                .terms()
+                .iter()
+                .map(|term| (term.a.clone(), term.b.clone()))
+                .collect(),
+            path: match form.resolve(batch * n_tokens, d_input, columns.update) {
+                UpdateForm::Factored => GradientPath::Rows,
+                _ => GradientPath::Weight,
+            },
+        })
+        .collect();
+    low_rank_linear(x, weight, bias, &updates)
 }
 
-/// `W0 + ΔW`, `[d_input, d_output]`: formed once per step, and once for all when a model is merged.
+/// `W0 + ΔW`, `[d_input, d_output]`: formed once for all when a model is merged.
 ///
 /// # Panics
 ///
@@ -62,11 +67,25 @@ pub fn effective_weight(weight: Tensor<2>, updates: &[ColumnUpdate<'_>]) -> Tens
         return weight;
     }
     let [d_input, d_output] = weight.dims();
+    check_columns(updates, d_output);
     let parts = updates
         .iter()
         .map(|u| (u.first_column, u.update.dense()))
         .collect();
     weight + embed(parts, d_input, d_output)
+}
+
+fn check_columns(updates: &[ColumnUpdate<'_>], n_columns: usize) {
+    let mut column = 0;
+    for u in updates {
+        let (first, width) = (u.first_column, u.update.d_output());
+        assert!(
+            first >= column && first + width <= n_columns,
+            "an update of {width} columns at column {first} does not fit after column {column} \
+             of {n_columns}"
+        );
+        column = first + width;
+    }
 }
 
 /// Sets blocks of columns into a matrix `[n_rows, n_columns]` that is 0 elsewhere.
@@ -76,11 +95,6 @@ fn embed(blocks: Vec<(usize, Tensor<2>)>, n_rows: usize, n_columns: usize) -> Te
     let mut column = 0;
     for (first, block) in blocks {
         let [_, width] = block.dims();
-        assert!(
-            first >= column && first + width <= n_columns,
-            "an update of {width} columns at column {first} does not fit after column {column} \
-             of {n_columns}"
-        );
         if first > column {
             pieces.push(Tensor::zeros([n_rows, first - column], &device));
         }

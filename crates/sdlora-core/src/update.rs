@@ -8,42 +8,53 @@
 use burn::tensor::Tensor;
 
 /// How an update is computed.
+///
+/// Where the kernels are fused the forward pass is the dense one in any case, a single product,
+/// and the form says how the gradients of the factors are computed; elsewhere it says both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UpdateForm {
     /// The cheaper one for the shapes at hand.
     #[default]
     Auto,
-    /// `x (W0 + Σ a b)`: the cost per step does not depend on the number of rows, so it is
-    /// constant in the number of tasks for all practical ranks.
+    /// `x (W0 + Σ a b)`, gradients through the weight's: hardly any cost per rank, hence constant
+    /// in the number of tasks.
     Dense,
-    /// `x W0 + Σ (x a) b`.
+    /// `x W0 + Σ (x a) b`, gradients through the rows: the cheaper one while the ranks are small.
     Factored,
 }
 
-/// Time of a thin product per multiplication, relative to a square one.
+/// What a thin product costs beyond its multiplications, as columns more.
 ///
-/// Thin products of rank 10 to 20 reached a third to a fifth of the rate of square ones (burn-flex
-/// 0.22.1, AVX-512, two threads).
-const THIN_PENALTY: usize = 4;
+/// Measured: a product with 10, 20, 50 and 100 columns runs at 0.55, 0.6, 0.8 and 0.9 of the rate of
+/// a square one (`gemm` 0.19 with AVX-512; 2080 rows of 192 and 1576 of 768).
+const THIN_COLUMNS: usize = 8;
 
 impl UpdateForm {
     /// `Dense` or `Factored` for `n_rows` input rows (batch × tokens).
     ///
-    /// Counts the multiplications of forward and backward. Dense pays once per step for forming
-    /// the update and for the two products of its backward, and a weight gradient over all rows;
-    /// factored pays three thin products over all rows.
-    pub fn resolve(self, n_rows: usize, d_input: usize, d_output: usize, rank: usize) -> Self {
-        match self {
-            Self::Auto => {
-                let dense = n_rows * d_input * d_output + 3 * rank * d_input * d_output;
-                let factored = 3 * n_rows * rank * (d_input + d_output) * THIN_PENALTY;
-                if factored < dense {
-                    Self::Factored
-                } else {
-                    Self::Dense
-                }
-            }
-            form => form,
+    /// Counts the multiplications of the backward pass. Dense pays a weight gradient over all rows,
+    /// once for all pairs, and one thin product with it for each trained factor; factored pays two
+    /// thin products over all rows for each.
+    pub fn resolve(self, n_rows: usize, d_input: usize, update: &Update) -> Self {
+        if self != Self::Auto {
+            return self;
+        }
+        let d_output = update.d_output();
+        let columns: usize = update
+            .terms
+            .iter()
+            .map(|term| {
+                // `a` carries a magnitude, so it is trained in every pair.
+                let n_trained = 1 + usize::from(term.b.is_require_grad());
+                n_trained * (term.rank() + THIN_COLUMNS)
+            })
+            .sum();
+        let dense = n_rows * d_input * d_output + columns * d_input * d_output;
+        let factored = columns * n_rows * (d_input + d_output);
+        if factored < dense {
+            Self::Factored
+        } else {
+            Self::Dense
         }
     }
 }
@@ -55,6 +66,14 @@ pub struct ScaledFactors {
     pub a: Tensor<2>,
     /// `[rank, d_output]`.
     pub b: Tensor<2>,
+}
+
+impl ScaledFactors {
+    /// Number of columns of `a`.
+    pub fn rank(&self) -> usize {
+        let [_, rank] = self.a.dims();
+        rank
+    }
 }
 
 /// The update of one site: `ΔW = Σ a_i b_i`, at least one pair.
@@ -84,7 +103,7 @@ impl Update {
 
     /// Sum of the ranks.
     pub fn rank(&self) -> usize {
-        self.terms.iter().map(|t| t.a.dims()[1]).sum()
+        self.terms.iter().map(ScaledFactors::rank).sum()
     }
 
     /// Output width.
@@ -100,37 +119,46 @@ impl Update {
             .reduce(|sum, term| sum + term)
             .expect("an update has at least one pair of factors")
     }
-
-    /// The factored form applied to rows `x: [n_rows, d_input]`, giving `[n_rows, d_output]`.
-    pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
-        self.terms
-            .iter()
-            .map(|t| x.clone().matmul(t.a.clone()).matmul(t.b.clone()))
-            .reduce(|sum, term| sum + term)
-            .expect("an update has at least one pair of factors")
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sdlora_testkit::test_device_autodiff;
+
+    /// A past pair of the given rank, frozen, and one of rank 10 in training.
+    fn update(d: usize, n_past: usize) -> Update {
+        let device = test_device_autodiff();
+        let pair = |rank, trained| ScaledFactors {
+            a: Tensor::ones([d, rank], &device),
+            b: Tensor::ones([rank, d], &device).set_require_grad(trained),
+        };
+        let mut terms = vec![pair(10, true)];
+        if n_past > 0 {
+            terms.insert(0, pair(10 * n_past, false));
+        }
+        Update::new(terms)
+    }
 
     #[test]
-    fn few_rows_or_a_thin_update_are_factored_many_tasks_are_dense() {
-        let form = |rows, d, rank| UpdateForm::Auto.resolve(rows, d, d, rank);
-        // ViT-B/16 at batch 8: one task is cheaper in activation space, twenty are not.
-        assert_eq!(form(1576, 768, 10), UpdateForm::Factored);
-        assert_eq!(form(1576, 768, 200), UpdateForm::Dense);
-        // A small model is dense from the first task.
+    fn small_ranks_go_through_the_rows_and_large_ones_through_the_weight() {
+        let form = |rows, d, n_past| UpdateForm::Auto.resolve(rows, d, &update(d, n_past));
+        // ViT-B/16 at batch 8.
+        assert_eq!(form(1576, 768, 0), UpdateForm::Factored);
+        assert_eq!(form(1576, 768, 20), UpdateForm::Factored);
+        assert_eq!(form(1576, 768, 100), UpdateForm::Dense);
+        // A small model at batch 32 of 65 tokens.
+        assert_eq!(form(2080, 192, 0), UpdateForm::Factored);
         assert_eq!(form(2080, 192, 10), UpdateForm::Dense);
+        // One image: a gradient of the whole weight never pays.
+        assert_eq!(form(197, 768, 10), UpdateForm::Factored);
     }
 
     #[test]
     fn a_named_form_is_kept() {
-        assert_eq!(UpdateForm::Dense.resolve(1, 768, 768, 1), UpdateForm::Dense);
-        assert_eq!(
-            UpdateForm::Factored.resolve(9999, 8, 8, 8),
-            UpdateForm::Factored
-        );
+        let update = update(8, 3);
+        for form in [UpdateForm::Dense, UpdateForm::Factored] {
+            assert_eq!(form.resolve(9999, 8, &update), form);
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use burn::tensor::{Tensor, activation, module, ops::AttentionModuleOptions};
 
+use crate::low_rank::{GradientPath, LowRank};
+
 /// Exact GELU, see [`crate::gelu`].
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     activation::gelu(x)
@@ -54,4 +56,68 @@ pub fn qkv_attention(qkv: Tensor<3>, n_heads: usize) -> Tensor<3> {
 /// Linear map of the last axis, see [`crate::linear`].
 pub fn linear(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
     module::linear(x, weight, bias)
+}
+
+/// Linear map with updates added to its weight, see [`crate::low_rank_linear`].
+///
+/// Gradients are those of autodiff, so an update whose gradient goes through the rows is computed
+/// through them in the forward pass too: `x W + (x a) b`.
+///
+/// # Panics
+///
+/// If the widths do not fit together or an update reaches beyond the last column.
+pub fn low_rank_linear(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    updates: &[LowRank],
+) -> Tensor<3> {
+    let [batch, n_tokens, d_input] = x.dims();
+    let [_, d_output] = weight.dims();
+    let rows = x.clone().reshape([batch * n_tokens, d_input]);
+    let mut weight = weight;
+    let mut beside: Option<Tensor<2>> = None;
+    for update in updates {
+        let terms = update.pairs.iter().map(|(a, b)| match update.path {
+            GradientPath::Weight => a.clone().matmul(b.clone()),
+            GradientPath::Rows => rows.clone().matmul(a.clone()).matmul(b.clone()),
+        });
+        let Some(sum) = terms.reduce(|sum, term| sum + term) else {
+            continue;
+        };
+        let block = embed(sum, update.first_column, d_output);
+        match update.path {
+            GradientPath::Weight => weight = weight + block,
+            GradientPath::Rows => {
+                beside = Some(match beside {
+                    Some(sum) => sum + block,
+                    None => block,
+                });
+            }
+        }
+    }
+    let y = linear(x, weight, bias);
+    match beside {
+        Some(sum) => y + sum.reshape([batch, n_tokens, d_output]),
+        None => y,
+    }
+}
+
+/// Sets a block of columns into a matrix of `n_columns` that is 0 elsewhere.
+fn embed(block: Tensor<2>, first_column: usize, n_columns: usize) -> Tensor<2> {
+    let [n_rows, width] = block.dims();
+    let (device, dtype) = (block.device(), block.dtype());
+    let zeros = |width| Tensor::<2>::zeros([n_rows, width], &device).cast(dtype);
+    let last = first_column + width;
+    let mut blocks = vec![block];
+    if first_column > 0 {
+        blocks.insert(0, zeros(first_column));
+    }
+    if last < n_columns {
+        blocks.push(zeros(n_columns - last));
+    }
+    match blocks.len() {
+        1 => blocks.remove(0),
+        _ => Tensor::cat(blocks, 1),
+    }
 }

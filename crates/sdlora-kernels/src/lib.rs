@@ -10,6 +10,7 @@
 //! | [`layer_norm`] | `(x − μ) / √(σ² + ε) · γ + β` over the last axis | `x`, two numbers a row |
 //! | [`qkv_attention`] | `softmax(q kᵀ / √d_head) v` on packed `q\|k\|v` | `qkv`, two numbers a row and head |
 //! | [`linear`] | `x W + b` over flattened rows | `x` if `W` is tracked, `W` if `x` is |
+//! | [`low_rank_linear`] | `x (W + Σ a b) + b` | `x`, the factors, the sum in brackets |
 //!
 //! The fused form runs when the crate feature `flex` is on and the tensors are `f32` on burn's
 //! `flex` backend, with or without autodiff.
@@ -39,6 +40,8 @@ pub mod generic;
 
 #[cfg(feature = "flex")]
 mod flex;
+mod low_rank;
 mod ops;
 
+pub use low_rank::{GradientPath, LowRank, low_rank_linear};
 pub use ops::{gelu, layer_norm, linear, qkv_attention};

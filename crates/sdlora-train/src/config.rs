@@ -40,6 +40,10 @@ pub struct RunConfig {
     /// Steps between two checkpoints inside a task.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Steps between two records of what earlier directions leave of the running one
+    /// ([`TaskLog::residuals`](crate::TaskLog::residuals)); 0 records nothing. It changes no weight.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub residual_every: usize,
     /// Training images of every class that are held out and take the place of the test half: for
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
@@ -74,6 +78,14 @@ pub struct RunConfig {
 
 fn is_default(cache: &Cache) -> bool {
     *cache == Cache::default()
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 fn default_checkpoint_every() -> usize {

@@ -95,6 +95,17 @@ pub enum TrainError {
         /// The first lines that differ.
         difference: String,
     },
+    /// A question about a run that needs a checkpoint it does not have.
+    #[error(
+        "{path} keeps no checkpoint {what}: a run keeps one of the end of every task in \
+         `checkpoints`; train it again, or leave out what needs it with `--only`"
+    )]
+    NotKept {
+        /// The run.
+        path: PathBuf,
+        /// Of which moment.
+        what: String,
+    },
     /// A run folder without the model of a finished run.
     #[error(
         "{path} is not the folder of a finished run: {missing} is missing; give the folder of one, \
@@ -176,6 +187,7 @@ impl TrainError {
                 | Self::NoRun { .. }
                 | Self::PlanChanged { .. }
                 | Self::NotFinished { .. }
+                | Self::NotKept { .. }
                 | Self::OutputExists { .. }
                 | Self::Export { .. }
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })

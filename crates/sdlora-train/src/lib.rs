@@ -46,6 +46,7 @@
 //! # Ok::<(), TrainError>(())
 //! ```
 
+pub mod analysis;
 pub mod checkpoint;
 mod config;
 mod eigen;
@@ -86,6 +87,6 @@ pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
-pub use resume::PLAN_FILE;
+pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -75,6 +75,17 @@ impl Rooms {
         self.n_new_classes[..round].iter().sum()
     }
 
+    /// Labels of a task whose classes are all new; `None` where a class comes again.
+    pub(crate) fn new_labels_of(&self, task_idx: usize) -> Option<std::ops::Range<usize>> {
+        let first: usize = self.n_new_classes[..task_idx].iter().sum();
+        let range = first..first + self.n_new_classes[task_idx];
+        self.labels[task_idx]
+            .iter()
+            .copied()
+            .eq(range.clone())
+            .then_some(range)
+    }
+
     /// Classes of a round that no earlier one has.
     pub(crate) fn n_new_classes(&self, round: usize) -> usize {
         self.n_new_classes[self.tasks_of(round)].iter().sum()
@@ -113,7 +124,26 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<TaskLoader, TrainError> {
-        let sets = &self.train[self.tasks_of(round)];
+        self.loader_of(self.tasks_of(round), dataset, config)
+    }
+
+    /// The training images of one task alone, whatever the rounds are.
+    pub(crate) fn task_loader(
+        &self,
+        task_idx: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        self.loader_of(task_idx..task_idx + 1, dataset, config)
+    }
+
+    fn loader_of(
+        &self,
+        tasks: std::ops::Range<usize>,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        let sets = &self.train[tasks];
         let n_images: usize = sets.iter().map(|set| set.as_ref().len()).sum();
         let mut loaders = Vec::with_capacity(sets.len());
         for set in sets {

@@ -114,6 +114,7 @@ pub fn run(
             mix: config.mix.as_ref(),
             seed: config.seed,
             checkpoint_every: config.checkpoint_every,
+            residual_every: config.residual_every,
             device: device.clone(),
         };
         let loader = rooms.train_loader(round, &dataset, config)?;
@@ -221,7 +222,7 @@ pub fn run(
             seconds: log.eval_seconds[round],
         });
 
-        let name = format!("task-{round:03}-trained");
+        let name = task_end_name(round);
         let path = save(
             &checkpoints,
             &name,
@@ -276,8 +277,17 @@ impl RunLog {
     }
 }
 
+/// Name of the checkpoint at the end of a round; it sorts behind those inside the round.
+pub(crate) fn task_end_name(round: usize) -> String {
+    format!("task-{round:03}-trained")
+}
+
 /// The pre-trained backbone with the method's adapter, before any task.
-fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, TrainError> {
+pub(crate) fn new_model(
+    plan: &Plan,
+    data_dir: &Path,
+    device: &Device,
+) -> Result<Model, TrainError> {
     let (config, method) = (plan.config(), plan.method());
     let path = config.backbone.path(data_dir);
     let side = config.transform.side;

@@ -24,6 +24,10 @@ pub struct TaskLog {
     pub losses: Vec<f64>,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
+    /// Steps with the relative residual of the running direction on the earlier ones after them,
+    /// mean over the sites; empty unless asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residuals: Vec<(usize, f64)>,
 }
 
 /// The training images of a task, in batches. Joint training reads several sets side by side, each
@@ -104,6 +108,8 @@ pub struct Trainer<'a> {
     pub seed: u64,
     /// Steps between two calls of `on_checkpoint`.
     pub checkpoint_every: usize,
+    /// Steps between two entries of [`TaskLog::residuals`]; 0 makes none.
+    pub residual_every: usize,
     /// Device with autodiff.
     pub device: Device,
 }
@@ -180,6 +186,12 @@ impl Trainer<'_> {
                 let rates = factors.rates(self.optimizer.lr * factor);
                 model = self.optimizer.step_at(&mut optimizer, model, &loss, rates);
                 log.losses.push(value);
+                if self.residual_every > 0
+                    && log.losses.len().is_multiple_of(self.residual_every)
+                    && let Some(residual) = model.adapter.current_residual()
+                {
+                    log.residuals.push((step, residual));
+                }
                 log.seconds = before + start.elapsed().as_secs_f64();
                 observer.event(&Event::Step {
                     task_idx: task.task_idx,

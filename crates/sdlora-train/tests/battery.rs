@@ -133,6 +133,7 @@ impl Stage {
             mix: None,
             seed: config.seed,
             checkpoint_every: usize::MAX,
+            residual_every: 0,
             device: test_device_autodiff(),
         };
         let loader = TaskLoader::new(vec![loader]);

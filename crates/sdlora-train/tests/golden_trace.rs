@@ -284,6 +284,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         mix: None,
         seed: 0,
         checkpoint_every: usize::MAX,
+        residual_every: 0,
         device: device.clone(),
     };
     let losses = trace.golden.f32("losses").0;

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod analyse;
 pub mod compare;
 mod contact_sheet;
 pub mod data;
@@ -10,6 +11,7 @@ pub mod inspect;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
+pub mod suites;
 pub mod train;
 
 use std::path::{Path, PathBuf};

@@ -9,10 +9,12 @@
 //! | `expected.rs` | published numbers beside those of the run |
 //! | `html.rs` | the page `report.html` |
 //! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
+//! | `figure.rs` | figures that are files of their own |
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
 
 mod charts;
 mod expected;
+pub mod figure;
 mod html;
 mod svg;
 mod table;

@@ -38,11 +38,37 @@ pub(super) fn autodiff<C: CheckpointStrategy>(
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let nodes = [x.node(), weight.node()];
     match bias {
-        None => record::<C, 2>(nodes, x, weight, None),
+        None => record::<C, 2>(nodes, x, weight, None, None),
         Some(bias) => {
             let [node_x, node_weight] = nodes;
             let (bias, node_bias) = bias.into_parts();
-            record::<C, 3>([node_x, node_weight, node_bias], x, weight, Some(bias))
+            record::<C, 3>(
+                [node_x, node_weight, node_bias],
+                x,
+                weight,
+                Some(bias),
+                None,
+            )
+        }
+    }
+}
+
+/// [`autodiff`] where `effective`, the weight plus a term with a gradient of its own, stands in for
+/// the weight: the gradient of either is `xᵀ dy`.
+pub(super) fn autodiff_effective<C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<Flex, C>>,
+    weight: FloatTensor<Autodiff<Flex, C>>,
+    bias: Option<FloatTensor<Autodiff<Flex, C>>>,
+    effective: FlexTensor,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let nodes = [x.node(), weight.node()];
+    match bias {
+        None => record::<C, 2>(nodes, x, weight, None, Some(effective)),
+        Some(bias) => {
+            let [node_x, node_weight] = nodes;
+            let (bias, node_bias) = bias.into_parts();
+            let nodes = [node_x, node_weight, node_bias];
+            record::<C, 3>(nodes, x, weight, Some(bias), Some(effective))
         }
     }
 }
@@ -52,18 +78,23 @@ fn record<C: CheckpointStrategy, const N: usize>(
     x: FloatTensor<Autodiff<Flex, C>>,
     weight: FloatTensor<Autodiff<Flex, C>>,
     bias: Option<FlexTensor>,
+    effective: Option<FlexTensor>,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     match Linear.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let state = State {
                 x: weight.is_tracked().then(|| prep.checkpoint(&x)),
-                weight: x.is_tracked().then(|| prep.checkpoint(&weight)),
+                weight: x.is_tracked().then(|| match &effective {
+                    None => Weight::Node(prep.checkpoint(&weight)),
+                    Some(effective) => Weight::Kept(effective.clone()),
+                }),
             };
-            let out = forward(x.into_primitive(), weight.into_primitive(), bias);
-            prep.finish(state, out)
+            let weight = effective.unwrap_or_else(|| weight.into_primitive());
+            prep.finish(state, forward(x.into_primitive(), weight, bias))
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(forward(x.into_primitive(), weight.into_primitive(), bias))
+            let weight = effective.unwrap_or_else(|| weight.into_primitive());
+            prep.finish(forward(x.into_primitive(), weight, bias))
         }
     }
 }
@@ -75,7 +106,14 @@ struct Linear;
 #[derive(Clone, Debug)]
 struct State {
     x: Option<NodeId>,
-    weight: Option<NodeId>,
+    weight: Option<Weight>,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    Node(NodeId),
+    /// Belongs to no node.
+    Kept(FlexTensor),
 }
 
 /// The parents are `x`, the weight and, for `N = 3`, the bias.
@@ -89,7 +127,11 @@ impl<const N: usize> Backward<Flex, N> for Linear {
         let grad = buffer::contiguous(grads.consume::<Flex>(&ops.node));
         let mut operand = |id| checkpointer.retrieve_node_output::<FlexTensor>(id);
 
-        if let (Some(node), Some(weight)) = (node_x, ops.state.weight.map(&mut operand)) {
+        let weight = ops.state.weight.map(|weight| match weight {
+            Weight::Node(id) => operand(id),
+            Weight::Kept(weight) => weight,
+        });
+        if let (Some(node), Some(weight)) = (node_x, weight) {
             let weight = Matrix::of(&weight).transposed();
             let d_x = multiply(Matrix::rows_of(&grad), weight, None);
             let shape = with_last(grad.layout().shape(), weight.n_columns());

@@ -3,6 +3,8 @@
 //! Against the product of `flex` the result is not zeroed before it is written, and it may begin
 //! with a row that is added to every row, so a bias costs no pass of its own.
 
+use std::ops::Range;
+
 use burn::backend::flex::FlexTensor;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -61,6 +63,22 @@ impl<'a> Matrix<'a> {
             n_columns: self.n_rows,
             row_stride: self.column_stride,
             column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// A block of the columns.
+    pub(super) fn columns(self, columns: Range<usize>) -> Self {
+        assert!(
+            columns.start <= columns.end && columns.end <= self.n_columns,
+            "columns {columns:?} of {}",
+            self.n_columns
+        );
+        Self {
+            start: self
+                .start
+                .wrapping_add_signed(columns.start as isize * self.column_stride),
+            n_columns: columns.len(),
             ..self
         }
     }
@@ -146,6 +164,60 @@ pub(super) fn multiply(left: Matrix<'_>, right: Matrix<'_>, bias: Option<&[f32]>
     // SAFETY: the capacity is at least m · n, and either the bias or the product wrote each element.
     unsafe { out.set_len(m * n) };
     out
+}
+
+/// Adds `left · right` to the given columns of `out`, a contiguous matrix that nothing else holds
+/// ([`buffer::owned`]).
+///
+/// # Panics
+///
+/// If the sizes do not fit.
+pub(super) fn add_product(
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    out: &mut FlexTensor,
+    columns: Range<usize>,
+) {
+    let (m, k, n) = (left.n_rows, left.n_columns, right.n_columns);
+    let shape = out.layout().shape();
+    let (n_rows, width) = (shape[0], shape[1]);
+    assert!(
+        k == right.n_rows && m == n_rows && n == columns.len() && columns.end <= width,
+        "sizes of a matrix product: {m} x {k} times {} x {n} onto columns {columns:?} of \
+         {n_rows} x {width}",
+        right.n_rows
+    );
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    let (left_start, right_start) = (left.checked_pointer(), right.checked_pointer());
+    let values = out.storage_mut::<f32>();
+    assert_eq!(values.len(), m * width, "storage of an owned matrix");
+    // SAFETY: both operands lie within their storages, checked above; the result has m rows of
+    // `width` elements, the columns end within a row, and it is borrowed exclusively.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            values.as_mut_ptr().add(columns.start),
+            1,
+            width as isize,
+            true,
+            left_start,
+            left.column_stride,
+            left.row_stride,
+            right_start,
+            right.column_stride,
+            right.row_stride,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::Rayon(0),
+        );
+    }
 }
 
 /// Sums over the rows of a contiguous tensor.

@@ -1,0 +1,210 @@
+//! One training step, or one pass of inference, of the models that are compared with PyTorch.
+//!
+//! `cargo xtask bench --against pytorch` starts this program and its counterpart
+//! `crates/sdlora-testkit/python/bench_pytorch.py` side by side and asks them in turn.
+//! `step MODEL MODE PAST THREADS` builds one case, then answers every line `N` of its input, a
+//! number of steps, with one line `WALL PROCESSOR PEAK`: seconds of one step by the clock and by
+//! the processor (all threads together), and the bytes the process grew since the model stood.
+//! Without these arguments (`cargo xtask bench --bench step`) it prints a table of the smallest
+//! model.
+//!
+//! Rank 10 on query and value, 10 classes, gradient descent with momentum; inference runs the
+//! merged model without autodiff, as evaluation and prediction do.
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use burn::module::Param;
+use burn::optim::ModuleOptimizer;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use cpu_time::ProcessTime;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
+use sdlora_train::{LinearHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_vit::{Vit, VitConfig};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const N_CLASSES: usize = 10;
+const RANK: usize = 10;
+
+/// Shape and batch of a model by its name in the table.
+fn shape(name: &str) -> (VitConfig, usize) {
+    match name {
+        "small" => (VitConfig::standard(32, 4, 192, 6, 3), 32),
+        "vit-ti" => (VitConfig::standard(224, 16, 192, 12, 3), 16),
+        "vit-b" => (VitConfig::standard(224, 16, 768, 12, 12), 8),
+        _ => panic!("no model `{name}`: small, vit-ti or vit-b"),
+    }
+}
+
+fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
+    let mut rng = ChaCha8Rng::seed_from_u64(n_past as u64);
+    let vit = Vit::init(config, &mut rng, device).unwrap();
+    let sites = config.sites(&[Projection::Query, Projection::Value]);
+    let mut adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
+    for _ in 0..=n_past {
+        adapter = adapter.begin_task(RANK, &mut rng, device).unwrap();
+        for bank in &mut adapter.sites {
+            // A trained up-projection is not 0.
+            let direction = bank.current.take().unwrap();
+            let b = direction.b.val() + rng.random_range(0.01..0.02);
+            bank.current = Some(Direction {
+                b: Param::from_tensor(b.detach()),
+                ..direction
+            });
+        }
+    }
+    let mut model = Model::new(vit, adapter);
+    model.head = Some(LinearHead::init(
+        config.d_model,
+        N_CLASSES,
+        &mut rng,
+        device,
+    ));
+    model
+}
+
+enum Work {
+    Train {
+        model: Option<Model>,
+        optimizer: ModuleOptimizer,
+        config: OptimizerConfig,
+        labels: Tensor<1, Int>,
+    },
+    Infer {
+        backbone: Vit,
+        head: LinearHead,
+    },
+}
+
+struct Case {
+    work: Work,
+    images: Tensor<4>,
+}
+
+impl Case {
+    fn new(name: &str, mode: &str, n_past: usize) -> Self {
+        let (config, batch) = shape(name);
+        let device = Device::flex();
+        let device = if mode == "train" {
+            device.autodiff()
+        } else {
+            device
+        };
+        let side = config.image_size;
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let pixels: Vec<f32> = (0..batch * 3 * side * side)
+            .map(|_| rng.random_range(-1.0..1.0))
+            .collect();
+        let data = TensorData::new(pixels, [batch, 3, side, side]);
+        let images = Tensor::from_data(data, &device);
+        let model = model(&config, n_past, &device);
+        let work = match mode {
+            "train" => {
+                let labels: Vec<i32> = (0..batch).map(|i| (i % N_CLASSES) as i32).collect();
+                let config = OptimizerConfig::sgd(1e-4);
+                Work::Train {
+                    model: Some(model),
+                    optimizer: config.init(),
+                    config,
+                    labels: Tensor::from_data(TensorData::new(labels, [batch]), &device),
+                }
+            }
+            "infer" => Work::Infer {
+                backbone: model.merged_backbone(),
+                head: model.head.unwrap(),
+            },
+            _ => panic!("no mode `{mode}`: train or infer"),
+        };
+        Self { work, images }
+    }
+
+    fn step(&mut self) {
+        match &mut self.work {
+            Work::Train {
+                model,
+                optimizer,
+                config,
+                labels,
+            } => {
+                let net = model.take().unwrap();
+                let features = net.features(self.images.clone());
+                let logits = net.head.as_ref().unwrap().forward(features);
+                let loss = cross_entropy(logits, labels.clone());
+                *model = Some(config.step(optimizer, net, &loss, 1.0));
+            }
+            Work::Infer { backbone, head } => {
+                let features = backbone.forward(self.images.clone(), &Updates::default());
+                head.forward(features).into_data();
+            }
+        }
+    }
+
+    /// Seconds of one step by the clock and by the processor.
+    fn time(&mut self, n_steps: usize) -> (f64, f64) {
+        let (wall, processor) = (Instant::now(), ProcessTime::now());
+        for _ in 0..n_steps {
+            self.step();
+        }
+        let n = n_steps as f64;
+        (
+            wall.elapsed().as_secs_f64() / n,
+            processor.elapsed().as_secs_f64() / n,
+        )
+    }
+}
+
+/// A number of bytes from `/proc/self/status`; 0 where there is none.
+fn status(field: &str) -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(field));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok())
+        .unwrap_or(0)
+        * 1024
+}
+
+fn serve(name: &str, mode: &str, n_past: usize) {
+    let mut case = Case::new(name, mode, n_past);
+    // The kernel forgets the peak of the set-up.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    let before = status("VmRSS");
+    println!("ready");
+    for line in std::io::stdin().lock().lines() {
+        let n_steps: usize = line.unwrap().trim().parse().unwrap();
+        let (wall, processor) = case.time(n_steps);
+        let peak = status("VmHWM").saturating_sub(before);
+        println!("{wall} {processor} {peak}");
+        std::io::stdout().flush().unwrap();
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    if let [name, mode, n_past, threads] = &args[..] {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.parse().unwrap())
+            .build_global()
+            .unwrap();
+        return serve(name, mode, n_past.parse().unwrap());
+    }
+    println!("| past tasks | mode | ms of a step | processor ms |");
+    println!("|---|---|---|---|");
+    for mode in ["train", "infer"] {
+        for n_past in [0, 20] {
+            let mut case = Case::new("small", mode, n_past);
+            case.time(2);
+            let mut times: Vec<(f64, f64)> = (0..9).map(|_| case.time(2)).collect();
+            times.sort_by(|a, b| a.1.total_cmp(&b.1));
+            let (wall, processor) = times[times.len() / 2];
+            println!(
+                "| {n_past} | {mode} | {:.1} | {:.1} |",
+                1e3 * wall,
+                1e3 * processor
+            );
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A merged model costs what the plain backbone costs: it forms no update and no weight.
+//!
+//! The cost is the number and the size of the tensors made, counted by the allocator; this test is
+//! alone in its program because it counts for all threads.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::tensor::Tensor;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use sdlora_core::{Adapter, Projection, Updates, Variant};
+use sdlora_testkit::test_device;
+use sdlora_vit::{Vit, VitConfig};
+
+struct Counting;
+
+/// Smaller than any activation or weight below, larger than the lists of the thread pool.
+const SMALLEST_TENSOR: usize = 4096;
+
+static TENSORS: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+fn count(bytes: usize) {
+    if bytes >= SMALLEST_TENSOR {
+        TENSORS.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator; only counters are kept.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Number and bytes of the tensors a forward pass makes, after one that fills what is kept.
+fn cost(vit: &Vit, images: &Tensor<4>, updates: &dyn Fn() -> Updates) -> (usize, usize) {
+    vit.forward(images.clone(), &updates());
+    let before = (
+        TENSORS.load(Ordering::Relaxed),
+        BYTES.load(Ordering::Relaxed),
+    );
+    vit.forward(images.clone(), &updates());
+    (
+        TENSORS.load(Ordering::Relaxed) - before.0,
+        BYTES.load(Ordering::Relaxed) - before.1,
+    )
+}
+
+#[test]
+fn a_merged_model_makes_the_tensors_of_the_plain_backbone_and_no_others() {
+    let device = test_device();
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let config = VitConfig::standard(32, 8, 48, 3, 4);
+    let vit = Vit::init(&config, &mut rng, &device).unwrap();
+    let sites = config.sites(&[Projection::Query, Projection::Value]);
+    let mut adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
+    for _ in 0..5 {
+        adapter = adapter.begin_task(4, &mut rng, &device).unwrap();
+    }
+    let images = Tensor::ones([4, 3, 32, 32], &device);
+
+    let none: &dyn Fn() -> Updates = &Updates::default;
+    let plain = cost(&vit, &images, none);
+    let adapted = cost(&vit, &images, &|| adapter.updates());
+    let merged = cost(&vit.clone().merged(&adapter.updates()), &images, none);
+    assert!(plain.0 > 0, "nothing was counted");
+    assert_eq!(merged, plain, "tensors and bytes, merged against plain");
+    assert!(adapted > plain, "an update was formed unseen: {adapted:?}");
+}
