@@ -4,6 +4,7 @@
 //! 2 the command or its settings are wrong.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod allocator;
 mod backbone;
 mod commands;
 mod config;
@@ -19,10 +20,6 @@ mod run_log;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-// Large tensors come and go every step; glibc hands each back to the system.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A mistake of the user rather than a failed run.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +49,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::keep_free_memory();
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Train(args) => commands::train::run(args),

@@ -183,6 +183,12 @@ fn serve(name: &str, mode: &str, n_past: usize) {
 }
 
 fn main() {
+    // As `allocator.rs` of the command line: option 15 of mimalloc is how many milliseconds free
+    // memory is kept.
+    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+        // SAFETY: sets one number of the allocator.
+        unsafe { libmimalloc_sys::mi_option_set(15, 60_000) };
+    }
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if let [name, mode, n_past, threads] = &args[..] {
         rayon::ThreadPoolBuilder::new()
