@@ -71,6 +71,7 @@ const RELATIVES: &[(&str, &[&str])] = &[
 /// Methods that are no setting of another, or whose test says of which.
 const ON_THEIR_OWN: &[&str] = &[
     "inflora",
+    "sdlora-relative",
     "finetune",
     "slca",
     "ranpac",
