@@ -72,6 +72,7 @@ const RELATIVES: &[(&str, &[&str])] = &[
 const ON_THEIR_OWN: &[&str] = &[
     "sdlora-relative",
     "inflora",
+    "sdlora-relative",
     "finetune",
     "slca",
     "ranpac",
