@@ -51,6 +51,7 @@ mod config;
 mod error;
 mod evaluator;
 mod export;
+mod extractor;
 mod features;
 mod head;
 pub mod methods;
@@ -58,6 +59,7 @@ mod model;
 mod observer;
 mod optimizer;
 pub mod pretrain;
+mod prompts;
 mod resume;
 mod ridge;
 mod rooms;
@@ -71,11 +73,16 @@ pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
+pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, accuracy};
 pub use head::{CosineHead, LinearHead, cross_entropy};
 pub use model::{HeadKind, Model};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{OptimizerConfig, Rule, Schedule};
+pub use prompts::{
+    BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
+    PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
+};
 pub use resume::PLAN_FILE;
 pub use ridge::Ridge;
 pub use run::{Finished, RunLog, Start, run};

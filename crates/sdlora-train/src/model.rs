@@ -8,8 +8,10 @@ use sdlora_core::Adapter;
 use sdlora_vit::Vit;
 
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::features::{ClassMeans, FeatureTable};
 use crate::head::LinearHead;
+use crate::prompts::Prompts;
 use crate::ridge::Ridge;
 
 /// Backbone, adapter and classifier of a run.
@@ -25,6 +27,8 @@ pub struct Model {
     pub class_means: Option<Param<Tensor<2>>>,
     /// Closed-form classifier and its statistics, frozen; only with [`HeadKind::Ridge`].
     pub ridge: Option<Ridge>,
+    /// What a prompt method reads beside the image; absent for all others.
+    pub prompts: Option<Prompts>,
 }
 
 /// What turns features into a class.
@@ -50,6 +54,7 @@ impl Model {
             head: None,
             class_means: None,
             ridge: None,
+            prompts: None,
         }
     }
 
@@ -65,7 +70,23 @@ impl Model {
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
-        self.backbone.forward(images, &self.adapter.updates())
+        let updates = self.adapter.updates();
+        match &self.prompts {
+            None => self.backbone.forward(images, &updates),
+            Some(prompts) => prompts.features(&self.backbone, images, &updates),
+        }
+    }
+
+    /// Features `[batch, d_model]` to train on, and what the model itself adds to the loss `[1]`.
+    /// Prompts of the running task may be given to its images where evaluation would have to find
+    /// them.
+    pub fn training_features(&self, images: Tensor<4>) -> (Tensor<2>, Option<Tensor<1>>) {
+        match &self.prompts {
+            None => (self.features(images), None),
+            Some(prompts) => {
+                prompts.training_features(&self.backbone, images, &self.adapter.updates())
+            }
+        }
     }
 
     /// Number of classes the trained head tells apart.
@@ -88,8 +109,14 @@ impl Model {
         count.0
     }
 
-    /// The backbone with the updates inside its weights, without autodiff: what evaluates,
-    /// predicts and is exported.
+    /// What evaluates and predicts: the merged backbone with the prompts, without autodiff.
+    pub fn extractor(&self) -> Extractor {
+        let prompts = self.prompts.as_ref().map(Module::valid);
+        Extractor::from(self.merged_backbone()).with_prompts(prompts)
+    }
+
+    /// The backbone with the updates inside its weights, without autodiff: what is exported. It
+    /// knows nothing of prompts; for features see [`Model::extractor`].
     pub fn merged_backbone(&self) -> Vit {
         let inner = self.valid();
         let updates = inner.adapter.updates();

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::features::{ClassMeans, FeatureTable, accuracy};
 use crate::head::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
@@ -245,8 +246,9 @@ pub fn nearest_mean_accuracy(
     let transform = transform.for_evaluation();
     let train = evaluation_loader(dataset, Half::Train(&task.train), &transform)?;
     let test = evaluation_loader(dataset, Half::Test(&task.test), &transform)?;
-    let means = ClassMeans::of(&FeatureTable::extract(vit, &train, device)?);
-    let test = FeatureTable::extract(vit, &test, device)?;
+    let extractor = Extractor::from(vit.clone());
+    let means = ClassMeans::of(&FeatureTable::extract(&extractor, &train, device)?);
+    let test = FeatureTable::extract(&extractor, &test, device)?;
     Ok(accuracy(&means.predict(&test), &test.labels))
 }
 

@@ -17,6 +17,7 @@ use crate::error::TrainError;
 use crate::head::LinearHead;
 use crate::model::Model;
 use crate::optimizer::OptimizerConfig;
+use crate::prompts::{PromptLayout, Prompts};
 use crate::ridge::Ridge;
 use crate::run::{RunLog, Start};
 
@@ -30,6 +31,7 @@ struct Learned {
     head: Option<LinearHead>,
     class_means: Option<Param<Tensor<2>>>,
     ridge: Option<Ridge>,
+    prompts: Option<Prompts>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -44,6 +46,8 @@ pub(crate) struct Position {
     n_class_means: Option<usize>,
     #[serde(default)]
     n_ridge_classes: Option<usize>,
+    #[serde(default)]
+    prompts: Option<PromptLayout>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -70,6 +74,7 @@ impl Position {
                 .as_ref()
                 .map(|means| means.lazy_shape().dims::<2>()[0]),
             n_ridge_classes: model.ridge.as_ref().map(Ridge::n_classes),
+            prompts: model.prompts.as_ref().map(Prompts::layout),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -104,6 +109,7 @@ pub(crate) fn save(
         head: model.head.clone(),
         class_means: model.class_means.clone(),
         ridge: model.ridge.clone(),
+        prompts: model.prompts.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -153,6 +159,9 @@ pub(crate) fn restore(
         ridge: position
             .n_ridge_classes
             .map(|n| Ridge::zeros(d_model, n, device)),
+        prompts: position
+            .prompts
+            .map(|layout| Prompts::zeros(&layout, d_model, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -167,6 +176,7 @@ pub(crate) fn restore(
         head: learned.head,
         class_means: learned.class_means,
         ridge: learned.ridge,
+        prompts: learned.prompts,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {

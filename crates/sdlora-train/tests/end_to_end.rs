@@ -36,6 +36,9 @@ const RESUMED: &[(&str, HeadKind)] = &[
     ("name = \"lora\"\nrank = 4", HeadKind::Linear),
     ("name = \"finetune\"", HeadKind::Linear),
     ("name = \"linear\"", HeadKind::Linear),
+    ("name = \"l2p\"", HeadKind::Linear),
+    ("name = \"dualprompt\"", HeadKind::Ncm),
+    ("name = \"coda-prompt\"", HeadKind::Linear),
 ];
 
 fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {

@@ -6,6 +6,7 @@
 //! | `vit.safetensors` | backbone with all directions merged into its weights, timm names |
 //! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias`, or `class_means` |
 //! | `classes.json` | names of the classes in the order of their labels |
+//! | `prompts.safetensors` | prompts, without which features and head do not fit; only of a prompt method |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
 
 use std::collections::BTreeMap;
@@ -22,10 +23,14 @@ use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::head::LinearHead;
 use crate::model::{HeadKind, Model};
+use crate::prompts::{self, Prompts};
 use crate::run::Finished;
 
 /// Version of the adapter file.
 const ADAPTER_VERSION: &str = "1";
+
+/// Name of the file with the prompts.
+pub(super) const PROMPTS_FILE: &str = "prompts.safetensors";
 
 /// Writes the files above into `folder`.
 ///
@@ -60,10 +65,27 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
     write_file(&folder.join("classes.json"), &names)?;
+    if let Some(prompts) = &model.prompts {
+        prompts::write(&folder.join(PROMPTS_FILE), prompts)?;
+    }
     if model.adapter.n_tasks() > 0 {
         write_adapter(&folder.join("adapter.safetensors"), model)?;
     }
     Ok(())
+}
+
+/// The prompts of a model folder; none where the method has none.
+pub(super) fn read_prompts(
+    folder: &Path,
+    d_model: usize,
+    depth: usize,
+    device: &Device,
+) -> Result<Option<Prompts>, TrainError> {
+    let path = folder.join(PROMPTS_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    prompts::read(&path, d_model, depth, device).map(Some)
 }
 
 /// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`
@@ -123,7 +145,7 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
     file.write(path)
 }
 
-/// A model to predict with: merged backbone, classifier and names, read from the files above.
+/// A model to predict with: merged backbone, prompts, classifier and names, read from the files above.
 #[derive(Debug)]
 pub struct Predictor {
     model: Model,
@@ -140,9 +162,10 @@ impl Predictor {
     /// Those of missing or damaged files.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, TrainError> {
         let (vit, _) = Vit::load(&folder.join("vit.safetensors"), None, device)?;
-        let d_model = vit.config().d_model;
+        let (d_model, depth) = (vit.config().d_model, vit.config().depth);
         let adapter = sdlora_core::Adapter::new(sdlora_core::Variant::Paper.config(), &[])?;
         let mut model = Model::new(vit, adapter);
+        model.prompts = read_prompts(folder, d_model, depth, device)?;
 
         let path = folder.join("head.safetensors");
         let file = TensorFile::read(&path)?;
@@ -210,10 +233,7 @@ impl Predictor {
     ///
     /// When the model has no classifier.
     pub fn predict(&self, images: Tensor<4>) -> Result<Vec<&str>, TrainError> {
-        let features = self
-            .model
-            .backbone
-            .forward(images, &sdlora_core::Updates::default());
+        let features = self.model.features(images);
         let [n, d_model] = features.dims();
         let table = FeatureTable {
             features: features.into_data().iter::<f32>().collect(),
