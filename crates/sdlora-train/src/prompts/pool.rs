@@ -136,8 +136,8 @@ mod tests {
     fn the_nearest_key_by_angle_is_chosen_and_the_farthest_is_not() {
         assert_eq!(pool(1).chosen(queries()), [[0], [1], [2]]);
         assert_eq!(pool(2).chosen(queries()), [[0, 1], [1, 0], [2, 1]]);
-        // Away from every key but one, the choice turns round.
-        assert_eq!(pool(1).chosen(queries().neg()), [[2], [0], [0]]);
+        // The opposite query has the opposite order.
+        assert_eq!(pool(1).chosen(queries().neg()), [[2], [2], [0]]);
         assert_eq!(pool(3).chosen(queries())[0], [0, 1, 2], "the whole pool");
     }
 
