@@ -8,7 +8,7 @@ use sdlora_train::checkpoint::write_file;
 use sdlora_train::{Finished, Plan, RunLog, write_model};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{ReportInput, TaskTiming, report_html};
+use crate::report::{ReportInput, TaskTiming, grouped, report_html, stored};
 
 /// Name of the file that marks a run as finished.
 pub const METRICS_FILE: &str = "metrics.json";
@@ -112,6 +112,7 @@ fn html(
         title: &folder.file_name().unwrap_or_default().to_string_lossy(),
         facts: &[
             fact("method", config.method.name.clone()),
+            fact("head", head(plan, log)),
             fact("data set", config.dataset.clone()),
             fact("backbone", config.backbone.weights.display().to_string()),
             fact("device", device.to_owned()),
@@ -126,4 +127,15 @@ fn html(
         task_names: &[],
         timings: &timings,
     }))
+}
+
+/// The head and what it keeps of old classes.
+fn head(plan: &Plan, log: &RunLog) -> String {
+    let kept = log.floats_stored.last().copied().unwrap_or_default();
+    format!(
+        "{}; keeps {} floats, {} in all",
+        plan.head_name(),
+        stored(kept),
+        grouped(kept.total)
+    )
 }

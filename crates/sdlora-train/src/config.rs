@@ -4,6 +4,7 @@
 //! must have the same one.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
 use sdlora_data::{Options, StreamConfig, TransformConfig};
@@ -11,8 +12,8 @@ use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use crate::heads::{self, Head, HeadConfig};
 use crate::methods::{self, LossOver, Method};
-use crate::model::HeadKind;
 use crate::optimizer::OptimizerConfig;
 
 /// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.
@@ -27,9 +28,10 @@ pub struct RunConfig {
     pub n_epochs: usize,
     /// Images per step.
     pub batch_size: usize,
-    /// What classifies.
-    #[serde(default)]
-    pub head: HeadKind,
+    /// What classifies; that of the method where none is named, see
+    /// [`Method::default_head`](crate::methods::Method::default_head).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadConfig>,
     /// Classes the loss of a task runs over.
     #[serde(default)]
     pub loss: LossOver,
@@ -145,7 +147,7 @@ impl RunConfig {
     /// # Errors
     ///
     /// [`TrainError::Setting`] naming the first one that does not.
-    pub fn check(self) -> Result<Plan, TrainError> {
+    pub fn check(mut self) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
             ("batch_size", self.batch_size),
@@ -158,16 +160,24 @@ impl RunConfig {
         self.optimizer.check()?;
         self.transform.init()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
-        if !method.takes_steps() && self.head == HeadKind::Linear {
+        let chosen = self
+            .head
+            .get_or_insert_with(|| HeadConfig::named(method.default_head()));
+        let head = chosen.build()?;
+        if !method.takes_steps() && head.needs_steps() {
             return Err(TrainError::setting(
                 "head",
-                "linear",
-                "ncm or ridge, because this method trains no classifier",
+                &chosen.name,
+                format!(
+                    "one of {}, because this method takes no steps",
+                    heads::without_steps().join(", ")
+                ),
             ));
         }
         Ok(Plan {
             config: self,
             method,
+            head,
             version: env!("CARGO_PKG_VERSION"),
         })
     }
@@ -178,6 +188,7 @@ impl RunConfig {
 pub struct Plan {
     config: RunConfig,
     method: Box<dyn Method>,
+    head: Arc<dyn Head>,
     version: &'static str,
 }
 
@@ -190,6 +201,16 @@ impl Plan {
     /// The method.
     pub fn method(&self) -> &dyn Method {
         self.method.as_ref()
+    }
+
+    /// The head.
+    pub fn head(&self) -> &Arc<dyn Head> {
+        &self.head
+    }
+
+    /// Name of the head in [`HEADS`](heads::HEADS).
+    pub fn head_name(&self) -> &str {
+        self.config.head.as_ref().map_or("", |head| &head.name)
     }
 
     /// The text of `plan.toml`.

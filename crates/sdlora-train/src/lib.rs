@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`RunConfig`] → [`Plan`] → stream → [`Model`] → [`Trainer`] → [`evaluate`] →
 //! log. [`run`] is the driver and reads like the paper: for each task grow, train, evaluate, save.
-//! A method is one file in [`methods`]. Nothing here prints or names a backend.
+//! A method is one file in [`methods`], a head one in [`heads`]. Nothing here prints or names a backend.
 //!
 //! ```
 //! use sdlora_train::{RunConfig, TrainError};
@@ -35,7 +35,7 @@
 //! let plan = RunConfig::parse(text)?.check()?;
 //! assert!(plan.method().takes_steps());
 //!
-//! // A method that trains no classifier cannot have a linear one.
+//! // A method without steps cannot have a head that steps train.
 //! let ncm = text.replace("\"sdlora\"\n    rank = 10", "\"ncm\"");
 //! let error = RunConfig::parse(&ncm)?.check().unwrap_err();
 //! assert!(error.to_string().contains("setting `head` is linear"));
@@ -53,15 +53,15 @@ mod evaluator;
 mod export;
 mod extractor;
 mod features;
-mod head;
+pub mod heads;
 pub mod methods;
 mod model;
 mod observer;
 mod optimizer;
+mod options;
 pub mod pretrain;
 mod prompts;
 mod resume;
-mod ridge;
 mod rooms;
 mod run;
 mod trainer;
@@ -75,8 +75,8 @@ pub use export::{
 };
 pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, accuracy};
-pub use head::{CosineHead, LinearHead, cross_entropy};
-pub use model::{HeadKind, Model};
+pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
+pub use model::Model;
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{OptimizerConfig, Rule, Schedule};
 pub use prompts::{
@@ -84,6 +84,5 @@ pub use prompts::{
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
 pub use resume::PLAN_FILE;
-pub use ridge::Ridge;
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

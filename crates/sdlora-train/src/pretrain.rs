@@ -23,9 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::TrainError;
+use crate::export::TensorFile;
 use crate::extractor::Extractor;
 use crate::features::{ClassMeans, FeatureTable, accuracy};
-use crate::head::{CosineHead, cross_entropy};
+use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
 use crate::rooms::EVAL_BATCH;
@@ -221,7 +222,14 @@ pub fn pretrain(
             let older = checkpoint::names(&checkpoints);
             let name = format!("epoch-{:05}", log.n_epochs_done);
             let record = model.clone().into_record();
-            let path = checkpoint::save(&checkpoints, &name, record, Some(&optimizer), &log)?;
+            let path = checkpoint::save(
+                &checkpoints,
+                &name,
+                record,
+                Some(&optimizer),
+                &TensorFile::default(),
+                &log,
+            )?;
             checkpoint::remove(&checkpoints, &older);
             observer.event(&Event::Checkpointed { path: &path });
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::ModuleOptimizer;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use sdlora_core::{Adapter, Site};
 use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
@@ -14,11 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{self, write_file};
 use crate::config::Plan;
 use crate::error::TrainError;
-use crate::head::LinearHead;
+use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
 use crate::optimizer::OptimizerConfig;
 use crate::prompts::{PromptLayout, Prompts};
-use crate::ridge::Ridge;
 use crate::run::{RunLog, Start};
 
 /// Name of the file that holds the plan of a run.
@@ -28,9 +27,7 @@ pub const PLAN_FILE: &str = "plan.toml";
 #[derive(Module, Debug)]
 struct Learned {
     adapter: Adapter,
-    head: Option<LinearHead>,
-    class_means: Option<Param<Tensor<2>>>,
-    ridge: Option<Ridge>,
+    head: HeadState,
     prompts: Option<Prompts>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
@@ -42,10 +39,7 @@ pub(crate) struct Position {
     n_done: usize,
     past_ranks: Vec<usize>,
     current_rank: Option<usize>,
-    n_head_classes: Option<usize>,
-    n_class_means: Option<usize>,
-    #[serde(default)]
-    n_ridge_classes: Option<usize>,
+    trained_head: Option<TrainedShape>,
     #[serde(default)]
     prompts: Option<PromptLayout>,
     with_backbone: bool,
@@ -68,12 +62,7 @@ impl Position {
             n_done,
             past_ranks: ranks,
             current_rank,
-            n_head_classes: model.head.as_ref().map(LinearHead::n_classes),
-            n_class_means: model
-                .class_means
-                .as_ref()
-                .map(|means| means.lazy_shape().dims::<2>()[0]),
-            n_ridge_classes: model.ridge.as_ref().map(Ridge::n_classes),
+            trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
             prompts: model.prompts.as_ref().map(Prompts::layout),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
@@ -107,8 +96,6 @@ pub(crate) fn save(
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
-        class_means: model.class_means.clone(),
-        ridge: model.ridge.clone(),
         prompts: model.prompts.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
@@ -117,6 +104,7 @@ pub(crate) fn save(
         name,
         learned.into_record(),
         optimizer,
+        &model.head.to_file(),
         &position,
     )?;
     let superfluous: Vec<String> = checkpoint::names(checkpoints)
@@ -139,7 +127,10 @@ pub(crate) fn restore(
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
     let d_model = fresh.backbone.config().d_model;
-    let zeros = |shape: [usize; 2]| TensorData::zeros::<f32, _>(shape);
+    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| TrainError::Checkpoint {
+        path: path.into(),
+        problem: format!("its head has an unknown array `{name}`"),
+    })?;
     let sites: Vec<Site> = fresh.adapter.sites.iter().map(|s| s.site()).collect();
     let learned = Learned {
         adapter: Adapter::with_structure(
@@ -149,16 +140,13 @@ pub(crate) fn restore(
             position.current_rank,
             device,
         )?,
-        head: position.n_head_classes.map(|n| {
-            let bias = TensorData::zeros::<f32, _>([n]);
-            LinearHead::from_data(zeros([d_model, n]), bias, device)
-        }),
-        class_means: position
-            .n_class_means
-            .map(|n| Param::from_tensor(Tensor::from_data(zeros([n, d_model]), device))),
-        ridge: position
-            .n_ridge_classes
-            .map(|n| Ridge::zeros(d_model, n, device)),
+        head: HeadState {
+            trained: position
+                .trained_head
+                .map(|shape| TrainedHead::zeros(shape, d_model, device)),
+            per_class: arrays.per_class,
+            shared: arrays.shared,
+        },
         prompts: position
             .prompts
             .map(|layout| Prompts::zeros(&layout, d_model, device)),
@@ -174,8 +162,6 @@ pub(crate) fn restore(
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
         head: learned.head,
-        class_means: learned.class_means,
-        ridge: learned.ridge,
         prompts: learned.prompts,
     };
     struct Train(BTreeSet<u64>);

@@ -12,11 +12,13 @@ use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::Plan;
+use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
 use crate::evaluator::evaluate;
+use crate::features::FeatureTable;
+use crate::heads::{Classifier, FloatsStored, HeadTask};
 use crate::methods::TaskContext;
-use crate::model::{HeadKind, Model};
+use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::resume::{Position, claim, restore, save};
 use crate::rooms::Rooms;
@@ -35,6 +37,9 @@ pub struct RunLog {
     pub magnitudes: Vec<Vec<Vec<f64>>>,
     /// Parameters that received gradients in every task.
     pub n_trained: Vec<usize>,
+    /// Numbers that the head keeps after every task; absent in logs of earlier versions.
+    #[serde(default)]
+    pub floats_stored: Vec<FloatsStored>,
 }
 
 /// A finished run.
@@ -42,6 +47,10 @@ pub struct RunLog {
 pub struct Finished {
     /// The model after the last task, on the autodiff device.
     pub model: Model,
+    /// What predicts after the last task.
+    pub classifier: Classifier,
+    /// Name of the head it comes from.
+    pub head_name: String,
     /// Its log.
     pub log: RunLog,
     /// Class ids in the order of their labels.
@@ -72,7 +81,7 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<Finished, TrainError> {
-    let (config, method) = (plan.config(), plan.method());
+    let (config, method, head) = (plan.config(), plan.method(), plan.head());
     let device = device.clone().inner().autodiff();
     let dataset: Arc<dyn Dataset> =
         sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
@@ -96,6 +105,7 @@ pub fn run(
     };
     let trainer = Trainer {
         method,
+        head: head.as_ref(),
         n_epochs: config.n_epochs,
         optimizer: &config.optimizer,
         loss: config.loss,
@@ -110,8 +120,14 @@ pub fn run(
             n_new_classes: rooms.n_new_classes(round),
             seed: config.seed,
             device: device.clone(),
+            head: head.clone(),
         };
         if log.tasks.len() == round {
+            if head.wants_features_before() {
+                let table = rooms.train_features(round, &model, &dataset, config, &device)?;
+                let task = head_task(&table, round, &rooms, config, &device);
+                model.head = head.before_task(model.head, &task)?;
+            }
             model = method.before_task(model, &context)?;
             log.tasks.push(TaskLog::default());
             log.n_trained.push(if method.takes_steps() {
@@ -166,14 +182,15 @@ pub fn run(
         log.tasks[round] = task;
         model = method.after_task(trained, &context)?;
 
-        if config.head != HeadKind::Linear {
+        if head.is_fitted() {
             let table = match features {
                 Some(table) => table,
                 None => rooms.train_features(round, &model, &dataset, config, &device)?,
             };
-            let first_label = rooms.first_label(round);
-            model = model.with_fitted_head(config.head, &table, first_label, &device);
+            let task = head_task(&table, round, &rooms, config, &device);
+            model.head = head.fit(model.head, &task)?;
         }
+        log.floats_stored.push(model.head.floats_stored());
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {
             task_idx: round,
@@ -183,7 +200,7 @@ pub fn run(
 
         let clock = Instant::now();
         let n_seen = rooms.n_seen_tasks(round);
-        let row = evaluate(&model, config.head, &tests[..n_seen], &device)?;
+        let row = evaluate(&model, head.as_ref(), &tests[..n_seen], &device)?;
         while log.matrix.n_rows() + 1 < n_seen {
             log.matrix.push_missing_row()?;
         }
@@ -208,6 +225,8 @@ pub fn run(
 
     let names = dataset.class_names();
     Ok(Finished {
+        classifier: model.classifier(head.as_ref())?,
+        head_name: plan.head_name().to_owned(),
         model,
         log,
         class_names: stream
@@ -219,6 +238,22 @@ pub fn run(
     })
 }
 
+fn head_task<'a>(
+    table: &'a FeatureTable,
+    round: usize,
+    rooms: &Rooms,
+    config: &RunConfig,
+    device: &'a Device,
+) -> HeadTask<'a> {
+    HeadTask {
+        table,
+        first_label: rooms.first_label(round),
+        task_idx: round,
+        seed: config.seed,
+        device,
+    }
+}
+
 impl RunLog {
     fn new(matrix: AccuracyMatrix) -> Self {
         Self {
@@ -227,6 +262,7 @@ impl RunLog {
             eval_seconds: Vec::new(),
             magnitudes: Vec::new(),
             n_trained: Vec::new(),
+            floats_stored: Vec::new(),
         }
     }
 }

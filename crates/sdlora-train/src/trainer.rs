@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::head::cross_entropy;
+use crate::heads::{Head, cross_entropy};
 use crate::methods::{LossOver, Method};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
@@ -90,6 +90,8 @@ type Featured = (Tensor<2>, Option<Tensor<1>>, Vec<usize>);
 pub struct Trainer<'a> {
     /// The method.
     pub method: &'a dyn Method,
+    /// The head whose logits the loss compares.
+    pub head: &'a dyn Head,
     /// Passes over the data.
     pub n_epochs: usize,
     /// The optimiser.
@@ -230,10 +232,10 @@ impl Trainer<'_> {
         labels: &[usize],
         first_label: usize,
     ) -> Tensor<1> {
-        let Some(head) = &model.head else {
+        let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
         };
-        let mut logits = head.forward(features);
+        let mut logits = self.head.logits(trained, features);
         let [batch, n_classes] = logits.dims();
         let first = match self.loss {
             LossOver::NewClasses => first_label,

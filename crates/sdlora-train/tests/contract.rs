@@ -13,8 +13,9 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Updates};
 use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::heads;
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{Finished, HeadKind, Model, Plan, RunConfig, Start};
+use sdlora_train::{Finished, Model, Plan, RunConfig, Start};
 use toy::{Bench, bits, shape};
 
 const N_NEW: usize = 2;
@@ -29,10 +30,6 @@ fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan 
         init_cls: N_NEW,
         increment: N_NEW,
     };
-    let method = methods::build(name, &Default::default()).unwrap();
-    if !method.takes_steps() {
-        config.head = HeadKind::Ncm;
-    }
     change(&mut config);
     config.check().unwrap()
 }
@@ -243,7 +240,7 @@ fn old_columns_of_the_head_do_not_move() {
             let plan = plan(&bench, name, |config| config.stream.n_tasks = Some(n_tasks));
             let name = format!("{name}-{n_tasks}");
             let model = bench.run(&name, &plan, Start::Fresh).unwrap().model;
-            model.head.unwrap().weight.val().inner()
+            model.head.trained.unwrap().weight.val().inner()
         };
         let old: Vec<f32> = run(1).into_data().iter().collect();
         let new = run(2).slice([0..shape().d_model, 0..N_NEW]);
@@ -272,6 +269,7 @@ fn attaching_a_method_changes_no_feature() {
             n_new_classes: N_NEW,
             seed: 1,
             device: device.clone(),
+            head: heads::build("linear", &Default::default()).unwrap(),
         };
         let model = method
             .before_task(Model::new(backbone, adapter), &task)

@@ -13,32 +13,27 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use sdlora_train::{
-    Event, Finished, HeadKind, Observer, Plan, RunConfig, Schedule, Start, TrainError, checkpoint,
+    Event, Finished, HeadConfig, Observer, Plan, RunConfig, Schedule, Start, TrainError, checkpoint,
 };
 use toy::{Bench, bits, copy_folder};
 
 /// Methods whose runs must continue to the same bits, with the classifier they are run with.
-const RESUMED: &[(&str, HeadKind)] = &[
+const RESUMED: &[(&str, &str)] = &[
     (
         "name = \"sdlora\"\nrank = 4\nvariant = \"reference\"",
-        HeadKind::Linear,
+        "linear",
     ),
-    (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"",
-        HeadKind::Linear,
-    ),
-    (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"carry\"",
-        HeadKind::Linear,
-    ),
-    ("name = \"sdlora\"\nrank = 4", HeadKind::Ncm),
-    ("name = \"sdlora\"\nrank = 4", HeadKind::Ridge),
-    ("name = \"lora\"\nrank = 4", HeadKind::Linear),
-    ("name = \"finetune\"", HeadKind::Linear),
-    ("name = \"linear\"", HeadKind::Linear),
-    ("name = \"l2p\"", HeadKind::Linear),
-    ("name = \"dualprompt\"", HeadKind::Ncm),
-    ("name = \"coda-prompt\"", HeadKind::Linear),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"paper\"", "linear"),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"carry\"", "linear"),
+    ("name = \"sdlora\"\nrank = 4", "ncm"),
+    ("name = \"sdlora\"\nrank = 4", "ridge"),
+    ("name = \"sdlora\"\nrank = 4", "cosine"),
+    ("name = \"lora\"\nrank = 4", "linear"),
+    ("name = \"finetune\"", "linear"),
+    ("name = \"linear\"", "linear"),
+    ("name = \"l2p\"", "linear"),
+    ("name = \"dualprompt\"", "ncm"),
+    ("name = \"coda-prompt\"", "cosine"),
 ];
 
 fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
@@ -70,6 +65,14 @@ fn assert_same(a: &Finished, b: &Finished, what: &str) {
     );
     assert_eq!(a.class_order, b.class_order, "{what}: classes");
     assert!(bits(&a.model) == bits(&b.model), "{what}: weights");
+    assert_eq!(a.classifier, b.classifier, "{what}: classifier");
+    let arrays = |run: &Finished| {
+        (
+            run.model.head.per_class.clone(),
+            run.model.head.shared.clone(),
+        )
+    };
+    assert!(arrays(a) == arrays(b), "{what}: arrays of the head");
 }
 
 #[test]
@@ -155,8 +158,10 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
     let bench = Bench::new();
     for (i, &(method, head)) in RESUMED.iter().enumerate() {
         for task_idx in [0, 1] {
-            let what = format!("{method}, {head:?}, killed in task {task_idx}").replace('\n', ", ");
-            let plan = plan(&bench, method, |config| config.head = head);
+            let what = format!("{method}, {head}, killed in task {task_idx}").replace('\n', ", ");
+            let plan = plan(&bench, method, |config| {
+                config.head = Some(HeadConfig::named(head))
+            });
             let (whole, rest) = (
                 format!("whole-{i}-{task_idx}"),
                 format!("rest-{i}-{task_idx}"),

@@ -14,7 +14,7 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::Updates;
 use sdlora_testkit::{Tolerance, assert_close, test_device, toy::SplitMix64};
 use sdlora_train::{
-    Finished, FinishedRun, Format, HeadKind, Predictor, Prompts, RunConfig, Start, TensorFile,
+    Finished, FinishedRun, Format, HeadConfig, Predictor, Prompts, RunConfig, Start, TensorFile,
     export, extract_features, write_model,
 };
 use toy::{Bench, bits, data_dir, shape};
@@ -143,13 +143,12 @@ fn evaluation_goes_through_the_prompts() {
 fn a_fitted_head_sees_the_features_of_the_prompts() {
     let bench = Bench::new();
     let ncm = |folder: &str, method: &str| {
-        let with_ncm = |config: &mut RunConfig| config.head = HeadKind::Ncm;
-        run_with(&bench, folder, method, with_ncm).model
+        let with_ncm = |config: &mut RunConfig| config.head = Some(HeadConfig::named("ncm"));
+        run_with(&bench, folder, method, with_ncm).classifier
     };
-    let plain = ncm("plain", "name = \"ncm\"").class_means_host();
-    let prompted = ncm("prompted", DUAL).class_means_host();
+    let (plain, prompted) = (ncm("plain", "name = \"ncm\""), ncm("prompted", DUAL));
     assert_eq!(prompted.n_classes(), plain.n_classes());
-    assert_ne!(prompted.means, plain.means);
+    assert_ne!(prompted, plain);
 }
 
 #[test]
@@ -174,13 +173,13 @@ fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
             d_model: shape().d_model,
             labels: vec![0; 4],
         };
-        let labels = finished.model.predict(&table, HeadKind::Linear).unwrap();
+        let labels = finished.classifier.predict(&table);
         let names: Vec<&str> = labels
             .iter()
             .map(|&label| finished.class_names[label].as_str())
             .collect();
         let predictor = Predictor::load(&folder.join("model"), &test_device()).unwrap();
-        assert_eq!(predictor.predict(images()).unwrap(), names, "{method}");
+        assert_eq!(predictor.predict(images()), names, "{method}");
 
         for (name, format) in Format::ALL {
             let out = bench.path(&format!("{i}-{name}"));

@@ -120,7 +120,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         {
             continue;
         }
-        let (mut summaries, mut seconds, mut n_parameters) = (Vec::new(), Vec::new(), 0);
+        let (mut summaries, mut seconds) = (Vec::new(), Vec::new());
+        let (mut n_parameters, mut stored) = (0, None);
         for seed in &args.seeds {
             let mut settings = suite.set.clone();
             settings.extend(entry.set.iter().cloned());
@@ -162,19 +163,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 );
             }
             n_parameters = metrics.log.n_trained.last().copied().unwrap_or(0);
+            stored = metrics.log.floats_stored.last().copied();
             seconds.push(metrics.log.tasks.iter().map(|t| t.seconds).sum());
             summaries.push(summary);
         }
-        rows.push((entry.label.clone(), summaries, n_parameters, seconds));
+        rows.push((
+            entry.label.clone(),
+            summaries,
+            n_parameters,
+            stored,
+            seconds,
+        ));
     }
     let rows: Vec<Comparison> = rows
         .iter()
-        .map(|(label, summaries, n_parameters, seconds)| Comparison {
-            method: label,
-            summaries,
-            n_parameters: Some(*n_parameters),
-            seconds,
-        })
+        .map(
+            |(label, summaries, n_parameters, stored, seconds)| Comparison {
+                method: label,
+                summaries,
+                n_parameters: Some(*n_parameters),
+                stored: *stored,
+                seconds,
+            },
+        )
         .collect();
     let table = compare_table(&rows);
     println!("\n{table}");

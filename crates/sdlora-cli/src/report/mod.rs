@@ -16,7 +16,7 @@ mod svg;
 mod table;
 
 pub use html::report_html;
-pub use table::{AccuracyTable, Comparison, compare_table, summary_block};
+pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
 

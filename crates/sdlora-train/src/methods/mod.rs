@@ -21,6 +21,7 @@ mod sdlora_rr;
 mod sdlora_single;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +30,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
+use crate::heads::Head;
 use crate::model::{Model, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
@@ -42,13 +44,18 @@ pub struct TaskContext {
     pub seed: u64,
     /// Device with autodiff.
     pub device: Device,
+    /// The head, whose columns grow with the classes.
+    pub head: Arc<dyn Head>,
 }
 
 impl TaskContext {
     /// The model with a head grown by the new classes.
-    pub fn grow_head(&self, model: Model) -> Model {
+    pub fn grow_head(&self, mut model: Model) -> Model {
         let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
-        model.with_grown_head(self.n_new_classes, &mut rng, &self.device)
+        let (d_model, n_new) = (model.backbone.config().d_model, self.n_new_classes);
+        let (head, device) = (self.head.as_ref(), &self.device);
+        model.head = model.head.grown(head, d_model, n_new, &mut rng, device);
+        model
     }
 
     /// The model with a new direction on every adapted site.
@@ -117,6 +124,11 @@ pub trait Method: Debug + Send + Sync {
         true
     }
 
+    /// Name of the head where the configuration names none.
+    fn default_head(&self) -> &'static str {
+        "linear"
+    }
+
     /// Whether features never change, so they can be computed once.
     fn keeps_features(&self) -> bool {
         false
@@ -178,41 +190,11 @@ pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, Train
 }
 
 /// Reads options as the type of a method.
-///
-/// What the type has no place for is refused by name at any depth. Serde alone does not see to
-/// that: it ignores unknown keys beside a tag, as in `settings.current`.
 fn parse<T: Serialize + DeserializeOwned>(
     method: &str,
     options: &toml::Table,
 ) -> Result<T, TrainError> {
-    let refuse = |expected: String| {
-        let found = toml::to_string(options).unwrap_or_default();
-        let found = found.trim().replace('\n', ", ");
-        TrainError::setting(format!("method ({method})"), found, expected)
-    };
-    let read: T = options
-        .clone()
-        .try_into()
-        .map_err(|e: toml::de::Error| refuse(format!("options it knows: {}", e.message())))?;
-    let known = toml::Table::try_from(&read)
-        .map_err(|e| refuse(format!("options with a TOML form: {e}")))?;
-    match unknown_key(options, &known) {
-        None => Ok(read),
-        Some(key) => Err(refuse(format!("options it knows: unknown field `{key}`"))),
-    }
-}
-
-/// The first key, with the tables it lies in, that `known` lacks.
-fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
-    typed
-        .iter()
-        .find_map(|(key, value)| match (value, known.get(key)) {
-            (_, None) => Some(key.clone()),
-            (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
-                unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
-            }
-            _ => None,
-        })
+    crate::options::parse(&format!("method ({method})"), options)
 }
 
 fn default_rank() -> usize {

@@ -10,21 +10,31 @@
 //! Stored per class: `3 · d_model` numbers (two sums, one row of `W`), and `2 · d_model²` once. No
 //! image is kept, but these are statistics of old images: more than SD-LoRA keeps.
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::{Classifier, Head, HeadEntry, HeadState, HeadTask};
+use crate::error::TrainError;
 use crate::features::FeatureTable;
+use crate::options::parse;
 
-/// Statistics of all tasks so far and the classifier they give, all frozen.
-#[derive(Module, Debug)]
-pub struct Ridge {
-    /// Gram matrices `[2, d_model, d_model]` of the fitted and of the held-out images.
-    pub gram: Param<Tensor<3>>,
-    /// Class sums `[2, n_classes, d_model]` of the same.
-    pub sums: Param<Tensor<3>>,
-    /// The classifier `[n_classes, d_model]`; it has no bias.
-    pub weight: Param<Tensor<2>>,
-}
+pub(super) const ENTRY: HeadEntry = HeadEntry {
+    name: "ridge",
+    summary: "ridge regression in closed form",
+    build: |options| Ok(Arc::new(parse::<Ridge>("head (ridge)", options)?)),
+};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ridge {}
+
+/// Gram matrices `[2, d_model, d_model]` of the fitted and of the held-out images.
+const GRAM: &str = "gram";
+/// Class sums `[n_classes, 2, d_model]` of the same.
+const SUMS: &str = "sums";
+/// The classifier `[n_classes, d_model]`; it has no bias.
+const WEIGHT: &str = "weight";
 
 /// Of so many images of a class one is held out to choose λ.
 const HOLD_OUT_EVERY: usize = 5;
@@ -32,28 +42,24 @@ const HOLD_OUT_EVERY: usize = 5;
 /// Candidates for λ, relative to the mean of the diagonal of the Gram matrix.
 const LAMBDAS: [f64; 8] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 
-impl Ridge {
-    /// Zeros with the shape of a saved one, to load a record into.
-    pub fn zeros(d_model: usize, n_classes: usize, device: &Device) -> Self {
-        Statistics::new(d_model, n_classes).to_module(vec![0.0; n_classes * d_model], device)
+impl Head for Ridge {
+    fn is_fitted(&self) -> bool {
+        true
     }
 
-    /// The classifier after the images of `table`, whose labels may be new or known.
-    pub fn fitted(before: Option<&Self>, table: &FeatureTable, device: &Device) -> Self {
-        let n_classes = table.labels.iter().max().map_or(0, |&label| label + 1);
-        let mut statistics = match before {
-            Some(ridge) => Statistics::of(ridge, n_classes),
-            None => Statistics::new(table.d_model, n_classes),
-        };
-        statistics.add(table);
+    fn fit(&self, state: HeadState, task: &HeadTask<'_>) -> Result<HeadState, TrainError> {
+        let mut statistics = Statistics::of(&state, task.table);
+        statistics.add(task.table);
         let weight = statistics.solve();
-        statistics.to_module(weight, device)
+        Ok(statistics.keep(weight, state))
     }
 
-    /// Number of classes.
-    pub fn n_classes(&self) -> usize {
-        let [n_classes, _] = self.weight.lazy_shape().dims();
-        n_classes
+    fn classifier(&self, state: &HeadState) -> Option<Classifier> {
+        let weight = state.per_class.get(WEIGHT)?;
+        let &[_, d_model] = weight.shape.as_slice() else {
+            return None;
+        };
+        Some(Classifier::linear(weight.values.clone(), d_model, None))
     }
 }
 
@@ -76,36 +82,39 @@ impl Statistics {
         }
     }
 
-    /// Those of a classifier, with room for at least `n_classes`.
-    fn of(ridge: &Ridge, n_classes: usize) -> Self {
-        let [n_before, d_model] = ridge.weight.lazy_shape().dims();
-        let mut statistics = Self::new(d_model, n_classes.max(n_before));
-        let fill = |halves: &mut [Vec<f64>; 2], tensor: Tensor<3>| {
-            let values: Vec<f64> = tensor.into_data().iter::<f32>().map(f64::from).collect();
-            let half = values.len() / 2;
-            for (to, from) in halves.iter_mut().zip([&values[..half], &values[half..]]) {
-                to[..half].copy_from_slice(from);
+    /// Those kept, with room for the labels of `table`, which may be new or known.
+    fn of(state: &HeadState, table: &FeatureTable) -> Self {
+        let d = table.d_model;
+        let n_table = table.labels.iter().max().map_or(0, |&label| label + 1);
+        let sums = state.rows(SUMS);
+        let n_before = sums.len() / (2 * d).max(1);
+        let mut statistics = Self::new(d, n_table.max(n_before));
+        for (label, halves) in sums.chunks_exact((2 * d).max(1)).enumerate() {
+            for (to, from) in statistics.sums.iter_mut().zip(halves.chunks_exact(d)) {
+                widen(from, &mut to[label * d..(label + 1) * d]);
             }
-        };
-        fill(&mut statistics.gram, ridge.gram.val());
-        fill(&mut statistics.sums, ridge.sums.val());
+        }
+        if let Some(gram) = state.shared.get(GRAM) {
+            let halves = gram.values.chunks_exact((d * d).max(1));
+            for (to, from) in statistics.gram.iter_mut().zip(halves) {
+                widen(from, to);
+            }
+        }
         statistics
     }
 
-    fn to_module(&self, weight: Vec<f64>, device: &Device) -> Ridge {
+    fn keep(&self, weight: Vec<f64>, mut state: HeadState) -> HeadState {
         let (d, n) = (self.d_model, self.n_classes);
-        let narrow = |values: &[f64]| values.iter().map(|&v| v as f32).collect::<Vec<_>>();
-        let halves = |[a, b]: &[Vec<f64>; 2], shape: [usize; 3]| {
-            let values = [narrow(a), narrow(b)].concat();
-            let tensor = Tensor::from_data(TensorData::new(values, shape), device);
-            Param::from_tensor(tensor).set_require_grad(false)
-        };
-        let weight = Tensor::from_data(TensorData::new(narrow(&weight), [n, d]), device);
-        Ridge {
-            gram: halves(&self.gram, [2, d, d]),
-            sums: halves(&self.sums, [2, n, d]),
-            weight: Param::from_tensor(weight).set_require_grad(false),
-        }
+        let [fitted, held_out] = &self.sums;
+        let sums = fitted
+            .chunks_exact(d.max(1))
+            .zip(held_out.chunks_exact(d.max(1)));
+        let sums = sums.flat_map(|(a, b)| narrow(a).chain(narrow(b))).collect();
+        let gram = self.gram.iter().flat_map(|half| narrow(half)).collect();
+        state.set_rows(SUMS, vec![n, 2, d], sums);
+        state.set_rows(WEIGHT, vec![n, d], narrow(&weight).collect());
+        state.set_shared(GRAM, vec![2, d, d], gram);
+        state
     }
 
     fn add(&mut self, table: &FeatureTable) {
@@ -159,6 +168,16 @@ impl Statistics {
         })
         .sum()
     }
+}
+
+fn widen(from: &[f32], to: &mut [f64]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = f64::from(from);
+    }
+}
+
+fn narrow(values: &[f64]) -> impl Iterator<Item = f32> + '_ {
+    values.iter().map(|&v| v as f32)
 }
 
 /// Rows `(G + λ·mean(diag G)·I)⁻¹ c` for every row `c` of `sums`, by a Cholesky factorisation; `None`
@@ -224,8 +243,16 @@ mod tests {
         table
     }
 
-    fn weight(ridge: &Ridge) -> Vec<f32> {
-        ridge.weight.val().into_data().iter().collect()
+    fn fit(state: HeadState, table: &FeatureTable) -> HeadState {
+        let device = test_device();
+        let task = HeadTask {
+            table,
+            first_label: 0,
+            task_idx: 0,
+            seed: 1,
+            device: &device,
+        };
+        Ridge {}.fit(state, &task).unwrap()
     }
 
     #[test]
@@ -244,27 +271,22 @@ mod tests {
 
     #[test]
     fn the_order_of_tasks_does_not_matter_and_one_task_is_the_sum_of_two() {
-        let device = test_device();
         let (first, second) = (table(&[0, 1], 1), table(&[2, 3], 2));
         let in_order = |tables: &[&FeatureTable]| {
-            tables
-                .iter()
-                .fold(None, |before, table| {
-                    Some(Ridge::fitted(before.as_ref(), table, &device))
-                })
-                .unwrap()
+            let fitted = tables.iter().fold(HeadState::default(), |s, t| fit(s, t));
+            fitted.rows(WEIGHT)
         };
-        let expected = weight(&in_order(&[&first, &second]));
+        let expected = in_order(&[&first, &second]);
         let mut both = first.clone();
         both.features.extend(&second.features);
         both.labels.extend(&second.labels);
         for other in [in_order(&[&second, &first]), in_order(&[&both])] {
-            for (a, b) in weight(&other).iter().zip(&expected) {
+            for (a, b) in other.iter().zip(&expected) {
                 assert!((a - b).abs() < 1e-5, "{a} and {b}");
             }
         }
         // Not so for other images: the statistics do enter.
-        let other = weight(&in_order(&[&first, &table(&[2, 3], 9)]));
+        let other = in_order(&[&first, &table(&[2, 3], 9)]);
         assert!(
             other
                 .iter()
@@ -303,7 +325,7 @@ mod tests {
             d_model: D,
             labels: vec![0, 1],
         };
-        let ridge = Ridge::fitted(None, &table, &test_device());
-        assert_eq!(weight(&ridge), [0.0; 2 * D]);
+        let state = fit(HeadState::default(), &table);
+        assert_eq!(state.rows(WEIGHT), [0.0; 2 * D]);
     }
 }
