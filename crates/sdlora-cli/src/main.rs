@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+mod pilot;
 mod preprocess;
 mod progress;
 mod report;

@@ -39,6 +39,17 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// Statistics that a method takes of features mean nothing any more.
+    #[error(
+        "{what} has {problem}: lower `optimizer.lr`, or start from another seed; the last \
+         checkpoint is intact"
+    )]
+    Numbers {
+        /// The statistics.
+        what: &'static str,
+        /// What is wrong with them.
+        problem: &'static str,
+    },
     /// A file or folder of a run cannot be read or written.
     #[error("cannot {action} {path}: {source}; check the path and the free space")]
     Io {

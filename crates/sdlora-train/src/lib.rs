@@ -48,13 +48,19 @@
 
 pub mod checkpoint;
 mod config;
+mod eigen;
 mod error;
 mod evaluator;
+mod expected;
 mod export;
 mod extractor;
 mod features;
+mod floor;
+mod gradient_memory;
 pub mod heads;
+mod linalg;
 pub mod methods;
+mod mix;
 mod model;
 mod observer;
 mod optimizer;
@@ -66,19 +72,23 @@ mod rooms;
 mod run;
 mod trainer;
 
-pub use config::{BackboneConfig, MethodConfig, Plan, RunConfig};
+pub use config::{BackboneConfig, FirstTask, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
+pub use expected::{Expected, MeanOver};
 pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
 pub use extractor::Extractor;
-pub use features::{ClassMeans, FeatureTable, accuracy};
+pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
+pub use floor::pixel_floor;
+pub use gradient_memory::{Energy, GradientMemory, Keeps};
 pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
-pub use model::Model;
+pub use mix::{Mix, MixConfig};
+pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
-pub use optimizer::{OptimizerConfig, Rule, Schedule};
+pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
 pub use prompts::{
     BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,

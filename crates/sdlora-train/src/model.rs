@@ -9,7 +9,8 @@ use sdlora_vit::Vit;
 
 use crate::error::TrainError;
 use crate::extractor::Extractor;
-use crate::heads::{Classifier, Head, HeadState};
+use crate::gradient_memory::GradientMemory;
+use crate::heads::{Classifier, FloatsStored, Head, HeadState};
 use crate::prompts::Prompts;
 
 /// Backbone, adapter and classifier of a run.
@@ -23,6 +24,45 @@ pub struct Model {
     pub head: HeadState,
     /// What a prompt method reads beside the image; absent for all others.
     pub prompts: Option<Prompts>,
+    /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
+    pub memory: Option<GradientMemory>,
+}
+
+/// A part of a [`Model`] that may have a learning rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The backbone, where it is trained.
+    Backbone,
+    /// The factors of the running direction.
+    Directions,
+    /// The magnitudes.
+    Magnitudes,
+    /// The trained classifier.
+    Head,
+    /// The prompts and their keys.
+    Prompts,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 5] = [
+        Self::Backbone,
+        Self::Directions,
+        Self::Magnitudes,
+        Self::Head,
+        Self::Prompts,
+    ];
+
+    /// Where the parameters of the part lie in a [`Model`].
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Backbone => "backbone",
+            Self::Directions => "adapter.sites",
+            Self::Magnitudes => "adapter.magnitudes",
+            Self::Head => "head",
+            Self::Prompts => "prompts",
+        }
+    }
 }
 
 impl Model {
@@ -33,6 +73,7 @@ impl Model {
             adapter,
             head: HeadState::default(),
             prompts: None,
+            memory: None,
         }
     }
 
@@ -84,6 +125,15 @@ impl Model {
         let inner = self.valid();
         let updates = inner.adapter.updates();
         inner.backbone.merged(&updates)
+    }
+
+    /// Everything that is kept of tasks whose images are gone, the adapter aside.
+    pub fn floats_stored(&self) -> FloatsStored {
+        let memory = self.memory.as_ref().map_or(0, GradientMemory::n_floats);
+        let mut stored = self.head.floats_stored();
+        stored.shared += memory;
+        stored.total += memory;
+        stored
     }
 
     /// What predicts, over all classes seen.

@@ -25,7 +25,7 @@ use crate::checkpoint;
 use crate::error::TrainError;
 use crate::export::TensorFile;
 use crate::extractor::Extractor;
-use crate::features::{ClassMeans, FeatureTable, accuracy};
+use crate::features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
@@ -42,6 +42,10 @@ pub struct PretrainConfig {
     pub dataset_options: Options,
     /// Name of the data set whose classes judge the features.
     pub eval_dataset: String,
+    /// Its options.
+    // Left out where there are none, so that the recipe beside an interrupted run compares equal.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub eval_options: Options,
     /// Seed of weights, order and augmentation.
     pub seed: u64,
     /// Number of passes over the data.
@@ -58,6 +62,10 @@ pub struct PretrainConfig {
     pub transform: TransformConfig,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
+}
+
+fn has_none(options: &Options) -> bool {
+    options.0.is_empty()
 }
 
 impl PretrainConfig {
@@ -255,7 +263,10 @@ pub fn nearest_mean_accuracy(
     let train = evaluation_loader(dataset, Half::Train(&task.train), &transform)?;
     let test = evaluation_loader(dataset, Half::Test(&task.test), &transform)?;
     let extractor = Extractor::from(vit.clone());
-    let means = ClassMeans::of(&FeatureTable::extract(&extractor, &train, device)?);
+    let means = ClassMeans::of(
+        &FeatureTable::extract(&extractor, &train, device)?,
+        MeanOf::Directions,
+    );
     let test = FeatureTable::extract(&extractor, &test, device)?;
     Ok(accuracy(&means.predict(&test), &test.labels))
 }

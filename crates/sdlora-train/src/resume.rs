@@ -12,11 +12,11 @@ use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, write_file};
-use crate::config::Plan;
+use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
+use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
-use crate::optimizer::OptimizerConfig;
 use crate::prompts::{PromptLayout, Prompts};
 use crate::run::{RunLog, Start};
 
@@ -29,6 +29,7 @@ struct Learned {
     adapter: Adapter,
     head: HeadState,
     prompts: Option<Prompts>,
+    memory: Option<GradientMemory>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -42,6 +43,8 @@ pub(crate) struct Position {
     trained_head: Option<TrainedShape>,
     #[serde(default)]
     prompts: Option<PromptLayout>,
+    #[serde(default)]
+    memory: Option<Vec<(Keeps, usize)>>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -64,6 +67,7 @@ impl Position {
             current_rank,
             trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
             prompts: model.prompts.as_ref().map(Prompts::layout),
+            memory: model.memory.as_ref().map(GradientMemory::structure),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -97,6 +101,7 @@ pub(crate) fn save(
         adapter: model.adapter.clone(),
         head: model.head.clone(),
         prompts: model.prompts.clone(),
+        memory: model.memory.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -121,7 +126,7 @@ type Restored = (Model, Option<ModuleOptimizer>, RunLog, usize);
 pub(crate) fn restore(
     fresh: Model,
     path: &Path,
-    optimizer: &OptimizerConfig,
+    config: &RunConfig,
     device: &Device,
 ) -> Result<Restored, TrainError> {
     let saved = checkpoint::load::<Position>(path)?;
@@ -150,6 +155,9 @@ pub(crate) fn restore(
         prompts: position
             .prompts
             .map(|layout| Prompts::zeros(&layout, d_model, device)),
+        memory: position
+            .memory
+            .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -163,6 +171,7 @@ pub(crate) fn restore(
         adapter: learned.adapter,
         head: learned.head,
         prompts: learned.prompts,
+        memory: learned.memory,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {
@@ -172,9 +181,12 @@ pub(crate) fn restore(
         }
     }
     let model = model.map(&mut Train(position.trained));
-    let optimizer = saved
-        .optimizer
-        .map(|record| optimizer.init().load_record(record));
+    let optimizer = saved.optimizer.map(|record| {
+        config
+            .optimizer_of(position.n_done)
+            .init()
+            .load_record(record)
+    });
     Ok((model, optimizer, position.log, position.n_done))
 }
 

@@ -37,7 +37,7 @@ pub struct RunLog {
     pub magnitudes: Vec<Vec<Vec<f64>>>,
     /// Parameters that received gradients in every task.
     pub n_trained: Vec<usize>,
-    /// Numbers that the head keeps after every task; absent in logs of earlier versions.
+    /// Numbers that head and method keep of old tasks, after every task; absent in logs of earlier versions.
     #[serde(default)]
     pub floats_stored: Vec<FloatsStored>,
 }
@@ -95,7 +95,7 @@ pub fn run(
     let (mut model, mut optimizer, mut log, n_done) = match checkpoint::latest(&checkpoints) {
         Some(path) if start == Start::Resume => {
             observer.event(&Event::Resumed { path: &path });
-            restore(fresh, &path, &config.optimizer, &device)?
+            restore(fresh, &path, config, &device)?
         }
         _ => {
             let matrix =
@@ -103,25 +103,29 @@ pub fn run(
             (fresh, None, RunLog::new(matrix), 0)
         }
     };
-    let trainer = Trainer {
-        method,
-        head: head.as_ref(),
-        n_epochs: config.n_epochs,
-        optimizer: &config.optimizer,
-        loss: config.loss,
-        checkpoint_every: config.checkpoint_every,
-        device: device.clone(),
-    };
 
     for round in n_done..rooms.n_rounds() {
+        let trainer = Trainer {
+            method,
+            head: head.as_ref(),
+            n_epochs: config.n_epochs_of(round),
+            optimizer: config.optimizer_of(round),
+            loss: config.loss,
+            mix: config.mix.as_ref(),
+            seed: config.seed,
+            checkpoint_every: config.checkpoint_every,
+            device: device.clone(),
+        };
         let loader = rooms.train_loader(round, &dataset, config)?;
         let context = TaskContext {
             task_idx: round,
+            n_tasks: rooms.n_rounds(),
             n_new_classes: rooms.n_new_classes(round),
             seed: config.seed,
             device: device.clone(),
             head: head.clone(),
         };
+        let images = rooms.round_images(round, &dataset, config, &device);
         if log.tasks.len() == round {
             if head.wants_features_before() {
                 let table = rooms.train_features(round, &model, &dataset, config, &device)?;
@@ -129,8 +133,9 @@ pub fn run(
                 model.head = head.before_task(model.head, &task)?;
             }
             model = method.before_task(model, &context)?;
+            model = method.prepare(model, &context, &images)?;
             log.tasks.push(TaskLog::default());
-            log.n_trained.push(if method.takes_steps() {
+            log.n_trained.push(if method.takes_steps_in(round) {
                 model.n_trained()
             } else {
                 0
@@ -142,7 +147,7 @@ pub fn run(
             n_new_classes: rooms.n_new_classes(round),
             n_seen_classes: rooms.n_seen_classes(round),
             n_images: loader.n_images(),
-            n_steps: trainer.n_steps(&loader),
+            n_steps: trainer.n_steps(round, &loader),
             n_trained: log.n_trained[round],
         });
 
@@ -152,9 +157,10 @@ pub fn run(
         } else {
             None
         };
+        let labels = rooms.labels(round);
         let data = TaskData {
             task_idx: round,
-            first_label: rooms.first_label(round),
+            labels: &labels,
             loader: &loader,
             features: features.as_ref(),
         };
@@ -170,7 +176,9 @@ pub fn run(
                 Position::of(model, round, &log),
             )
         };
-        let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
+        let optimizer = optimizer
+            .take()
+            .unwrap_or_else(|| config.optimizer_of(round).init());
         let (trained, task) = trainer.train(
             model,
             optimizer,
@@ -180,7 +188,8 @@ pub fn run(
             &mut on_checkpoint,
         )?;
         log.tasks[round] = task;
-        model = method.after_task(trained, &context)?;
+        model = method.review(trained, &context, &images)?;
+        model = method.after_task(model, &context)?;
 
         if head.is_fitted() {
             let table = match features {
@@ -190,7 +199,7 @@ pub fn run(
             let task = head_task(&table, round, &rooms, config, &device);
             model.head = head.fit(model.head, &task)?;
         }
-        log.floats_stored.push(model.head.floats_stored());
+        log.floats_stored.push(model.floats_stored());
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {
             task_idx: round,

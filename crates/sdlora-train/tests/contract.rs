@@ -15,7 +15,7 @@ use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::heads;
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{Finished, Model, Plan, RunConfig, Start};
+use sdlora_train::{Finished, HeadConfig, Model, Plan, RunConfig, Start};
 use toy::{Bench, bits, shape};
 
 const N_NEW: usize = 2;
@@ -30,6 +30,10 @@ fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan 
         init_cls: N_NEW,
         increment: N_NEW,
     };
+    if name == "ranpac" {
+        // Ten thousand random features would take minutes.
+        config.head = Some(HeadConfig::named("ridge").with("projection", 40));
+    }
     change(&mut config);
     config.check().unwrap()
 }
@@ -81,7 +85,7 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
         let same = bits(&run.model.backbone.valid()) == before;
         assert_eq!(
             same,
-            entry.name != "finetune",
+            !["finetune", "slca"].contains(&entry.name),
             "{}: backbone unchanged",
             entry.name
         );
@@ -92,8 +96,12 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
             entry.name
         );
         assert_eq!(last.len(), 2, "{}", entry.name);
-        let takes_steps = entry.name != "ncm";
         for (t, task) in run.log.tasks.iter().enumerate() {
+            let takes_steps = match entry.name {
+                "ncm" | "simplecil" => false,
+                "ranpac" => t == 0,
+                _ => true,
+            };
             assert_eq!(
                 task.losses.is_empty(),
                 !takes_steps,
@@ -122,7 +130,7 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         backbone,
         d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d
     );
-    for (name, expected) in [
+    let formulas = [
         // Of the running task the factors, and one magnitude for each task so far.
         (
             "sdlora",
@@ -134,6 +142,10 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         ),
         (
             "sdlora-kd",
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+        ),
+        (
+            "sdlora-relative",
             vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
         ),
         // In the second task one magnitude and no direction.
@@ -162,6 +174,11 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "olora",
             vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
         ),
+        // The up-projections alone, of as many sites; the down-projections are designed.
+        (
+            "inflora",
+            vec![direction / 2 + head(N_NEW), direction / 2 + head(2 * N_NEW)],
+        ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
         // Ten prompts of five tokens with a key each, all of them in every task.
         (
@@ -188,9 +205,21 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "finetune",
             vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
         ),
+        // As finetune: what differs is a rate.
+        (
+            "slca",
+            vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
+        ),
+        ("ranpac", vec![direction + head(N_NEW), 0]),
         ("ncm", vec![0, 0]),
+        ("simplecil", vec![0, 0]),
         ("joint", vec![direction + head(2 * N_NEW)]),
-    ] {
+    ];
+    for entry in METHODS {
+        let known = formulas.iter().any(|(name, _)| *name == entry.name);
+        assert!(known, "{}: state its formula here", entry.name);
+    }
+    for (name, expected) in formulas {
         assert_eq!(run(&bench, name).log.n_trained, expected, "{name}");
     }
 }
@@ -266,6 +295,7 @@ fn attaching_a_method_changes_no_feature() {
         let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
         let task = TaskContext {
             task_idx: 0,
+            n_tasks: 2,
             n_new_classes: N_NEW,
             seed: 1,
             device: device.clone(),

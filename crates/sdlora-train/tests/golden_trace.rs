@@ -281,6 +281,8 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         n_epochs: N_EPOCHS,
         optimizer: &optimizer,
         loss: LossOver::NewClasses,
+        mix: None,
+        seed: 0,
         checkpoint_every: usize::MAX,
         device: device.clone(),
     };
@@ -295,10 +297,10 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
     for (t, task) in tasks.iter().enumerate() {
         model = trace.grown(model, t);
         let loader = TaskLoader::new(vec![trace.loader(&task.train, BATCH)]);
-        assert_eq!(trainer.n_steps(&loader), n_steps);
+        assert_eq!(trainer.n_steps(t, &loader), n_steps);
         let data = TaskData {
             task_idx: t,
-            first_label: task.first_label,
+            labels: task.labels(),
             loader: &loader,
             features: None,
         };

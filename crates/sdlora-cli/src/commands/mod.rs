@@ -3,6 +3,7 @@
 pub mod compare;
 mod contact_sheet;
 pub mod data;
+mod data_fetch;
 pub mod export;
 pub mod features;
 pub mod inspect;

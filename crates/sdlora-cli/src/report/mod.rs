@@ -6,15 +6,18 @@
 //! | file | what |
 //! |---|---|
 //! | `table.rs` | growing accuracy table, summary block, comparison of methods |
+//! | `expected.rs` | published numbers beside those of the run |
 //! | `html.rs` | the page `report.html` |
 //! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
 
 mod charts;
+mod expected;
 mod html;
 mod svg;
 mod table;
 
+pub use expected::{published_block, published_numbers};
 pub use html::report_html;
 pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
 

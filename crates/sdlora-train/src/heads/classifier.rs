@@ -1,33 +1,52 @@
 //! What is left of a head once learning is over: all that a prediction needs.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use super::projection::random_features;
 use crate::error::TrainError;
 use crate::export::{HostTensor, TensorFile};
 use crate::features::FeatureTable;
 
-/// A classifier of features, on the host: `logits = weight · x + bias`.
+/// A classifier of features, on the host: `logits = weight · x + bias`, or of their random features
+/// `max(0, projection · x)` instead of `x`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classifier {
-    /// `[n_classes, d_model]`.
+    /// `[n_random, d_model]`, where there is one.
+    projection: Option<Arc<HostTensor>>,
+    /// `[n_classes, d_model]`, or `[n_classes, n_random]`.
     weight: HostTensor,
     /// `[n_classes]`.
     bias: Vec<f32>,
 }
 
+/// Rows of a table whose random features are in memory at a time.
+const BLOCK: usize = 256;
+
 /// Metadata key of the name of the head.
 const HEAD_KEY: &str = "sdlora.head";
+/// Name of the matrix of random features in a file.
+const PROJECTION: &str = "projection";
 
 impl Classifier {
     /// A linear classifier of rows `[n_classes, d_model]`, each with a bias where one is given.
     pub fn linear(rows: Vec<f32>, d_model: usize, bias: Option<Vec<f32>>) -> Self {
         let n_classes = rows.len() / d_model.max(1);
         Self {
+            projection: None,
             weight: HostTensor {
                 shape: vec![n_classes, d_model],
                 values: rows,
             },
             bias: bias.unwrap_or_else(|| vec![0.0; n_classes]),
+        }
+    }
+
+    /// This classifier, of random features by `projection: [d_model of this classifier, d_model]`.
+    pub(super) fn after(self, projection: Arc<HostTensor>) -> Self {
+        Self {
+            projection: Some(projection),
+            ..self
         }
     }
 
@@ -37,30 +56,44 @@ impl Classifier {
     }
 
     /// Rows `[n_classes, d_model]` and biases `[n_classes]`, where the logits are linear in the
-    /// features. Where cosines classify, these logits are the cosines times the length of the
+    /// features: `None` behind a projection. Where cosines classify, these logits are the cosines times the length of the
     /// feature: every prediction is the same, a softmax over them is not.
     pub fn as_linear(&self) -> Option<(&[f32], &[f32])> {
-        Some((&self.weight.values, &self.bias))
+        match self.projection {
+            None => Some((&self.weight.values, &self.bias)),
+            Some(_) => None,
+        }
     }
 
     /// Logits `[n, n_classes]`, row-major, of every row of a table.
     pub fn logits(&self, table: &FeatureTable) -> Vec<f32> {
         let n_classes = self.n_classes();
-        let width = table.d_model;
+        let width = self.width();
         // Feature by feature, so that all classes advance together.
         let columns = transposed(&self.weight.values, n_classes, width);
         let mut out = Vec::with_capacity(table.len() * n_classes);
         let mut logits = vec![0.0f32; n_classes];
-        for i in 0..table.len() {
-            logits.copy_from_slice(&self.bias);
-            for (&x, w) in table.row(i).iter().zip(columns.chunks_exact(n_classes)) {
-                for (logit, &w) in logits.iter_mut().zip(w) {
-                    *logit += x * w;
+        for block in table.features.chunks(BLOCK * table.d_model.max(1)) {
+            let features = match &self.projection {
+                Some(projection) => &random_features(projection, block)[..],
+                None => block,
+            };
+            for row in features.chunks_exact(width.max(1)) {
+                logits.copy_from_slice(&self.bias);
+                for (&x, w) in row.iter().zip(columns.chunks_exact(n_classes.max(1))) {
+                    for (logit, &w) in logits.iter_mut().zip(w) {
+                        *logit += x * w;
+                    }
                 }
+                out.extend_from_slice(&logits);
             }
-            out.extend_from_slice(&logits);
         }
         out
+    }
+
+    /// Numbers that a row of the weight is multiplied by.
+    fn width(&self) -> usize {
+        self.weight.shape.last().copied().unwrap_or(0)
     }
 
     /// The label of the largest logit, the first of equals, for every row of a table.
@@ -72,7 +105,8 @@ impl Classifier {
         logits.chunks_exact(self.n_classes()).map(argmax).collect()
     }
 
-    /// Writes the file that a run leaves: `weight` and `bias`, and the name of the head.
+    /// Writes the file that a run leaves: `weight` and `bias`, `projection` where there is one, and
+    /// the name of the head.
     ///
     /// # Errors
     ///
@@ -85,6 +119,10 @@ impl Classifier {
             self.weight.values.clone(),
         );
         file.insert("bias", vec![self.bias.len()], self.bias.clone());
+        if let Some(projection) = &self.projection {
+            let HostTensor { shape, values } = projection.as_ref().clone();
+            file.insert(PROJECTION, shape, values);
+        }
         file.metadata.insert(HEAD_KEY.into(), head.into());
         file.write(path)
     }
@@ -110,15 +148,35 @@ impl Classifier {
             }
         };
         let [n_classes, width] = shape;
-        if width != d_model || bias.len() != n_classes {
+        let projection = match file.tensors.contains_key(PROJECTION) {
+            true => Some(file.get::<2>(path, PROJECTION)?),
+            false => None,
+        };
+        // Width of the features, and of what the weight multiplies.
+        let [expected, takes] = match projection {
+            Some((shape, _)) => [shape[1], shape[0]],
+            None => [width, width],
+        };
+        if expected != d_model || takes != width || bias.len() != n_classes {
+            let behind = match projection {
+                Some((shape, _)) => format!(" behind a projection of {} x {}", shape[0], shape[1]),
+                None => String::new(),
+            };
             let problem = format!(
-                "a classifier of {n_classes} x {width} with {} biases does not fit features of \
-                 width {d_model}; use the `head.safetensors` of the same run",
+                "a classifier of {n_classes} x {width} with {} biases{behind} does not fit features \
+                 of width {d_model}; use the `head.safetensors` of the same run",
                 bias.len()
             );
             return Err(TrainError::export(path, problem));
         }
-        Ok(Self::linear(weight.to_vec(), d_model, Some(bias)))
+        let classifier = Self::linear(weight.to_vec(), width, Some(bias));
+        Ok(match projection {
+            Some((shape, values)) => classifier.after(Arc::new(HostTensor {
+                shape: shape.to_vec(),
+                values: values.to_vec(),
+            })),
+            None => classifier,
+        })
     }
 }
 
@@ -175,6 +233,17 @@ mod tests {
         assert_eq!(Classifier::read(&path, 2).unwrap(), classifier);
         let error = Classifier::read(&path, 3).unwrap_err().to_string();
         assert!(error.contains("2 x 2"), "{error}");
+
+        let projection = HostTensor {
+            shape: vec![2, 3],
+            values: vec![0.5; 6],
+        };
+        let behind = classifier.clone().after(Arc::new(projection));
+        assert!(classifier.as_linear().is_some() && behind.as_linear().is_none());
+        behind.write(&path, "ridge").unwrap();
+        assert_eq!(Classifier::read(&path, 3).unwrap(), behind);
+        let error = Classifier::read(&path, 2).unwrap_err().to_string();
+        assert!(error.contains("projection of 2 x 3"), "{error}");
 
         let mut old = TensorFile::default();
         old.insert("class_means", vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]);

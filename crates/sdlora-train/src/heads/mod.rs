@@ -7,10 +7,15 @@
 //! A head learns in two ways, and may use both: by the steps of a task, which train the columns of a
 //! [`TrainedHead`], and by [`Head::fit`] from the features of the task's images once they are over.
 
+mod align;
 mod classifier;
 mod cosine;
+mod drift;
+mod gaussian;
 mod linear;
 mod ncm;
+mod normal;
+mod projection;
 mod ridge;
 mod state;
 mod trained;
@@ -31,12 +36,12 @@ pub use trained::{TrainedHead, cross_entropy};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 
-/// A task as a head sees it: features of its training images, and where its classes begin.
+/// A task as a head sees it: features of its training images, and where its new classes begin.
 #[derive(Debug, Clone)]
 pub struct HeadTask<'a> {
     /// Features of the training images, prepared as for evaluation, always in the same order.
     pub table: &'a FeatureTable,
-    /// Label of the first class of the task.
+    /// Number of classes seen before: labels from here on are new, smaller ones come again.
     pub first_label: usize,
     /// Task, from 0.
     pub task_idx: usize,
@@ -116,7 +121,17 @@ pub struct HeadEntry {
 }
 
 /// Every head there is.
-pub const HEADS: &[HeadEntry] = &[linear::ENTRY, cosine::ENTRY, ncm::ENTRY, ridge::ENTRY];
+pub const HEADS: &[HeadEntry] = &[
+    linear::ENTRY,
+    cosine::ENTRY,
+    ncm::ENTRY,
+    ridge::ENTRY,
+    gaussian::ENTRY,
+];
+
+/// Purposes of the generators of heads; those of methods are below 16.
+const ALIGNMENT_DRAW: u64 = 16;
+const PROJECTION_DRAW: u64 = 17;
 
 /// Builds the head of that name with its options.
 ///
@@ -195,6 +210,12 @@ impl HeadConfig {
         }
     }
 
+    /// This head with one more option.
+    pub fn with(mut self, option: &str, value: impl Into<toml::Value>) -> Self {
+        self.options.insert(option.into(), value.into());
+        self
+    }
+
     /// Builds the head.
     ///
     /// # Errors
@@ -229,6 +250,24 @@ mod tests {
             }
         }
         table
+    }
+
+    /// Every entry with its defaults, and settings that keep or compute something else.
+    fn every_head() -> Vec<(String, Arc<dyn Head>)> {
+        let others = [
+            ("ridge", "projection = 40"),
+            ("gaussian", "covariance = \"diagonal\""),
+            (
+                "gaussian",
+                "covariance = \"shared\"\ndrift = \"compensated\"",
+            ),
+        ];
+        let defaults = HEADS.iter().map(|entry| (entry.name, ""));
+        let built = |(name, options): (&str, &str)| {
+            let head = build(name, &options.parse().unwrap()).unwrap();
+            (format!("{name} {options}"), head)
+        };
+        defaults.chain(others).map(built).collect()
     }
 
     /// The state after two tasks of two classes whose columns are drawn and not trained.
@@ -293,16 +332,46 @@ mod tests {
 
     #[test]
     fn a_head_that_is_fitted_classifies_what_it_saw() {
-        for entry in HEADS {
-            let head = (entry.build)(&Default::default()).unwrap();
+        for (name, head) in every_head() {
             assert!(head.classifier(&HeadState::default()).is_none());
             let state = learned(head.as_ref());
             let classifier = head.classifier(&state).unwrap();
-            assert_eq!(classifier.n_classes(), 4, "{}", entry.name);
+            assert_eq!(classifier.n_classes(), 4, "{}", name);
             if head.is_fitted() {
                 let test = table(0..4, 99);
                 let found = crate::accuracy(&classifier.predict(&test), &test.labels);
+                assert!(found > 0.9, "{}: {found}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_of_known_classes_adds_no_columns() {
+        let device = test_device_autodiff();
+        for entry in HEADS {
+            let head = (entry.build)(&Default::default()).unwrap();
+            let mut state = learned(head.as_ref());
+            let before = head.classifier(&state).unwrap().logits(&table(0..4, 5));
+            let mut rng = crate::model::generator(3, 1, 2);
+            state = state.grown(head.as_ref(), D, 0, &mut rng, &device);
+            let table = table(1..3, 12);
+            let task = HeadTask {
+                table: &table,
+                first_label: 4,
+                task_idx: 2,
+                seed: 3,
+                device: &device,
+            };
+            state = head.fit(state, &task).unwrap();
+            let classifier = head.classifier(&state).unwrap();
+            assert_eq!(classifier.n_classes(), 4, "{}", entry.name);
+            if head.is_fitted() {
+                let test = self::tests::table(0..4, 99);
+                let found = crate::accuracy(&classifier.predict(&test), &test.labels);
                 assert!(found > 0.9, "{}: {found}", entry.name);
+            } else {
+                let after = classifier.logits(&self::tests::table(0..4, 5));
+                assert_eq!(after, before, "{}", entry.name);
             }
         }
     }
@@ -310,8 +379,7 @@ mod tests {
     #[test]
     fn every_head_predicts_the_same_after_its_state_and_its_classifier_went_through_files() {
         let folder = tempfile::tempdir().unwrap();
-        for entry in HEADS {
-            let head = (entry.build)(&Default::default()).unwrap();
+        for (name, head) in every_head() {
             let state = learned(head.as_ref());
             let classifier = head.classifier(&state).unwrap();
             let expected = classifier.logits(&table(0..4, 5));
@@ -319,23 +387,22 @@ mod tests {
             let mut back = HeadState::from_file(&state.to_file()).unwrap();
             back.trained = state.trained.clone();
             let again = head.classifier(&back).unwrap();
-            assert_eq!(again.logits(&table(0..4, 5)), expected, "{}", entry.name);
+            assert_eq!(again.logits(&table(0..4, 5)), expected, "{}", name);
 
-            let path = folder.path().join(format!("{}.safetensors", entry.name));
-            classifier.write(&path, entry.name).unwrap();
+            let path = folder.path().join("head.safetensors");
+            classifier.write(&path, &name).unwrap();
             let read = Classifier::read(&path, D).unwrap();
-            assert_eq!(read.logits(&table(0..4, 5)), expected, "{}", entry.name);
+            assert_eq!(read.logits(&table(0..4, 5)), expected, "{}", name);
         }
     }
 
     #[test]
     fn the_floats_stored_are_those_of_the_arrays_and_grow_by_the_class() {
-        for entry in HEADS {
-            let head = (entry.build)(&Default::default()).unwrap();
+        for (name, head) in every_head() {
             let stored = learned(head.as_ref()).floats_stored();
-            assert!(stored.per_class >= D, "{}: {stored:?}", entry.name);
+            assert!(stored.per_class >= D, "{}: {stored:?}", name);
             let total = 4 * stored.per_class + stored.shared;
-            assert_eq!(stored.total, total, "{}: {stored:?}", entry.name);
+            assert_eq!(stored.total, total, "{}: {stored:?}", name);
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct HeadState {
     pub shared: Arrays,
 }
 
-/// Numbers that a head keeps of classes whose images are gone, each a 32-bit float.
+/// Numbers that are kept of classes and tasks whose images are gone, each a 32-bit float.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FloatsStored {
     /// For every class.
@@ -44,7 +44,7 @@ const PER_CLASS: &str = "per_class.";
 const SHARED: &str = "shared.";
 
 impl HeadState {
-    /// This state with columns for `n_new` more classes, all trainable.
+    /// This state with columns for `n_new` more classes, all trainable; as it is where none is new.
     pub fn grown(
         mut self,
         head: &dyn Head,
@@ -53,6 +53,9 @@ impl HeadState {
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
+        if n_new == 0 {
+            return self;
+        }
         let new = head.columns(d_model, n_new, rng, device);
         self.trained = Some(match self.trained.take() {
             Some(old) => old.grown(new),

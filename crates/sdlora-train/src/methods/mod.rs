@@ -6,6 +6,7 @@
 mod coda_prompt;
 mod dualprompt;
 mod finetune;
+mod inflora;
 mod joint;
 mod l2p;
 mod linear;
@@ -13,12 +14,16 @@ mod lora;
 mod lora_per_task;
 mod ncm;
 mod olora;
+mod ranpac;
 mod sdlora;
 mod sdlora_first;
 mod sdlora_fixed_magnitude;
 mod sdlora_kd;
+mod sdlora_relative;
 mod sdlora_rr;
 mod sdlora_single;
+mod simplecil;
+mod slca;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -30,15 +35,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
-use crate::heads::Head;
-use crate::model::{Model, generator};
+use crate::heads::{Head, HeadConfig};
+use crate::model::{Model, Part, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
 pub struct TaskContext {
     /// Task, from 0.
     pub task_idx: usize,
-    /// Classes of this task.
+    /// Tasks of the stream.
+    pub n_tasks: usize,
+    /// Classes of this task that no earlier one has; 0 where only known classes come again.
     pub n_new_classes: usize,
     /// Seed of the run.
     pub seed: u64,
@@ -75,6 +82,17 @@ impl TaskContext {
     }
 }
 
+/// The training images of a task, prepared as for evaluation, always in the same order.
+pub trait TaskImages {
+    /// Calls `see` with every batch `[batch, n_channels, image_size, image_size]`, on the device
+    /// without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError>;
+}
+
 /// Streams of the generator, so that changing what one part draws leaves the others as they were.
 const HEAD_DRAW: u64 = 1;
 const DIRECTION_DRAW: u64 = 2;
@@ -84,7 +102,8 @@ const PROMPT_DRAW: u64 = 0x50;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossOver {
-    /// The classes of the task only; old columns of the head receive no gradient (published code).
+    /// The classes of the task only, new ones and those that come again; other columns of the head receive no
+    /// gradient (published code).
     #[default]
     NewClasses,
     /// All classes seen so far.
@@ -99,6 +118,36 @@ pub trait Method: Debug + Send + Sync {
     ///
     /// When the settings do not fit the model.
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
+
+    /// Looks at the images of a task behind [`before_task`](Self::before_task) and before the first
+    /// step. Each pass over the images costs a forward pass; without one nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images, and what the method makes of them.
+    fn prepare(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
+    /// Looks at the images of a task again behind its last step and before
+    /// [`after_task`](Self::after_task).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`prepare`](Self::prepare).
+    fn review(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
 
     /// Changes the structure of the model after the last step of a task, before it is evaluated.
     ///
@@ -124,9 +173,15 @@ pub trait Method: Debug + Send + Sync {
         true
     }
 
-    /// Name of the head where the configuration names none.
-    fn default_head(&self) -> &'static str {
-        "linear"
+    /// The head where the configuration names none.
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("linear")
+    }
+
+    /// Whether gradient steps are made in this task; a method that makes them in some tasks only is
+    /// not one that a head may rely on.
+    fn takes_steps_in(&self, _task_idx: usize) -> bool {
+        self.takes_steps()
     }
 
     /// Whether features never change, so they can be computed once.
@@ -137,6 +192,11 @@ pub trait Method: Debug + Send + Sync {
     /// Whether all tasks are trained at once: an upper bound, not continual learning.
     fn is_joint(&self) -> bool {
         false
+    }
+
+    /// Factor on the learning rate of a part of the model, greater than 0.
+    fn lr_factor(&self, _part: Part) -> f64 {
+        1.0
     }
 
     /// Added to the loss of every step.
@@ -164,15 +224,20 @@ pub const METHODS: &[MethodEntry] = &[
     sdlora_first::ENTRY,
     sdlora_single::ENTRY,
     sdlora_fixed_magnitude::ENTRY,
+    sdlora_relative::ENTRY,
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
+    inflora::ENTRY,
     l2p::ENTRY,
     dualprompt::ENTRY,
     coda_prompt::ENTRY,
     finetune::ENTRY,
+    slca::ENTRY,
+    ranpac::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,
+    simplecil::ENTRY,
     joint::ENTRY,
 ];
 

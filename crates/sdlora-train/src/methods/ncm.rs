@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, parse};
 use crate::error::TrainError;
+use crate::heads::HeadConfig;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -21,8 +22,8 @@ impl Method for Ncm {
         Ok(model)
     }
 
-    fn default_head(&self) -> &'static str {
-        "ncm"
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("ncm")
     }
 
     fn takes_steps(&self) -> bool {
