@@ -93,6 +93,6 @@ pub use prompts::{
     BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
-pub use resume::PLAN_FILE;
+pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -205,13 +205,31 @@ pub(crate) fn claim(folder: &Path, plan: &Plan, start: Start) -> Result<(), Trai
         (Start::Resume, Err(_)) => Err(TrainError::NoRun {
             path: folder.into(),
         }),
-        (Start::Resume, Ok(earlier)) => match difference(&earlier, &text) {
-            None => Ok(()),
-            Some(difference) => Err(TrainError::PlanChanged {
-                path: folder.into(),
-                difference,
-            }),
-        },
+        (Start::Resume, Ok(earlier)) => same_plan(folder, &earlier, &text),
+    }
+}
+
+/// Checks that the run in `folder`, finished or not, is one of this plan.
+///
+/// # Errors
+///
+/// [`TrainError::NoRun`] for a folder without a plan, [`TrainError::PlanChanged`] for another one.
+pub fn check_plan(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
+    match fs::read_to_string(folder.join(PLAN_FILE)) {
+        Ok(earlier) => same_plan(folder, &earlier, &plan.to_toml()?),
+        Err(_) => Err(TrainError::NoRun {
+            path: folder.into(),
+        }),
+    }
+}
+
+fn same_plan(folder: &Path, earlier: &str, now: &str) -> Result<(), TrainError> {
+    match difference(earlier, now) {
+        None => Ok(()),
+        Some(difference) => Err(TrainError::PlanChanged {
+            path: folder.into(),
+            difference,
+        }),
     }
 }
 

@@ -8,24 +8,16 @@
 
 mod toy;
 
-<<<<<<< HEAD
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
-use sdlora_testkit::{test_device, test_device_autodiff};
+use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::methods::{self, METHODS, TaskContext};
 use sdlora_train::{Finished, HeadConfig, Keeps, Model, Plan, Start};
 use sdlora_vit::Vit;
-=======
-use burn::tensor::{Tensor, TensorData};
-use sdlora_core::{Adapter, HostFactors};
-use sdlora_data::TaskSplit;
-use sdlora_testkit::{test_device_autodiff, toy::SplitMix64};
-use sdlora_train::{Finished, Plan, Start};
->>>>>>> long
 use toy::{Bench, bits};
 
 /// Tasks of two classes; `method` are lines of `[method]`.
@@ -308,7 +300,6 @@ fn the_penalty_of_olora_turns_row_spaces_orthogonal() {
     assert!(pushed < 1e-3, "with it they do not: {pushed}");
 }
 
-<<<<<<< HEAD
 /// Attention inputs `[n_tokens, d_model]` of the first block for the training images of a task. No
 /// update changes what the first block sees.
 fn first_inputs(bench: &Bench, plan: &Plan, task_idx: usize) -> Tensor<2> {
@@ -477,7 +468,8 @@ fn ranpac_learns_a_lora_in_its_first_task_and_nothing_more() {
     assert_eq!(plain.model.head.per_class, frozen.model.head.per_class);
     assert_eq!(plain.log.matrix, frozen.log.matrix);
     assert_ne!(ranpac.model.head.per_class, frozen.model.head.per_class);
-=======
+}
+
 /// The update of every site as one list of numbers, the running direction included.
 fn update(adapter: &Adapter) -> Vec<f32> {
     let updates = adapter.updates();
@@ -570,6 +562,5 @@ fn old_relative_magnitudes_are_trained() {
     let rows = relative.model.adapter.magnitude_rows();
     assert!(rows[0].iter().all(|&m| m != 1.0), "{rows:?}");
     let names = relative.model.head.per_class.keys();
-    assert_eq!(names.collect::<Vec<_>>(), ["means"]);
->>>>>>> long
+    assert_eq!(names.collect::<Vec<_>>(), ["lengths", "means"]);
 }

@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
+pub mod suites;
 pub mod train;
 
 use std::path::{Path, PathBuf};

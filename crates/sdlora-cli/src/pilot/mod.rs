@@ -98,6 +98,13 @@ pub fn translate(text: &str, seed: Option<u32>) -> Result<Translation, UsageErro
     Ok(Translation { table, notes })
 }
 
+/// Keys of the programs of single methods, and what the option is called here.
+const OPTIONS: &[(&str, &str)] = &[
+    ("lamb", "lamb"),
+    ("lame", "lame"),
+    ("bcb_lrscale", "backbone_lr"),
+];
+
 impl Keys {
     fn refuse_memory(&mut self) -> Result<(), UsageError> {
         for key in ["memory_size", "memory_per_class"] {
@@ -138,15 +145,12 @@ impl Keys {
             .text("model_name")?
             .ok_or_else(|| missing("model_name"))?;
         let simple = names::simple(&typed);
-        let name = match simple.as_str() {
-            "simplecil" => "ncm",
-            _ => METHODS
-                .iter()
-                .map(|method| method.name)
-                .find(|name| names::simple(name) == simple)
-                // Refused by the check, unless another method is set.
-                .unwrap_or(&typed),
-        };
+        let name = METHODS
+            .iter()
+            .map(|method| method.name)
+            .find(|name| names::simple(name) == simple)
+            // Refused by the check, unless another method is set.
+            .unwrap_or(&typed);
         let mut method = Table::from_iter([("name".to_owned(), name.into())]);
         if let Some(rank) = self.count_of(&["rank", "lora_rank"])? {
             let options = Table::from_iter([("rank".to_owned(), integer(rank)?)]);
@@ -158,10 +162,18 @@ impl Keys {
                 ));
             }
         }
-        table.insert("method".into(), Value::Table(method));
-        if name == "ncm" {
-            table.insert("head".into(), "ncm".into());
+        for (key, option) in OPTIONS {
+            let Some(value) = self.map.get(*key).and_then(Json::as_f64) else {
+                continue;
+            };
+            let options = Table::from_iter([((*option).to_owned(), Value::Float(value))]);
+            // A key of another method is left for the notes.
+            if methods::build(name, &options).is_ok() {
+                self.map.remove(*key);
+                method.extend(options);
+            }
         }
+        table.insert("method".into(), Value::Table(method));
         Ok(())
     }
 
@@ -281,9 +293,7 @@ mod tests {
     #[test]
     fn one_spelling_holds_for_all_tasks() {
         let (config, notes) = read(SIMPLE);
-        assert_eq!(config.method.name, "ncm");
-        let table = translate(SIMPLE, None).unwrap().table;
-        assert_eq!(table["head"].as_str(), Some("ncm"));
+        assert_eq!(config.method.name, "simplecil");
         assert_eq!(config.dataset, "cifar100");
         assert_eq!(config.first_task, None);
         assert_eq!(config.stream.class_order, ClassOrder::Natural);
@@ -327,6 +337,26 @@ mod tests {
             );
         }
         assert_eq!(notes.len(), 9, "{notes:?}");
+    }
+
+    #[test]
+    fn shares_and_rates_of_single_methods_become_their_options() {
+        let with = |name: &str, keys: &str| {
+            let model = format!("\"model_name\": \"{name}\", {keys}");
+            read(&SIMPLE.replace("\"model_name\": \"simplecil\"", &model))
+        };
+        let (config, notes) = with("InfLoRA", "\"lamb\": 0.9, \"lame\": 1, \"rank\": 5");
+        let options = &config.method.options;
+        assert_eq!(config.method.name, "inflora");
+        assert_eq!(options["lamb"].as_float(), Some(0.9));
+        assert_eq!(options["lame"].as_float(), Some(1.0));
+        assert_eq!(options["rank"].as_integer(), Some(5));
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        let (config, _) = with("slca", "\"bcb_lrscale\": 0.02");
+        assert_eq!(config.method.options["backbone_lr"].as_float(), Some(0.02));
+        let (config, notes) = with("slca", "\"lamb\": 0.9");
+        assert!(config.method.options.is_empty());
+        assert!(notes.iter().any(|n| n.starts_with("`lamb` is not known")));
     }
 
     #[test]

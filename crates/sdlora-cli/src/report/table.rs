@@ -166,7 +166,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
     }
     text.push_str(
         "\nAcc: final accuracy; AAA: average anytime accuracy; both and forgetting and backward transfer (BWT) in %, \
-         means over tasks. Parameters: trained in the last task; head keeps: numbers (32-bit floats) of \
+         means over tasks. Parameters: most trained in one task; head keeps: numbers (32-bit floats) of \
          earlier classes, per class + once. Seconds: of training, all tasks. ±: standard error over runs.\n",
     );
     text

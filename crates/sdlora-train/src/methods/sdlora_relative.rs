@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
 use crate::error::TrainError;
+use crate::heads::HeadConfig;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -63,7 +64,7 @@ impl Method for SdLoraRelative {
         &self.projections
     }
 
-    fn default_head(&self) -> &'static str {
-        "ncm"
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("ncm")
     }
 }
