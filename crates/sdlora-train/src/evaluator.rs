@@ -20,13 +20,13 @@ pub fn evaluate(
     tests: &[Loader],
     device: &Device,
 ) -> Result<Vec<f64>, TrainError> {
-    let backbone = model.merged_backbone();
+    let extractor = model.extractor();
     let classifier = model.classifier(head)?;
     let device = device.clone().inner();
     tests
         .iter()
         .map(|loader| {
-            let table = FeatureTable::extract(&backbone, loader, &device)?;
+            let table = FeatureTable::extract(&extractor, loader, &device)?;
             Ok(accuracy(&classifier.predict(&table), &table.labels))
         })
         .collect()

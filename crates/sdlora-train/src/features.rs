@@ -1,11 +1,10 @@
 //! Features of whole sample sets, and the class means that classify without training.
 
 use burn::tensor::Device;
-use sdlora_core::Updates;
 use sdlora_data::Loader;
-use sdlora_vit::Vit;
 
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 
 /// Features of samples with their labels, in host memory.
 #[derive(Debug, Clone, Default)]
@@ -19,21 +18,23 @@ pub struct FeatureTable {
 }
 
 impl FeatureTable {
-    /// Features of all samples of a loader in its order, by a backbone on `device` (without
-    /// autodiff, merged: an evaluation costs what the plain backbone costs).
+    /// Features of all samples of a loader in its order, by a model on `device` without autodiff.
     ///
     /// # Errors
     ///
     /// Those of reading the images.
-    pub fn extract(vit: &Vit, loader: &Loader, device: &Device) -> Result<Self, TrainError> {
-        let none = Updates::default();
+    pub fn extract(
+        extractor: &Extractor,
+        loader: &Loader,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
         let mut table = Self {
-            d_model: vit.config().d_model,
+            d_model: extractor.vit().config().d_model,
             ..Self::default()
         };
         for batch in loader.epoch(0, device) {
             let batch = batch?;
-            let features = vit.forward(batch.images, &none);
+            let features = extractor.features(batch.images);
             table.features.extend(features.into_data().iter::<f32>());
             table.labels.extend(batch.labels_host);
         }

@@ -54,6 +54,7 @@ mod error;
 mod evaluator;
 mod expected;
 mod export;
+mod extractor;
 mod features;
 mod floor;
 mod gradient_memory;
@@ -66,6 +67,7 @@ mod observer;
 mod optimizer;
 mod options;
 pub mod pretrain;
+mod prompts;
 mod resume;
 mod rooms;
 mod run;
@@ -79,6 +81,7 @@ pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
+pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 pub use floor::pixel_floor;
 pub use gradient_memory::{Energy, GradientMemory, Keeps};
@@ -87,6 +90,10 @@ pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
+pub use prompts::{
+    BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
+    PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
+};
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

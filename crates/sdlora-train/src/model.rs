@@ -8,8 +8,10 @@ use sdlora_core::Adapter;
 use sdlora_vit::Vit;
 
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::gradient_memory::GradientMemory;
 use crate::heads::{Classifier, FloatsStored, Head, HeadState};
+use crate::prompts::Prompts;
 
 /// Backbone, adapter and classifier of a run.
 #[derive(Module, Debug)]
@@ -20,6 +22,8 @@ pub struct Model {
     pub adapter: Adapter,
     /// What the head has learned; empty before the first task.
     pub head: HeadState,
+    /// What a prompt method reads beside the image; absent for all others.
+    pub prompts: Option<Prompts>,
     /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
     pub memory: Option<GradientMemory>,
 }
@@ -35,15 +39,18 @@ pub enum Part {
     Magnitudes,
     /// The trained classifier.
     Head,
+    /// The prompts and their keys.
+    Prompts,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Backbone,
         Self::Directions,
         Self::Magnitudes,
         Self::Head,
+        Self::Prompts,
     ];
 
     /// Where the parameters of the part lie in a [`Model`].
@@ -53,6 +60,7 @@ impl Part {
             Self::Directions => "adapter.sites",
             Self::Magnitudes => "adapter.magnitudes",
             Self::Head => "head",
+            Self::Prompts => "prompts",
         }
     }
 }
@@ -64,13 +72,30 @@ impl Model {
             backbone: backbone.no_grad(),
             adapter,
             head: HeadState::default(),
+            prompts: None,
             memory: None,
         }
     }
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
-        self.backbone.forward(images, &self.adapter.updates())
+        let updates = self.adapter.updates();
+        match &self.prompts {
+            None => self.backbone.forward(images, &updates),
+            Some(prompts) => prompts.features(&self.backbone, images, &updates),
+        }
+    }
+
+    /// Features `[batch, d_model]` to train on, and what the model itself adds to the loss `[1]`.
+    /// Prompts of the running task may be given to its images where evaluation would have to find
+    /// them.
+    pub fn training_features(&self, images: Tensor<4>) -> (Tensor<2>, Option<Tensor<1>>) {
+        match &self.prompts {
+            None => (self.features(images), None),
+            Some(prompts) => {
+                prompts.training_features(&self.backbone, images, &self.adapter.updates())
+            }
+        }
     }
 
     /// Number of parameters that receive gradients.
@@ -88,8 +113,14 @@ impl Model {
         count.0
     }
 
-    /// The backbone with the updates inside its weights, without autodiff: what evaluates,
-    /// predicts and is exported.
+    /// What evaluates and predicts: the merged backbone with the prompts, without autodiff.
+    pub fn extractor(&self) -> Extractor {
+        let prompts = self.prompts.as_ref().map(Module::valid);
+        Extractor::from(self.merged_backbone()).with_prompts(prompts)
+    }
+
+    /// The backbone with the updates inside its weights, without autodiff: what is exported. It
+    /// knows nothing of prompts; for features see [`Model::extractor`].
     pub fn merged_backbone(&self) -> Vit {
         let inner = self.valid();
         let updates = inner.adapter.updates();

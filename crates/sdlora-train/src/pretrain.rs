@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::export::TensorFile;
+use crate::extractor::Extractor;
 use crate::features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
@@ -261,11 +262,12 @@ pub fn nearest_mean_accuracy(
     let transform = transform.for_evaluation();
     let train = evaluation_loader(dataset, Half::Train(&task.train), &transform)?;
     let test = evaluation_loader(dataset, Half::Test(&task.test), &transform)?;
+    let extractor = Extractor::from(vit.clone());
     let means = ClassMeans::of(
-        &FeatureTable::extract(vit, &train, device)?,
+        &FeatureTable::extract(&extractor, &train, device)?,
         MeanOf::Directions,
     );
-    let test = FeatureTable::extract(vit, &test, device)?;
+    let test = FeatureTable::extract(&extractor, &test, device)?;
     Ok(accuracy(&means.predict(&test), &test.labels))
 }
 

@@ -17,6 +17,7 @@ use crate::error::TrainError;
 use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
+use crate::prompts::{PromptLayout, Prompts};
 use crate::run::{RunLog, Start};
 
 /// Name of the file that holds the plan of a run.
@@ -27,6 +28,7 @@ pub const PLAN_FILE: &str = "plan.toml";
 struct Learned {
     adapter: Adapter,
     head: HeadState,
+    prompts: Option<Prompts>,
     memory: Option<GradientMemory>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
@@ -39,6 +41,8 @@ pub(crate) struct Position {
     past_ranks: Vec<usize>,
     current_rank: Option<usize>,
     trained_head: Option<TrainedShape>,
+    #[serde(default)]
+    prompts: Option<PromptLayout>,
     #[serde(default)]
     memory: Option<Vec<(Keeps, usize)>>,
     with_backbone: bool,
@@ -62,6 +66,7 @@ impl Position {
             past_ranks: ranks,
             current_rank,
             trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
+            prompts: model.prompts.as_ref().map(Prompts::layout),
             memory: model.memory.as_ref().map(GradientMemory::structure),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
@@ -95,6 +100,7 @@ pub(crate) fn save(
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
+        prompts: model.prompts.clone(),
         memory: model.memory.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
@@ -146,6 +152,9 @@ pub(crate) fn restore(
             per_class: arrays.per_class,
             shared: arrays.shared,
         },
+        prompts: position
+            .prompts
+            .map(|layout| Prompts::zeros(&layout, d_model, device)),
         memory: position
             .memory
             .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
@@ -161,6 +170,7 @@ pub(crate) fn restore(
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
         head: learned.head,
+        prompts: learned.prompts,
         memory: learned.memory,
     };
     struct Train(BTreeSet<u64>);

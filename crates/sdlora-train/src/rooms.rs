@@ -223,12 +223,12 @@ impl Rooms {
         config: &RunConfig,
         device: &Device,
     ) -> Result<FeatureTable, TrainError> {
-        let backbone = model.merged_backbone();
+        let extractor = model.extractor();
         let mut all = FeatureTable::default();
         for set in &self.train[self.tasks_of(round)] {
             // They are read once.
             let loader = plain_loader(set, dataset, config, Cache::None)?;
-            let table = FeatureTable::extract(&backbone, &loader, &device.clone().inner())?;
+            let table = FeatureTable::extract(&extractor, &loader, &device.clone().inner())?;
             all.d_model = table.d_model;
             all.features.extend(table.features);
             all.labels.extend(table.labels);

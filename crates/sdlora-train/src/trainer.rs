@@ -88,6 +88,7 @@ impl Epoch {
 }
 
 type Images = (Tensor<4>, Vec<usize>);
+type Featured = (Tensor<2>, Option<Tensor<1>>, Vec<usize>);
 
 /// Settings of the trainer that hold for every task.
 #[derive(Debug, Clone)]
@@ -165,14 +166,14 @@ impl Trainer<'_> {
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            while let Some((features, labels)) =
+            while let Some((features, auxiliary, labels)) =
                 self.next(&mut batches, &model, task, epoch, step)?
             {
                 let n_images = labels.len();
                 let mix = self.mix_of(task, step);
                 let mut loss = self.loss_of(&model, features, &labels, task.labels, mix);
-                if let Some(penalty) = self.method.penalty(&model) {
-                    loss = loss + penalty;
+                for term in auxiliary.into_iter().chain(self.method.penalty(&model)) {
+                    loss = loss + term;
                 }
                 let value = f64::from(loss.clone().into_scalar::<f32>());
                 if !value.is_finite() {
@@ -212,7 +213,8 @@ impl Trainer<'_> {
         Ok((model, log))
     }
 
-    /// Features with gradients, and labels, of the next batch; `None` at the end of the epoch.
+    /// Features with gradients, what getting them adds to the loss, and labels of the next batch;
+    /// `None` at the end of the epoch.
     fn next(
         &self,
         batches: &mut Epoch,
@@ -220,12 +222,13 @@ impl Trainer<'_> {
         task: &TaskData<'_>,
         epoch: usize,
         step: usize,
-    ) -> Result<Option<(Tensor<2>, Vec<usize>)>, TrainError> {
+    ) -> Result<Option<Featured>, TrainError> {
         let Some(table) = task.features else {
             let mix = self.mix_of(task, step);
-            return Ok(batches
-                .next()?
-                .map(|(images, labels)| (model.features(mix.apply(images)), labels)));
+            return Ok(batches.next()?.map(|(images, labels)| {
+                let (features, auxiliary) = model.training_features(mix.apply(images));
+                (features, auxiliary, labels)
+            }));
         };
         let n_batches = task.loader.n_batches();
         if step >= (epoch + 1) * n_batches {
@@ -240,7 +243,7 @@ impl Trainer<'_> {
             .collect();
         let data = TensorData::new(values, [rows.len(), table.d_model]);
         let labels = rows.iter().map(|&i| table.labels[i]).collect();
-        Ok(Some((Tensor::from_data(data, &self.device), labels)))
+        Ok(Some((Tensor::from_data(data, &self.device), None, labels)))
     }
 
     /// How the batch of a step is mixed.

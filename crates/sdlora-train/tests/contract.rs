@@ -180,6 +180,27 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             vec![direction / 2 + head(N_NEW), direction / 2 + head(2 * N_NEW)],
         ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
+        // Ten prompts of five tokens with a key each, all of them in every task.
+        (
+            "l2p",
+            vec![10 * 6 * d + head(N_NEW), 10 * 6 * d + head(2 * N_NEW)],
+        ),
+        // One block each: keys and values of the general prefix, of one expert, and its key.
+        (
+            "dualprompt",
+            vec![
+                (2 * 5 + 2 * 20 + 1) * d + head(N_NEW),
+                (2 * 5 + 2 * 20 + 1) * d + head(2 * N_NEW),
+            ],
+        ),
+        // In both blocks ten new components of key, attention, four keys and four values.
+        (
+            "coda-prompt",
+            vec![
+                2 * 10 * (2 + 8) * d + head(N_NEW),
+                2 * 10 * (2 + 8) * d + head(2 * N_NEW),
+            ],
+        ),
         (
             "finetune",
             vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
@@ -243,7 +264,7 @@ fn past_directions_do_not_move() {
 #[test]
 fn old_columns_of_the_head_do_not_move() {
     let bench = Bench::new();
-    for name in ["sdlora", "lora", "linear", "finetune"] {
+    for name in ["sdlora", "lora", "linear", "finetune", "dualprompt"] {
         let run = |n_tasks: usize| {
             let plan = plan(&bench, name, |config| config.stream.n_tasks = Some(n_tasks));
             let name = format!("{name}-{n_tasks}");
@@ -283,7 +304,13 @@ fn attaching_a_method_changes_no_feature() {
         let model = method
             .before_task(Model::new(backbone, adapter), &task)
             .unwrap();
-        let features = model.features(images.clone());
+        // A prompt is attended to from the start; what it leaves alone is the query.
+        let features = match model.prompts {
+            Some(_) => model
+                .merged_backbone()
+                .forward(images.clone().inner(), &Updates::default()),
+            None => model.features(images.clone()),
+        };
         assert_close(
             features,
             expected.as_slice(),

@@ -40,6 +40,9 @@ const RESUMED: &[(&str, &str)] = &[
     ("name = \"lora\"\nrank = 4", "linear"),
     ("name = \"finetune\"", "linear"),
     ("name = \"linear\"", "linear"),
+    ("name = \"l2p\"", "linear"),
+    ("name = \"dualprompt\"", "ncm"),
+    ("name = \"coda-prompt\"", "cosine"),
 ];
 
 /// A name, or an inline table.

@@ -166,7 +166,7 @@ fn the_adapter_folder_on_the_base_gives_the_features_of_the_run() {
     let vit = adapter.apply(bench.backbone(), &test_device()).unwrap();
     let images: Vec<f32> = (0..3 * 14 * 14).map(|i| (i as f32 * 0.7).sin()).collect();
     let features = |vit: &Vit| {
-        let file = extract_features(vit, &images, &[1], &test_device()).unwrap();
+        let file = extract_features(&vit.clone().into(), &images, &[1], &test_device()).unwrap();
         assert_eq!(file.tensors["block.1"].shape, [3, 4, 16]);
         tensor(&file, "features")
     };

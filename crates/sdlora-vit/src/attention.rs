@@ -7,6 +7,7 @@ use sdlora_core::{ColumnUpdate, Projection, Update, Updates};
 
 use crate::config::VitConfig;
 use crate::layers::Linear;
+use crate::prompting::Prefix;
 
 /// `softmax(q kᵀ / √d_head) v`, concatenated over the heads and projected.
 #[derive(Module, Debug)]
@@ -48,8 +49,31 @@ impl Attention {
 
     /// Attends over `x: [batch, n_tokens, d_model]`; the result has the same shape.
     pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
+        self.forward_prefixed(x, block_idx, updates, None)
+    }
+
+    /// As [`Attention::forward`], with keys and values in front of those of `x`.
+    pub fn forward_prefixed(
+        &self,
+        x: Tensor<3>,
+        block_idx: usize,
+        updates: &Updates,
+        prefix: Option<&Prefix>,
+    ) -> Tensor<3> {
+        let [batch, n_tokens, _] = x.dims();
         let qkv = self.project(x, block_idx, updates);
-        let attended = sdlora_kernels::qkv_attention(qkv, self.n_heads);
+        let attended = match prefix {
+            None => sdlora_kernels::qkv_attention(qkv, self.n_heads),
+            // As rows of the packed projection, so that the same kernel serves.
+            Some(prefix) => {
+                let packed = Tensor::cat(vec![prefix.packed(batch), qkv], 1);
+                sdlora_kernels::qkv_attention(packed, self.n_heads).narrow(
+                    1,
+                    prefix.len(),
+                    n_tokens,
+                )
+            }
+        };
         self.proj
             .forward(attended, &whole(updates.get(block_idx, Projection::Output)))
     }

@@ -9,6 +9,7 @@ use sdlora_core::{Projection, Updates};
 use crate::attention::{Attention, whole};
 use crate::config::VitConfig;
 use crate::layers::{LayerNorm, Linear};
+use crate::prompting::Prefix;
 
 /// Two linear maps with an exact (erf) GELU between them.
 #[derive(Module, Debug)]
@@ -97,9 +98,21 @@ impl Block {
 
     /// Maps `x: [batch, n_tokens, d_model]` to the same shape.
     pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
+        self.forward_prefixed(x, block_idx, updates, None)
+    }
+
+    /// As [`Block::forward`], with keys and values in front of those its attention has.
+    pub fn forward_prefixed(
+        &self,
+        x: Tensor<3>,
+        block_idx: usize,
+        updates: &Updates,
+        prefix: Option<&Prefix>,
+    ) -> Tensor<3> {
+        let normed = self.norm1.forward(x.clone());
         let attended = self
             .attn
-            .forward(self.norm1.forward(x.clone()), block_idx, updates);
+            .forward_prefixed(normed, block_idx, updates, prefix);
         let x = x + scaled(attended, self.scale1.as_ref());
         let mixed = self
             .mlp

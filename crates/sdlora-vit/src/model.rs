@@ -10,6 +10,7 @@ use crate::config::{Pooling, PosEmbed, VitConfig};
 use crate::error::VitError;
 use crate::layers::{LayerNorm, blank, truncated_normal};
 use crate::patch_embed::PatchEmbed;
+use crate::prompting::Prompting;
 
 /// A pre-norm ViT without head; its output is the feature of an image.
 #[derive(Module, Debug)]
@@ -129,9 +130,19 @@ impl Vit {
     /// Tokens after the last block, `[batch, n_tokens, d_model]`; normed, unless the shape says
     /// `fc_norm`.
     pub fn forward_tokens(&self, images: Tensor<4>, updates: &Updates) -> Tensor<3> {
-        let mut tokens = self.embed(images);
+        self.encode(self.embed(images), updates, &Prompting::default())
+    }
+
+    /// The tokens of [`Vit::embed`] through all blocks; normed, unless the shape says `fc_norm`.
+    pub(crate) fn encode(
+        &self,
+        mut tokens: Tensor<3>,
+        updates: &Updates,
+        prompting: &Prompting,
+    ) -> Tensor<3> {
         for (block_idx, block) in self.blocks.iter().enumerate() {
-            tokens = block.forward(tokens, block_idx, updates);
+            let prefix = prompting.prefix(block_idx);
+            tokens = block.forward_prefixed(tokens, block_idx, updates, prefix);
         }
         if self.config.fc_norm {
             tokens
@@ -166,6 +177,12 @@ impl Vit {
                 patches.mean_dim(1)
             }
         };
+        self.finish(pooled)
+    }
+
+    /// What is left to do behind the pooling: `[batch, 1, d_model]` to `[batch, d_model]`.
+    pub(crate) fn finish(&self, pooled: Tensor<3>) -> Tensor<2> {
+        let [batch, _, d_model] = pooled.dims();
         let pooled = if self.config.fc_norm {
             self.norm.forward(pooled)
         } else {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use burn::tensor::Device;
 use sdlora_data::{Channels, Image, Normalise, Split, Transform, TransformConfig};
-use sdlora_train::{AdapterFolder, BackboneConfig, FinishedRun, TensorFile, extract_features};
+use sdlora_train::{
+    AdapterFolder, BackboneConfig, Extractor, FinishedRun, TensorFile, extract_features,
+};
 use sdlora_vit::Vit;
 
 use crate::UsageError;
@@ -53,9 +55,9 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let device = crate::device::open(&args.common.device)?;
-    let (vit, transform) = model(&args, &device)?;
-    let (names, pixels) = inputs(&args.input, &vit, &transform.init()?)?;
-    let mut file = extract_features(&vit, &pixels, &args.layer, &device)?;
+    let (extractor, transform) = model(&args, &device)?;
+    let (names, pixels) = inputs(&args.input, extractor.vit(), &transform.init()?)?;
+    let mut file = extract_features(&extractor, &pixels, &args.layer, &device)?;
     file.metadata
         .insert("names".into(), serde_json::to_string(&names)?);
     file.write(&args.out)?;
@@ -65,11 +67,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The backbone, directions inside, and how it wants its images.
-fn model(args: &Args, device: &Device) -> anyhow::Result<(Vit, TransformConfig)> {
+/// The backbone, directions inside and prompts beside, and how it wants its images.
+fn model(args: &Args, device: &Device) -> anyhow::Result<(Extractor, TransformConfig)> {
     if let Some(run) = &args.run {
         let run = FinishedRun::open(run, &args.common.data_dir, device)?;
-        return Ok((run.vit().clone(), run.config().transform.for_evaluation()));
+        return Ok((run.extractor(), run.config().transform.for_evaluation()));
     }
     let mut section = args.backbone.section()?.unwrap_or_default();
     if let Some(name) = &args.backbone_preset {
@@ -100,7 +102,7 @@ fn model(args: &Args, device: &Device) -> anyhow::Result<(Vit, TransformConfig)>
             std: args.std.clone(),
         });
     }
-    Ok((vit, transform))
+    Ok((vit.into(), transform))
 }
 
 /// Names of the inputs and their numbers, one after another.

@@ -2,10 +2,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::Updates;
-use sdlora_vit::Vit;
 
 use super::tensors::TensorFile;
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 
 /// Images per forward pass.
 const BATCH: usize = 64;
@@ -16,14 +16,23 @@ const BATCH: usize = 64;
 ///
 /// # Errors
 ///
-/// [`sdlora_vit::VitError::Shape`] for a block the model does not have.
+/// [`sdlora_vit::VitError::Shape`] for a block the model does not have, [`TrainError::Setting`] for
+/// blocks of a model with prompts, whose tokens the feature does not come from.
 pub fn extract_features(
-    vit: &Vit,
+    extractor: &Extractor,
     pixels: &[f32],
     block_indices: &[usize],
     device: &Device,
 ) -> Result<TensorFile, TrainError> {
+    let vit = extractor.vit();
     let c = vit.config();
+    if extractor.prompts().is_some() && !block_indices.is_empty() {
+        return Err(TrainError::setting(
+            "layer",
+            format!("{block_indices:?}"),
+            "no block, because the features of this run come from a second pass with prompts",
+        ));
+    }
     let side = c.image_size;
     let n_values = c.n_channels * side * side;
     let n = pixels.len() / n_values;
@@ -39,7 +48,7 @@ pub fn extract_features(
                 out.extend(block.into_data().iter::<f32>());
             }
         }
-        features.extend(vit.forward(images, &none).into_data().iter::<f32>());
+        features.extend(extractor.features(images).into_data().iter::<f32>());
     }
     let mut file = TensorFile::default();
     file.insert("features", vec![n, c.d_model], features);

@@ -23,10 +23,13 @@ pub use extract::extract_features;
 pub use model_folder::{Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
+use self::model_folder::PROMPTS_FILE;
 use crate::checkpoint::write_file;
 use crate::config::{BackboneConfig, RunConfig};
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::heads::Classifier;
+use crate::prompts::Prompts;
 use crate::resume::PLAN_FILE;
 
 /// A form to export to.
@@ -80,6 +83,8 @@ pub struct FinishedRun {
     vit: Vit,
     classifier: Classifier,
     class_names: Vec<String>,
+    /// Only of a prompt method.
+    prompts: Option<Prompts>,
 }
 
 impl FinishedRun {
@@ -108,7 +113,8 @@ impl FinishedRun {
         let text = std::fs::read_to_string(&plan).map_err(TrainError::io("read", &plan))?;
         let config = RunConfig::parse(&text)?;
         let (vit, _) = Vit::load(&vit_file, None, device)?;
-        let classifier = Classifier::read(&head_file, vit.config().d_model)?;
+        let (d_model, depth) = (vit.config().d_model, vit.config().depth);
+        let classifier = Classifier::read(&head_file, d_model)?;
         let n_classes = classifier.n_classes();
         let text = std::fs::read(&classes).map_err(TrainError::io("read", &classes))?;
         let mut class_names: Vec<String> = serde_json::from_slice(&text)
@@ -126,6 +132,7 @@ impl FinishedRun {
             vit,
             classifier,
             class_names,
+            prompts: model_folder::read_prompts(&model, d_model, depth, device)?,
         })
     }
 
@@ -145,6 +152,12 @@ impl FinishedRun {
     /// The backbone with all directions inside its weights.
     pub fn vit(&self) -> &Vit {
         &self.vit
+    }
+
+    /// What turns images into the features of the run: the backbone, and the prompts of a method
+    /// that has any.
+    pub fn extractor(&self) -> Extractor {
+        Extractor::from(self.vit.clone()).with_prompts(self.prompts.clone())
     }
 
     /// Rows `[n_classes, d_model]` and biases `[n_classes]` of the head, for formats that know no
@@ -229,14 +242,26 @@ fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
 ///
 /// # Errors
 ///
-/// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, and those
-/// of the file system.
+/// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, which is
+/// always so with prompts, and those of the file system.
 pub fn export(
     run: &FinishedRun,
     format: Format,
     out: &Path,
     force: bool,
 ) -> Result<(), TrainError> {
+    if run.prompts.is_some() {
+        return Err(TrainError::export(
+            &run.folder,
+            format!(
+                "method {} finds prompts for every image, which no form of weights can hold: use \
+                 `sdlora predict` and `sdlora features --run`, or read {} in the folder of the run \
+                 as docs/formats.md says",
+                run.config.method.name,
+                Path::new("model").join(PROMPTS_FILE).display()
+            ),
+        ));
+    }
     if out.exists() && !force {
         return Err(TrainError::OutputExists { path: out.into() });
     }

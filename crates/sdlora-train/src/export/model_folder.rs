@@ -6,6 +6,7 @@
 //! | `vit.safetensors` | backbone with all directions merged into its weights, timm names |
 //! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias` of what predicts, whatever the head |
 //! | `classes.json` | names of the classes in the order of their labels |
+//! | `prompts.safetensors` | prompts, without which features and head do not fit; only of a prompt method |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
 
 use std::collections::BTreeMap;
@@ -19,13 +20,18 @@ use super::adapter::CONFIG_KEY;
 use super::tensors::TensorFile;
 use crate::checkpoint::write_file;
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::features::FeatureTable;
 use crate::heads::Classifier;
 use crate::model::Model;
+use crate::prompts::{self, Prompts};
 use crate::run::Finished;
 
 /// Version of the adapter file.
 const ADAPTER_VERSION: &str = "1";
+
+/// Name of the file with the prompts.
+pub(super) const PROMPTS_FILE: &str = "prompts.safetensors";
 
 /// Writes the files above into `folder`.
 ///
@@ -48,10 +54,27 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
     write_file(&folder.join("classes.json"), &names)?;
+    if let Some(prompts) = &model.prompts {
+        prompts::write(&folder.join(PROMPTS_FILE), prompts)?;
+    }
     if model.adapter.n_tasks() > 0 {
         write_adapter(&folder.join("adapter.safetensors"), model)?;
     }
     Ok(())
+}
+
+/// The prompts of a model folder; none where the method has none.
+pub(super) fn read_prompts(
+    folder: &Path,
+    d_model: usize,
+    depth: usize,
+    device: &Device,
+) -> Result<Option<Prompts>, TrainError> {
+    let path = folder.join(PROMPTS_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    prompts::read(&path, d_model, depth, device).map(Some)
 }
 
 /// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`
@@ -111,10 +134,10 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
     file.write(path)
 }
 
-/// A model to predict with: merged backbone, classifier and names, read from the files above.
+/// A model to predict with: merged backbone, prompts, classifier and names, read from the files above.
 #[derive(Debug)]
 pub struct Predictor {
-    vit: Vit,
+    extractor: Extractor,
     classifier: Classifier,
     class_names: Vec<String>,
     device: Device,
@@ -128,8 +151,10 @@ impl Predictor {
     /// Those of missing or damaged files.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, TrainError> {
         let (vit, _) = Vit::load(&folder.join("vit.safetensors"), None, device)?;
+        let (d_model, depth) = (vit.config().d_model, vit.config().depth);
+        let prompts = read_prompts(folder, d_model, depth, device)?;
         let head_file = folder.join("head.safetensors");
-        let classifier = Classifier::read(&head_file, vit.config().d_model)?;
+        let classifier = Classifier::read(&head_file, d_model)?;
         let path = folder.join("classes.json");
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         let class_names: Vec<String> =
@@ -145,7 +170,7 @@ impl Predictor {
             });
         }
         Ok(Self {
-            vit,
+            extractor: Extractor::from(vit).with_prompts(prompts),
             classifier,
             class_names,
             device: device.clone(),
@@ -154,8 +179,7 @@ impl Predictor {
 
     /// The class name of each of `images: [batch, n_channels, image_size, image_size]`.
     pub fn predict(&self, images: Tensor<4>) -> Vec<&str> {
-        let none = sdlora_core::Updates::default();
-        let features = self.vit.forward(images, &none);
+        let features = self.extractor.features(images);
         let [n, d_model] = features.dims();
         let table = FeatureTable {
             features: features.into_data().iter::<f32>().collect(),

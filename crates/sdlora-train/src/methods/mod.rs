@@ -3,9 +3,12 @@
 //! A method is one file and one line in [`METHODS`]. Help text, configuration check and contract
 //! tests read the same slice.
 
+mod coda_prompt;
+mod dualprompt;
 mod finetune;
 mod inflora;
 mod joint;
+mod l2p;
 mod linear;
 mod lora;
 mod lora_per_task;
@@ -26,6 +29,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
+use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Projection, SdLoraConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -71,6 +75,11 @@ impl TaskContext {
         model.adapter = model.adapter.begin_task(rank, &mut rng, &self.device)?;
         Ok(model)
     }
+
+    /// What this task draws for its prompts.
+    fn prompt_rng(&self) -> ChaCha8Rng {
+        generator(self.seed, PROMPT_DRAW, self.task_idx)
+    }
 }
 
 /// The training images of a task, prepared as for evaluation, always in the same order.
@@ -87,6 +96,7 @@ pub trait TaskImages {
 /// Streams of the generator, so that changing what one part draws leaves the others as they were.
 const HEAD_DRAW: u64 = 1;
 const DIRECTION_DRAW: u64 = 2;
+const PROMPT_DRAW: u64 = 0x50;
 
 /// Over which classes the loss of a task runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -219,6 +229,9 @@ pub const METHODS: &[MethodEntry] = &[
     lora_per_task::ENTRY,
     olora::ENTRY,
     inflora::ENTRY,
+    l2p::ENTRY,
+    dualprompt::ENTRY,
+    coda_prompt::ENTRY,
     finetune::ENTRY,
     slca::ENTRY,
     ranpac::ENTRY,
@@ -255,4 +268,50 @@ fn default_rank() -> usize {
 
 fn query_and_value() -> Vec<Projection> {
     vec![Projection::Query, Projection::Value]
+}
+
+/// Half the width of the uniform distribution that prompts and keys of L2P and DualPrompt are drawn
+/// from. Published code draws from U(0, 0.01).
+///
+/// Deviates: here the distribution is symmetric, so that no two keys start in the same direction.
+fn default_spread() -> f32 {
+    0.01
+}
+
+/// Refuses a setting that is no finite number above 0, or not at least 0 where that is allowed.
+fn check_number(setting: &str, value: f64, is_zero_allowed: bool) -> Result<(), TrainError> {
+    let is_fine = value.is_finite() && (value > 0.0 || is_zero_allowed && value == 0.0);
+    let expected = match is_zero_allowed {
+        true => "a finite number of at least 0",
+        false => "a finite number above 0",
+    };
+    match is_fine {
+        true => Ok(()),
+        false => Err(TrainError::setting(setting, value, expected)),
+    }
+}
+
+/// Refuses counts of 0.
+fn check_counts(counts: &[(&str, usize)]) -> Result<(), TrainError> {
+    match counts.iter().find(|(_, count)| *count == 0) {
+        Some((name, _)) => Err(TrainError::setting(
+            format!("method.{name}"),
+            0,
+            "at least 1",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses blocks that the backbone lacks or that are named twice.
+fn check_blocks(setting: &str, blocks: &[usize], depth: usize) -> Result<(), TrainError> {
+    let is_twice = |i: usize| blocks[..i].contains(&blocks[i]);
+    if (0..blocks.len()).any(|i| blocks[i] >= depth || is_twice(i)) {
+        return Err(TrainError::setting(
+            format!("method.{setting}"),
+            format!("{blocks:?}"),
+            format!("different blocks of the backbone, from 0 to {}", depth - 1),
+        ));
+    }
+    Ok(())
 }

@@ -1,0 +1,105 @@
+//! CODA-Prompt: prefixes that are sums of components, each weighted by how well an image's query
+//! fits it (Smith et al., CVPR 2023); see [`PromptComponents`].
+//!
+//! Trained in task t: the components the task adds, and the head. Components of earlier tasks stay
+//! in the sum and are frozen. Without a class token the prefixes act just the same.
+//!
+//! The paper shares a fixed number of components (100) out to the tasks; here a task adds
+//! `n_components`, so the number of tasks need not be known: 10 is the paper's in its streams of ten
+//! tasks.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Method, MethodEntry, TaskContext, check_blocks, check_counts, check_number, parse};
+use crate::error::TrainError;
+use crate::model::Model;
+use crate::prompts::{ComponentLayout, PromptComponents, Prompts};
+
+pub(super) const ENTRY: MethodEntry = MethodEntry {
+    name: "coda-prompt",
+    summary: "prefixes summed from components weighted by attention, more for every task",
+    build: |options| {
+        let method: CodaPrompt = parse("coda-prompt", options)?;
+        check_counts(&[
+            ("n_components", method.n_components),
+            ("length", method.length),
+        ])?;
+        check_number("method.orthogonality", method.orthogonality, true)?;
+        if method.blocks.as_ref().is_some_and(Vec::is_empty) {
+            let expected = "at least one block, or none of the key to have the default";
+            return Err(TrainError::setting("method.blocks", "[]", expected));
+        }
+        Ok(Box::new(method))
+    },
+};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CodaPrompt {
+    /// Components that a task adds to every block with prompts.
+    #[serde(default = "ten")]
+    n_components: usize,
+    /// Keys of a prefix, and as many values: half the prompt length of the paper (8).
+    #[serde(default = "four")]
+    length: usize,
+    /// Blocks with prompts; by default the first five.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<Vec<usize>>,
+    /// Weight of the penalty on components that are not orthogonal (`λ = 0.1`).
+    #[serde(default = "default_orthogonality")]
+    orthogonality: f64,
+}
+
+fn ten() -> usize {
+    10
+}
+
+fn four() -> usize {
+    4
+}
+
+fn default_orthogonality() -> f64 {
+    0.1
+}
+
+/// Blocks with prompts, from the first (section 5).
+const N_BLOCKS: usize = 5;
+
+impl Method for CodaPrompt {
+    fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        let mut rng = task.prompt_rng();
+        let prompts = match model.prompts.take() {
+            Some(Prompts::Components(prompts)) => {
+                prompts.grown(self.n_components, &mut rng, &task.device)
+            }
+            _ => {
+                let vit = model.backbone.config();
+                let all = || (0..N_BLOCKS.min(vit.depth)).collect();
+                let layout = ComponentLayout {
+                    blocks: self.blocks.clone().unwrap_or_else(all),
+                    length: self.length,
+                    n_past: 0,
+                    n_current: self.n_components,
+                };
+                check_blocks("blocks", &layout.blocks, vit.depth)?;
+                PromptComponents::init(&layout, vit.d_model, &mut rng, &task.device)
+            }
+        };
+        model.prompts = Some(Prompts::Components(prompts));
+        Ok(task.grow_head(model))
+    }
+
+    fn penalty(&self, model: &Model) -> Option<Tensor<1>> {
+        if self.orthogonality == 0.0 {
+            return None;
+        }
+        match &model.prompts {
+            Some(Prompts::Components(prompts)) => {
+                let overlap = prompts.overlap()?;
+                Some(overlap.mul_scalar(self.orthogonality))
+            }
+            _ => None,
+        }
+    }
+}

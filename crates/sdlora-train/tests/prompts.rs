@@ -1,0 +1,233 @@
+//! Prompt methods: what is frozen stays, a saved model predicts what it did, and what plain weights
+//! cannot hold is refused.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
+mod toy;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use sdlora_core::Updates;
+use sdlora_testkit::{Tolerance, assert_close, test_device, toy::SplitMix64};
+use sdlora_train::{
+    Finished, FinishedRun, Format, HeadConfig, Predictor, Prompts, RunConfig, Start, TensorFile,
+    export, extract_features, write_model,
+};
+use toy::{Bench, bits, data_dir, shape};
+
+const L2P: &str = "name = \"l2p\"\nlength = 2\ntop = 3\nspread = 0.5";
+const DUAL: &str = "name = \"dualprompt\"\ngeneral_length = 2\nexpert_length = 3\nspread = 0.5";
+const CODA: &str = "name = \"coda-prompt\"\nn_components = 3\nlength = 2";
+const ALL: [&str; 3] = [L2P, DUAL, CODA];
+
+fn run_with(
+    bench: &Bench,
+    folder: &str,
+    method: &str,
+    change: impl Fn(&mut RunConfig),
+) -> Finished {
+    let mut config = bench.config(method);
+    change(&mut config);
+    bench
+        .run(folder, &config.check().unwrap(), Start::Fresh)
+        .unwrap()
+}
+
+fn run(bench: &Bench, folder: &str, method: &str, n_tasks: usize) -> Finished {
+    run_with(bench, folder, method, |config| {
+        config.stream.n_tasks = Some(n_tasks);
+    })
+}
+
+/// Four images.
+fn pixels() -> Vec<f32> {
+    let side = shape().image_size;
+    SplitMix64::new(4).fill(4 * side * side, 1.0)
+}
+
+fn images() -> Tensor<4> {
+    let side = shape().image_size;
+    Tensor::from_data(
+        TensorData::new(pixels(), [4, 1, side, side]),
+        &test_device(),
+    )
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter().collect()
+}
+
+#[test]
+fn experts_and_keys_of_earlier_tasks_do_not_move() {
+    let bench = Bench::new();
+    let prompts = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), DUAL, n_tasks)
+        .model
+        .prompts
+    {
+        Some(Prompts::PerTask(prompts)) => prompts,
+        other => panic!("{other:?}"),
+    };
+    let (one, two, three) = (prompts(1), prompts(2), prompts(3));
+    let past = |of: &Option<_>| bits::<burn::module::Param<Tensor<2>>>(of.as_ref().unwrap());
+    assert_eq!(past(&two.past_experts), bits(&one.expert));
+    assert_eq!(past(&two.past_keys), bits(&one.key));
+    assert_ne!(bits(&two.expert), bits(&one.expert), "it was trained");
+    let both = [bits(&one.expert), bits(&two.expert)].concat().concat();
+    assert_eq!(past(&three.past_experts).concat(), both);
+    assert_ne!(
+        bits(two.general.as_ref().unwrap()),
+        bits(one.general.as_ref().unwrap()),
+        "the general prefix is trained in every task"
+    );
+}
+
+#[test]
+fn components_of_earlier_tasks_do_not_move() {
+    let bench = Bench::new();
+    let blocks = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), CODA, n_tasks)
+        .model
+        .prompts
+    {
+        Some(Prompts::Components(prompts)) => prompts.blocks,
+        other => panic!("{other:?}"),
+    };
+    let (one, two) = (blocks(1), blocks(2));
+    assert_eq!(one.len(), shape().depth);
+    for (one, two) in one.iter().zip(&two) {
+        assert_eq!(bits(two.past.as_ref().unwrap()), bits(&one.current));
+        assert_eq!(two.current.keys.val().dims(), [3, shape().d_model]);
+    }
+}
+
+#[test]
+fn a_pool_is_trained_on_and_stays_one_pool() {
+    let bench = Bench::new();
+    let pool = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), L2P, n_tasks)
+        .model
+        .prompts
+    {
+        Some(Prompts::Pool(pool)) => pool,
+        other => panic!("{other:?}"),
+    };
+    let (one, two) = (pool(1), pool(2));
+    assert_eq!(one.prompts.val().dims(), two.prompts.val().dims());
+    assert_ne!(bits(&one), bits(&two));
+}
+
+#[test]
+fn evaluation_goes_through_the_prompts() {
+    let bench = Bench::new();
+    for (i, method) in ALL.into_iter().enumerate() {
+        let model = run(&bench, &i.to_string(), method, 2).model;
+        let expected = host(model.valid().features(images()));
+        let features = model.extractor().features(images());
+        assert_close(
+            features.clone(),
+            expected.as_slice(),
+            Tolerance::Abs(1e-6),
+            method,
+        );
+        let plain = model
+            .merged_backbone()
+            .forward(images(), &Updates::default());
+        let largest: f32 = (features - plain).abs().max().into_scalar();
+        assert!(largest > 1e-3, "{method}: the prompts change {largest}");
+    }
+}
+
+#[test]
+fn a_fitted_head_sees_the_features_of_the_prompts() {
+    let bench = Bench::new();
+    let ncm = |folder: &str, method: &str| {
+        let with_ncm = |config: &mut RunConfig| config.head = Some(HeadConfig::named("ncm"));
+        run_with(&bench, folder, method, with_ncm).classifier
+    };
+    let (plain, prompted) = (ncm("plain", "name = \"ncm\""), ncm("prompted", DUAL));
+    assert_eq!(prompted.n_classes(), plain.n_classes());
+    assert_ne!(prompted, plain);
+}
+
+#[test]
+fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
+    let bench = Bench::new();
+    for (i, method) in ALL.into_iter().enumerate() {
+        let folder = bench.path(&i.to_string());
+        let finished = run(&bench, &i.to_string(), method, 2);
+        write_model(&folder.join("model"), &finished).unwrap();
+        let expected = finished.model.extractor().features(images());
+        let expected = host(expected);
+
+        let opened = FinishedRun::open(&folder, &data_dir(), &test_device()).unwrap();
+        let file = extract_features(&opened.extractor(), &pixels(), &[], &test_device()).unwrap();
+        assert_eq!(file.tensors["features"].values, expected, "{method}");
+        let error = extract_features(&opened.extractor(), &pixels(), &[0], &test_device());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`layer` is [0]"), "{error}");
+
+        let table = sdlora_train::FeatureTable {
+            features: expected,
+            d_model: shape().d_model,
+            labels: vec![0; 4],
+        };
+        let labels = finished.classifier.predict(&table);
+        let names: Vec<&str> = labels
+            .iter()
+            .map(|&label| finished.class_names[label].as_str())
+            .collect();
+        let predictor = Predictor::load(&folder.join("model"), &test_device()).unwrap();
+        assert_eq!(predictor.predict(images()), names, "{method}");
+
+        for (name, format) in Format::ALL {
+            let out = bench.path(&format!("{i}-{name}"));
+            let error = export(&opened, format, &out, false).unwrap_err();
+            assert!(error.is_usage());
+            let error = error.to_string();
+            assert!(
+                error.contains("sdlora predict") && error.contains("prompts.safetensors"),
+                "{error}"
+            );
+            assert!(!out.exists(), "{method}, {name}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_file_of_prompts_says_what_is_wrong() {
+    let bench = Bench::new();
+    let folder = bench.path("run");
+    write_model(&folder.join("model"), &run(&bench, "run", CODA, 2)).unwrap();
+    let path = folder.join("model").join("prompts.safetensors");
+    let whole = TensorFile::read(&path).unwrap();
+    let keys = "Components.blocks.1.past.keys";
+    assert_eq!(whole.tensors[keys].shape, [3, shape().d_model]);
+    for (part, damage) in [
+        (
+            keys,
+            &(|file: &mut TensorFile| {
+                file.tensors.remove(keys);
+            }) as &dyn Fn(&mut TensorFile),
+        ),
+        ("version", &|file| {
+            file.metadata
+                .insert("sdlora.prompts.version".into(), "9".into());
+        }),
+        ("layout", &|file| {
+            file.metadata.insert("sdlora.prompts".into(), "{}".into());
+        }),
+        ("block 7", &|file| {
+            let layout = file.metadata.get_mut("sdlora.prompts").unwrap();
+            *layout = layout.replace("[0,1]", "[0,7]");
+        }),
+    ] {
+        let mut file = whole.clone();
+        damage(&mut file);
+        file.write(&path).unwrap();
+        let error = Predictor::load(&folder.join("model"), &test_device());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
