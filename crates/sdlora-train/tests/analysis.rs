@@ -89,7 +89,7 @@ fn the_ends_of_a_path_are_the_checkpoints() {
     let (model, _) = run.model_after(1).unwrap();
     let tests = run.test_loaders().unwrap();
     let device = test_device();
-    let table = FeatureTable::extract(&model.merged_backbone(), &tests[0], &device).unwrap();
+    let table = FeatureTable::extract(&model.extractor(), &tests[0], &device).unwrap();
     let logits = run.classifier(&model).unwrap().logits(&table);
     let n_right = logits
         .chunks_exact(6)

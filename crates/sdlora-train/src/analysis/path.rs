@@ -24,8 +24,8 @@ pub struct PathPoint {
 /// `n_tasks` tasks, of those seen after `from`.
 ///
 /// Predictions are among the classes seen after `from`, so nothing but weights changes on the way;
-/// at λ = 0 the accuracy is that of the run. `None` where logits are not linear in the features: then
-/// there is no line between two classifiers.
+/// at λ = 0 the accuracy is that of the run. `None` where logits are not linear in the features, or prompts stand
+/// beside the weights: then there is no line between two models.
 ///
 /// # Errors
 ///
@@ -41,6 +41,10 @@ pub fn straight_path(
     let n_classes = run.labels_of(n_seen - 1).end;
     let (from, _) = run.model_after(from)?;
     let (to, _) = run.model_after(to)?;
+    // A mean of prompts that were chosen for an image is no prompt.
+    if from.prompts.is_some() || to.prompts.is_some() {
+        return Ok(None);
+    }
     let ends = [run.classifier(&from)?, run.classifier(&to)?];
     let [Some(a), Some(b)] = ends.each_ref().map(|end| first_classes(end, n_classes)) else {
         return Ok(None);

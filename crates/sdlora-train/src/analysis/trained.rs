@@ -196,11 +196,11 @@ impl TrainedRun {
         model: &Model,
         loaders: &[Loader],
     ) -> Result<Vec<FeatureTable>, TrainError> {
-        let backbone = model.merged_backbone();
+        let extractor = model.extractor();
         let device = self.device.clone().inner();
         loaders
             .iter()
-            .map(|loader| FeatureTable::extract(&backbone, loader, &device))
+            .map(|loader| FeatureTable::extract(&extractor, loader, &device))
             .collect()
     }
 

@@ -39,7 +39,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         progress(format!("line from task {start} to task {last}"));
         let Some(path) = straight_path(run, start, last, 2, n_steps)? else {
             return not_shown(
-                "the head is not linear in the features: there is no line between two",
+                "the head is not linear in the features, or the model has prompts: there is no line between two",
             );
         };
         for task_idx in 0..path[0].accuracy.len() {
