@@ -189,7 +189,10 @@ fn main() {
         // SAFETY: sets one number of the allocator.
         unsafe { libmimalloc_sys::mi_option_set(15, 60_000) };
     }
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
     if let [name, mode, n_past, threads] = &args[..] {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.parse().unwrap())
