@@ -50,6 +50,8 @@ enum Command {
     Export(sdlora::Args),
     /// Write features of images
     Features(sdlora::Args),
+    /// Check what the paper says of its method in a run, with pictures and tables
+    Analyse(sdlora::Args),
     Golden(golden::Args),
     Interop(interop::Args),
     Check(check::Args),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Data(args) => sdlora::run("data", &args),
         Command::Export(args) => sdlora::run("export", &args),
         Command::Features(args) => sdlora::run("features", &args),
+        Command::Analyse(args) => sdlora::run("analyse", &args),
         Command::Bench(args) => bench::run(&args),
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
@@ -89,7 +92,7 @@ mod tests {
         let help = command.render_long_help().to_string();
         for name in [
             "train", "pretrain", "compare", "predict", "inspect", "presets", "data", "export",
-            "features", "bench", "golden", "interop", "check",
+            "features", "analyse", "bench", "golden", "interop", "check",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

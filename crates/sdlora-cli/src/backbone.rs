@@ -197,7 +197,17 @@ fn check_sum(found: &Found, expected: &str) -> anyhow::Result<()> {
     .into())
 }
 
+/// Backbones of presets that do not ship, and how to get them.
+const TO_MAKE: &[(&str, &str)] = &[(
+    "tiny-imagenet/vit_tiny_imagenet_patch8_48.safetensors",
+    "make it with `sdlora pretrain --data tiny-imagenet`",
+)];
+
 fn not_found(spec: &str, path: &Path) -> String {
+    if let Some((_, how)) = TO_MAKE.iter().find(|(weights, _)| *weights == spec) {
+        let path = path.display();
+        return format!("there is no backbone {path}, it does not ship: {how} and `--out {path}`");
+    }
     if BACKBONES.iter().any(|preset| preset.name == spec) {
         return format!(
             "`{spec}` is a shape without weights: add its file with `--backbone FILE --set \
@@ -243,6 +253,15 @@ mod tests {
             .to_string();
         assert!(
             error.contains("missing.safetensors") && error.contains("hf:"),
+            "{error}"
+        );
+        let mut config = backbone("tiny-imagenet/vit_tiny_imagenet_patch8_48.safetensors");
+        let error = Backbones::default()
+            .resolve(&mut config, &common("/data"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("pretrain --data tiny-imagenet") && error.contains("--out /data/tiny"),
             "{error}"
         );
         let mut config = backbone(BACKBONES[0].name);

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use sdlora_data::{Channels, StreamConfig, TransformConfig};
-use sdlora_train::{BackboneConfig, Plan, RunConfig};
+use anyhow::Context;
+use sdlora_data::{Channels, StreamConfig, TransformConfig, datasets};
+use sdlora_fetch::HubRepo;
+use sdlora_train::{BackboneConfig, Plan, RunConfig, TrainError};
 use toml::{Table, Value};
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::{Common, presets, read_text};
+use crate::pilot::{self, Translation};
 
 /// Which configuration, and what is different from it.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,9 +19,12 @@ pub struct ConfigArgs {
     /// Configuration inside the binary, see `sdlora presets`
     #[arg(long, default_value = "omniglot-10x20", conflicts_with = "config")]
     pub preset: String,
-    /// Configuration file (TOML)
+    /// Configuration file: TOML, or the JSON of PILOT and its descendants
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// Seed of class order, drawn weights and order of images instead of the configuration's
+    #[arg(long)]
+    pub seed: Option<u32>,
     /// Set a key of the configuration, for instance `method.variant=paper` or `n_epochs=5`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -34,10 +40,16 @@ impl ConfigArgs {
     /// Usage errors that name the key, and those of the backbone.
     pub fn plan(&self, common: &Common) -> anyhow::Result<Plan> {
         let mut backbones = Backbones::default();
-        let mut config =
-            with_settings(&self.text()?, &self.backbone, &self.set, &mut |backbone| {
-                backbones.transform(backbone, common)
-            })?;
+        let text = self.text()?;
+        let settings = self.settings(&text);
+        let mut config = with_settings(&text, &self.backbone, &settings, &mut |backbone| {
+            backbones.transform(backbone, common)
+        })?;
+        if HubRepo::is_spec(&config.backbone.weights.to_string_lossy()) {
+            // Before a download that would be in vain.
+            datasets::open(&config.dataset, &common.data_dir, &config.dataset_options)
+                .map_err(TrainError::from)?;
+        }
         backbones.resolve(&mut config.backbone, common)?;
         Ok(config.check()?)
     }
@@ -50,19 +62,95 @@ impl ConfigArgs {
     pub fn stream(&self) -> anyhow::Result<StreamConfig> {
         // It does not depend on how images are prepared.
         let any = TransformConfig::new(1, Channels::Rgb);
-        let config = with_settings(&self.text()?, &self.backbone, &self.set, &mut |_| {
+        let text = self.text()?;
+        let settings = self.settings(&text);
+        let config = with_settings(&text, &self.backbone, &settings, &mut |_| {
             Ok(Some(any.clone()))
         })?;
         Ok(config.stream)
     }
 
+    /// The configuration as TOML.
     fn text(&self) -> anyhow::Result<String> {
-        Ok(match &self.config {
-            Some(path) => read_text(path)?,
-            None => presets::find(&self.preset)?.text.to_owned(),
-        })
+        let Some(path) = &self.config else {
+            return Ok(presets::find(&self.preset)?.text.to_owned());
+        };
+        let text = read_text(path)?;
+        // TOML cannot start with a brace.
+        let json = text.trim_start_matches('\u{feff}').trim_start();
+        if !json.starts_with('{') {
+            return Ok(text);
+        }
+        let Translation { table, notes } = pilot::translate(json, self.seed)
+            .with_context(|| format!("{} cannot be used", path.display()))?;
+        for note in notes {
+            eprintln!("{}: {note}", path.display());
+        }
+        Ok(table.to_string())
+    }
+
+    /// What is set above the configuration, the seed first.
+    fn settings(&self, text: &str) -> Vec<String> {
+        let mut settings = Vec::new();
+        if let Some(seed) = self.seed {
+            settings.push(format!("seed={seed}"));
+            let table: Table = text.parse().unwrap_or_default();
+            for order in NUMPY_ORDERS {
+                let found = order
+                    .iter()
+                    .try_fold(&table, |table, key| table.get(*key)?.as_table());
+                if found.is_some() {
+                    settings.push(format!("{}.seed={seed}", order.join(".")));
+                }
+            }
+        }
+        settings.extend_from_slice(&self.set);
+        settings
     }
 }
+
+/// A stream of these keys alone. `b50-inc10` stands for 50 classes and then 10 a task, `b0-inc20` for 20 a task.
+///
+/// # Errors
+///
+/// Usage errors that name the key.
+pub fn stream_of(keys: &[String]) -> anyhow::Result<StreamConfig> {
+    let mut table = Table::new();
+    for key in keys {
+        match key.split_once('=') {
+            Some((key, value)) => set(&mut table, key.trim(), parse_value(value.trim()))?,
+            None => {
+                let (init_cls, increment) = increments(key).ok_or_else(|| {
+                    UsageError(format!(
+                        "`--stream {key}` is neither `key=value` nor of the form `b0-inc20`"
+                    ))
+                })?;
+                let split = format!(
+                    "{{ increment = {{ init_cls = {init_cls}, increment = {increment} }} }}"
+                );
+                set(&mut table, "split", parse_value(&split))?;
+            }
+        }
+    }
+    Ok(table
+        .try_into()
+        .map_err(|e| UsageError(format!("`--stream` cannot be read: {e}")))?)
+}
+
+/// Classes of the first task and of the later ones, of `b50-inc10`; `b0` starts as it goes on.
+fn increments(text: &str) -> Option<(usize, usize)> {
+    let text = text.to_ascii_lowercase();
+    let (first, increment) = text.strip_prefix('b')?.split_once("-inc")?;
+    let (first, increment) = (first.parse().ok()?, increment.parse().ok()?);
+    Some((if first == 0 { increment } else { first }, increment))
+}
+
+/// Where a configuration may have a permutation of NumPy, which the seed of a run draws too.
+const NUMPY_ORDERS: &[&[&str]] = &[
+    &["stream", "class_order", "numpy"],
+    &["stream", "split", "per_group", "order", "numpy"],
+    &["stream", "split", "per_domain", "order", "numpy"],
+];
 
 /// Says which transform the checkpoint of a backbone asks for, `None` where it does not say.
 pub type TransformOf<'a> =
@@ -204,11 +292,49 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_has_short_names() {
+        assert_eq!(increments("B0-Inc20"), Some((20, 20)));
+        assert_eq!(increments("b50-inc10"), Some((50, 10)));
+        assert_eq!(increments("b50"), None);
+        let keys = ["b50-inc10", "class_order.numpy.seed=1993", "n_tasks=3"];
+        let stream = stream_of(&keys.map(str::to_owned)).unwrap();
+        let expected: StreamConfig = toml::from_str(
+            "n_tasks = 3\nsplit = { increment = { init_cls = 50, increment = 10 } }\nclass_order = { numpy = { seed = 1993 } }",
+        )
+        .unwrap();
+        assert_eq!(stream, expected);
+    }
+
+    #[test]
     fn keys_are_set_by_their_dotted_name() {
         let config = main_job(&["n_epochs=3", "method.variant=paper", "optimizer.lr=0.5"]).unwrap();
         assert_eq!(config.n_epochs, 3);
         assert_eq!(config.optimizer.lr, 0.5);
         assert_eq!(config.method.options["variant"].as_str(), Some("paper"));
+    }
+
+    #[test]
+    fn a_seed_also_draws_the_order_where_numpy_does() {
+        let args = |seed, set: &[&str]| ConfigArgs {
+            preset: "omniglot-alphabets".into(),
+            config: None,
+            seed,
+            set: set.iter().map(|s| s.to_string()).collect(),
+            backbone: BackboneArgs::default(),
+        };
+        let config = |args: ConfigArgs| {
+            let text = args.text().unwrap();
+            with_settings(&text, &args.backbone, &args.settings(&text), &mut nothing).unwrap()
+        };
+        let as_it_is = config(args(None, &[]));
+        let seeded = config(args(Some(7), &[]));
+        assert_eq!((as_it_is.seed, seeded.seed), (1993, 7));
+        let written = Table::try_from(&seeded.stream).unwrap().to_string();
+        assert!(!written.contains("1993") && written.matches("seed = 7").count() == 2);
+        // A single key stands above it, and a natural order stays.
+        let natural = config(args(Some(7), &["stream.class_order=natural", "seed=8"]));
+        assert_eq!(natural.seed, 8);
+        assert_eq!(natural.stream.class_order, sdlora_data::ClassOrder::Natural);
     }
 
     #[test]

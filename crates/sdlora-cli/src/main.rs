@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+mod pilot;
 mod preprocess;
 mod progress;
 mod report;
@@ -44,6 +45,7 @@ enum Command {
     Data(commands::data::Args),
     Export(commands::export::Args),
     Features(commands::features::Args),
+    Analyse(commands::analyse::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Data(args) => commands::data::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Features(args) => commands::features::run(args),
+        Command::Analyse(args) => commands::analyse::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

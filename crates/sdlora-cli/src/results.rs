@@ -8,7 +8,7 @@ use sdlora_train::checkpoint::write_file;
 use sdlora_train::{Finished, Plan, RunLog, write_model};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{ReportInput, TaskTiming, report_html};
+use crate::report::{ReportInput, TaskTiming, grouped, published_numbers, report_html, stored};
 
 /// Name of the file that marks a run as finished.
 pub const METRICS_FILE: &str = "metrics.json";
@@ -108,15 +108,21 @@ fn html(
         })
         .collect();
     let fact = |name: &str, value: String| (name.to_owned(), value);
+    let mut facts = vec![
+        fact("method", config.method.name.clone()),
+        fact("head", head(plan, log)),
+        fact("data set", config.dataset.clone()),
+        fact("backbone", config.backbone.weights.display().to_string()),
+        fact("device", device.to_owned()),
+        fact("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    for number in published_numbers(&config.expected, summary) {
+        let name = format!("published {}", number.label);
+        facts.push((name, format!("{} ({})", number.published, number.source)));
+    }
     Ok(report_html(&ReportInput {
         title: &folder.file_name().unwrap_or_default().to_string_lossy(),
-        facts: &[
-            fact("method", config.method.name.clone()),
-            fact("data set", config.dataset.clone()),
-            fact("backbone", config.backbone.weights.display().to_string()),
-            fact("device", device.to_owned()),
-            fact("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ],
+        facts: &facts,
         plan_toml: &plan.to_toml()?,
         matrix: &log.matrix,
         summary,
@@ -126,4 +132,15 @@ fn html(
         task_names: &[],
         timings: &timings,
     }))
+}
+
+/// The head and what it keeps of old classes.
+fn head(plan: &Plan, log: &RunLog) -> String {
+    let kept = log.floats_stored.last().copied().unwrap_or_default();
+    format!(
+        "{}; keeps {} floats, {} in all",
+        plan.head_name(),
+        stored(kept),
+        grouped(kept.total)
+    )
 }

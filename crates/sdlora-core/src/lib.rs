@@ -46,6 +46,7 @@ mod direction;
 mod error;
 mod linear;
 mod magnitude;
+mod residual;
 mod site;
 mod update;
 
@@ -56,5 +57,6 @@ pub use direction::{Direction, HostFactors, PastDirections};
 pub use error::CoreError;
 pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
 pub use magnitude::Magnitudes;
+pub use residual::span_residuals;
 pub use site::{Projection, Site};
 pub use update::{ScaledFactors, Update, UpdateForm};

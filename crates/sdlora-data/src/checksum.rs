@@ -80,6 +80,7 @@ impl Manifest {
             }
             let file = ManifestFile {
                 path: PathBuf::new(),
+                url: String::new(),
                 bytes: 0,
                 sha256: sum.to_owned(),
                 md5: String::new(),

@@ -4,6 +4,9 @@
 //! [`numpy_permutation`] repeats that bit for bit: MT19937 seeded by `init_genrand(s)`, then Fisher-Yates from the
 //! end, each index drawn from 32-bit words masked to the smallest `2^k - 1` that covers the range, until one fits.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::ClassId;
@@ -23,47 +26,101 @@ pub enum ClassOrder {
     },
     /// As listed; classes that are not in the list are left out.
     Listed(Vec<ClassId>),
+    /// By name, as listed; classes that are not in the list are left out.
+    Named(Vec<String>),
+    /// As a text file lists them, a class id or a name in every line; lines that are empty or begin with `#` are not
+    /// read. Relative paths start at the working directory.
+    File(PathBuf),
 }
 
 impl ClassOrder {
-    /// The class ids in order, out of `n_classes`.
+    /// The class ids in order, of the classes called `class_names`.
     ///
     /// # Errors
     ///
-    /// [`DataError::Setting`] when a list is empty, repeats a class or names one outside `0..n_classes`.
-    pub fn resolve(&self, n_classes: usize) -> Result<Vec<ClassId>, DataError> {
+    /// [`DataError::Setting`] when a list is empty, repeats a class or names one that does not exist, and those of
+    /// [`inlined`](Self::inlined).
+    pub fn resolve(&self, class_names: &[String]) -> Result<Vec<ClassId>, DataError> {
         match self {
-            Self::Natural => Ok((0..n_classes).collect()),
-            Self::Numpy { seed } => Ok(numpy_permutation(*seed, n_classes)),
+            Self::Natural => Ok((0..class_names.len()).collect()),
+            Self::Numpy { seed } => Ok(numpy_permutation(*seed, class_names.len())),
             Self::Listed(classes) => {
-                let refuse = |found, expected| {
-                    Err(DataError::setting("class_order.listed", found, expected))
-                };
-                if classes.is_empty() {
-                    return refuse("empty".to_owned(), "at least one class id".to_owned());
-                }
-                let mut seen = vec![false; n_classes];
-                for &class in classes {
-                    match seen.get_mut(class) {
-                        None => {
-                            return refuse(
-                                class.to_string(),
-                                format!("class ids below {n_classes}"),
-                            );
-                        }
-                        Some(true) => {
-                            return refuse(
-                                format!("{class} twice"),
-                                "every class id once".to_owned(),
-                            );
-                        }
-                        Some(slot) => *slot = true,
-                    }
-                }
+                check_ids(classes, class_names.len())?;
                 Ok(classes.clone())
             }
+            Self::Named(names) => {
+                let mut by_name: HashMap<&str, Vec<ClassId>> = HashMap::new();
+                for (id, name) in class_names.iter().enumerate() {
+                    by_name.entry(name).or_default().push(id);
+                }
+                let classes = names
+                    .iter()
+                    .map(|name| match by_name.get(name.as_str()).map(Vec::as_slice) {
+                        Some([id]) => Ok(*id),
+                        Some(several) => Err(DataError::setting(
+                            "class_order.named",
+                            format!("`{name}`"),
+                            format!("ids, as classes {several:?} have this name"),
+                        )),
+                        None => Err(DataError::setting(
+                            "class_order.named",
+                            format!("`{name}`"),
+                            format!(
+                                "names of classes, such as `{}`",
+                                class_names.first().map_or("", String::as_str)
+                            ),
+                        )),
+                    })
+                    .collect::<Result<Vec<_>, _>>()?;
+                check_ids(&classes, class_names.len())?;
+                Ok(classes)
+            }
+            Self::File(_) => self.clone().inlined()?.resolve(class_names),
         }
     }
+
+    /// The same order with its file read, so that it no longer depends on it.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Io`] when the file cannot be read.
+    pub fn inlined(self) -> Result<Self, DataError> {
+        let Self::File(path) = self else {
+            return Ok(self);
+        };
+        let text =
+            std::fs::read_to_string(&path).map_err(|source| DataError::Io { path, source })?;
+        let lines: Vec<&str> = text
+            .trim_start_matches('\u{feff}')
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .collect();
+        // Names that are numbers would be read as ids, which is what such a file nearly always means.
+        let ids: Result<Vec<ClassId>, _> = lines.iter().map(|line| line.parse()).collect();
+        Ok(match ids {
+            Ok(ids) => Self::Listed(ids),
+            Err(_) => Self::Named(lines.into_iter().map(str::to_owned).collect()),
+        })
+    }
+}
+
+/// Refuses an empty list, ids out of range and repeated ones.
+fn check_ids(classes: &[ClassId], n_classes: usize) -> Result<(), DataError> {
+    let refuse =
+        |found: String, expected: String| Err(DataError::setting("class_order", found, expected));
+    if classes.is_empty() {
+        return refuse("empty".to_owned(), "at least one class".to_owned());
+    }
+    let mut seen = vec![false; n_classes];
+    for &class in classes {
+        match seen.get_mut(class) {
+            None => return refuse(class.to_string(), format!("class ids below {n_classes}")),
+            Some(true) => return refuse(format!("{class} twice"), "every class once".to_owned()),
+            Some(slot) => *slot = true,
+        }
+    }
+    Ok(())
 }
 
 /// `numpy.random.seed(seed); numpy.random.permutation(n)` of NumPy's legacy generator.
@@ -183,13 +240,57 @@ mod tests {
         }
     }
 
+    fn names(n: usize) -> Vec<String> {
+        (0..n).map(|id| format!("class{id}")).collect()
+    }
+
     #[test]
     fn lists_are_checked() {
-        let resolve = |list: &[usize]| ClassOrder::Listed(list.to_vec()).resolve(4);
+        let resolve = |list: &[usize]| ClassOrder::Listed(list.to_vec()).resolve(&names(4));
         assert_eq!(resolve(&[3, 1]).unwrap(), [3, 1]);
         for (list, word) in [(&[0, 4][..], "below 4"), (&[2, 2], "twice"), (&[], "empty")] {
             let message = resolve(list).unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
+    }
+
+    #[test]
+    fn names_stand_for_ids() {
+        let named = |list: &[&str], class_names: &[String]| {
+            ClassOrder::Named(list.iter().map(ToString::to_string).collect()).resolve(class_names)
+        };
+        assert_eq!(named(&["class2", "class0"], &names(3)).unwrap(), [2, 0]);
+        let twice = ["cat".to_owned(), "cat".to_owned(), "dog".to_owned()];
+        assert_eq!(named(&["dog"], &twice).unwrap(), [2]);
+        for (list, class_names, word) in [
+            (&["cat"][..], &names(3)[..], "such as `class0`"),
+            (&["cat"], &twice, "[0, 1]"),
+            (&["dog", "dog"], &twice, "twice"),
+            (&[], &twice, "empty"),
+        ] {
+            let message = named(list, class_names).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_lists_ids_or_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("order.txt");
+        let order = ClassOrder::File(path.clone());
+        for (text, inlined) in [
+            ("# ids\n2\n\n 0 \r\n", ClassOrder::Listed(vec![2, 0])),
+            (
+                "class2\nclass0",
+                ClassOrder::Named(vec!["class2".into(), "class0".into()]),
+            ),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(order.clone().inlined().unwrap(), inlined);
+            assert_eq!(order.resolve(&names(3)).unwrap(), [2, 0]);
+        }
+        std::fs::remove_file(&path).unwrap();
+        let message = order.resolve(&names(3)).unwrap_err().to_string();
+        assert!(message.contains("order.txt"), "{message}");
     }
 }

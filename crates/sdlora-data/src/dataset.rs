@@ -68,6 +68,16 @@ pub trait Dataset: Send + Sync {
     /// All samples of a half, in a fixed order.
     fn samples(&self, split: Split) -> &[Sample];
 
+    /// Names of the domains its images come from (photographs, sketches), or nothing when they are not told apart.
+    fn domains(&self) -> &[String] {
+        &[]
+    }
+
+    /// Position in [`domains`](Self::domains) of the domain of sample `idx` of a half; `None` when there is none.
+    fn domain_of(&self, _split: Split, _idx: SampleIdx) -> Option<usize> {
+        None
+    }
+
     /// What was left out when opening, or differs from the original: one sentence each, for the user.
     fn notes(&self) -> &[String] {
         &[]

@@ -31,7 +31,7 @@
 //!     .with_n_tasks(10);
 //! let stream = TaskStream::new(dataset.as_ref(), &config)?;
 //! let task = &stream.tasks()[1];
-//! assert_eq!(task.labels(), 20..40);
+//! assert_eq!(task.new_labels(), 20..40);
 //!
 //! let transform = TransformConfig::omniglot(28).init()?;
 //! let source = ImageSource::new(dataset, &task.train, transform, Cache::Memory)?;
@@ -91,12 +91,12 @@ pub use erasing::RandomErasing;
 pub use error::DataError;
 pub use image::{Image, encode_png};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
-pub use manifest::{Manifest, ManifestFile, ManifestSet};
+pub use manifest::{Access, FetchTerms, Manifest, ManifestFile, ManifestSet};
 pub use pipeline::{PipelineConfig, Step};
 pub use rand_augment::RandAugment;
 pub use resample::Interpolation;
 pub use source::{Cache, ImageSource};
-pub use stream::{GroupOrder, StreamConfig, TaskSplit, TaskStream};
+pub use stream::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit, TaskStream};
 pub use task::{EvalSet, LabelledSample, SampleSet, Task, TrainSet};
 pub use transform::{
     Background, BaseImage, Channels, Fit, Normalise, Polarity, Transform, TransformConfig,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::checksum::{FileState, compare};
 use crate::dataset::{Dataset, Split};
 use crate::error::DataError;
+use crate::files::ARCHIVES;
 
 /// Contents of `<data dir>/<name>.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +26,49 @@ pub struct Manifest {
     /// Other folders below the data directory that may hold it, in the order in which they are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<PathBuf>,
+    /// Whether a program may download the files, and what to do where it may not.
+    #[serde(default)]
+    pub fetch: FetchTerms,
     /// The files the authors publish, as far as their sums are known; empty for folders of one's own.
     #[serde(default)]
     pub files: Vec<ManifestFile>,
     /// The data sets that are made of the files.
     pub sets: Vec<ManifestSet>,
+}
+
+/// Whether a program may download the files of a data set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchTerms {
+    /// Who may have them.
+    pub access: Access,
+    /// The reason, as a sentence for the user.
+    pub why: String,
+    /// What the user does where nothing is downloaded, step by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
+}
+
+/// Who may have the files of a data set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Everyone.
+    Open,
+    /// Everyone who agrees to terms that limit the use.
+    Terms,
+    /// Those who asked for them on a page: they cannot be downloaded by a program.
+    Form,
+    /// The user, who brings them.
+    #[default]
+    Own,
+}
+
+impl Access {
+    /// Whether a program may download the files, with the user's consent where terms limit the use.
+    pub fn is_fetched(self) -> bool {
+        matches!(self, Self::Open | Self::Terms)
+    }
 }
 
 /// One file of a data set.
@@ -38,6 +77,9 @@ pub struct Manifest {
 pub struct ManifestFile {
     /// Path below the manifest's folder.
     pub path: PathBuf,
+    /// Where its authors offer it; empty when it is not the file that is downloaded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub url: String,
     /// Size in bytes, 0 when it is not known.
     #[serde(default)]
     pub bytes: u64,
@@ -108,6 +150,32 @@ impl Manifest {
         }
     }
 
+    /// The files that a program downloads: none where the licence keeps it from doing so.
+    pub fn fetched_files(&self) -> impl Iterator<Item = &ManifestFile> {
+        let is_fetched = self.fetch.access.is_fetched();
+        let files = self.files.iter();
+        files.filter(move |file| is_fetched && !file.url.is_empty())
+    }
+
+    /// Number of archives that are downloaded for one data set.
+    pub(crate) fn n_archives(&self) -> usize {
+        self.fetched_files()
+            .filter_map(|file| file.path.to_str())
+            .filter(|path| ARCHIVES.iter().any(|end| path.ends_with(end)))
+            .count()
+    }
+
+    /// Where the files come from, as errors say it.
+    pub(crate) fn origin(&self) -> String {
+        match self.fetched_files().next() {
+            Some(_) => format!(
+                "{}; `sdlora data fetch {}` downloads it",
+                self.source, self.name
+            ),
+            None => self.source.clone(),
+        }
+    }
+
     /// Compares every file below `data_dir` with its checksum.
     ///
     /// # Errors
@@ -136,7 +204,7 @@ impl Manifest {
             dataset: self.name.clone(),
             data_dir: data_dir.to_owned(),
             path,
-            origin: self.source.clone(),
+            origin: self.origin(),
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) enum Purpose {
     HoldOut = 3,
     /// Noise that belongs to one image in every epoch.
     Appearance = 4,
+    /// Which task trains on which images of a class that comes again.
+    Repeat = 5,
 }
 
 /// The generator of `purpose` at `position` (for instance task, epoch, sample) under the run's `seed`.

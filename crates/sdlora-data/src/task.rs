@@ -1,4 +1,6 @@
-//! One step of a stream: its new classes and its two halves, labelled.
+//! One step of a stream: its classes and its two halves, labelled.
+
+use std::sync::Arc;
 
 use crate::appearance::Appearance;
 use crate::dataset::{ClassId, SampleIdx, Split};
@@ -22,6 +24,8 @@ pub struct SampleSet {
     pub(crate) split: Split,
     pub(crate) samples: Vec<LabelledSample>,
     pub(crate) appearance: Vec<Appearance>,
+    /// The task in which each label of the stream is learned first.
+    pub(crate) first_tasks: Arc<[usize]>,
 }
 
 impl SampleSet {
@@ -109,11 +113,9 @@ impl TrainSet {
                     format!("fewer than the {} of label {label}", positions.len()),
                 ));
             }
-            let mut rng = generator(
-                seed,
-                Purpose::HoldOut,
-                [set.task_idx as u32, label as u32, 0],
-            );
+            // Of a class that comes again the same images are held out in each of its tasks.
+            let first_task = set.first_tasks.get(label).copied().unwrap_or(set.task_idx);
+            let mut rng = generator(seed, Purpose::HoldOut, [first_task as u32, label as u32, 0]);
             positions.shuffle(&mut rng);
             for &position in &positions[..n_per_class] {
                 is_held_out[position] = true;
@@ -127,6 +129,7 @@ impl TrainSet {
                 .filter_map(|(sample, &held)| (held == held_out).then_some(*sample))
                 .collect(),
             appearance: set.appearance.clone(),
+            first_tasks: set.first_tasks.clone(),
             ..*set
         };
         Ok((TrainSet(part(false)), EvalSet(part(true))))
@@ -140,10 +143,16 @@ impl TrainSet {
 pub struct Task {
     /// Position in the stream, from 0.
     pub idx: usize,
-    /// Its new classes; class `classes[i]` has label `first_label + i`.
+    /// Its classes, new ones and those that come again, in the order in which the split names them.
     pub classes: Vec<ClassId>,
-    /// Label of its first class, which is the number of classes seen before.
+    /// Label of its first new class, which is the number of classes seen before.
     pub first_label: usize,
+    /// Number of its classes that no earlier task has; 0 when only known classes come again.
+    pub n_new_classes: usize,
+    /// Position in [`Dataset::domains`](crate::Dataset::domains) of the only domain its images come from, if there is
+    /// one.
+    pub domain: Option<usize>,
+    pub(crate) labels: Vec<usize>,
     /// Training half.
     pub train: TrainSet,
     /// Test half; empty when the data set has no test images.
@@ -151,9 +160,14 @@ pub struct Task {
 }
 
 impl Task {
-    /// Labels of the new classes, `first_label..first_label + classes.len()`.
-    pub fn labels(&self) -> std::ops::Range<usize> {
-        self.first_label..self.first_label + self.classes.len()
+    /// Label of each of its classes, `classes[i]` has `labels()[i]`: what its images are labelled with.
+    pub fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+
+    /// Labels of its new classes, `first_label..first_label + n_new_classes`: what the head grows by.
+    pub fn new_labels(&self) -> std::ops::Range<usize> {
+        self.first_label..self.first_label + self.n_new_classes
     }
 }
 
@@ -172,6 +186,7 @@ mod tests {
                 })
                 .collect(),
             appearance: Vec::new(),
+            first_tasks: vec![0; n_classes].into(),
         })
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct ToyDataset {
     groups: Vec<Group>,
     train: Vec<Sample>,
     test: Vec<Sample>,
+    domains: Vec<String>,
     /// Sample of the training half whose image fails, and how.
     pub(crate) fault: Option<(SampleIdx, Fault)>,
 }
@@ -47,6 +48,7 @@ impl ToyDataset {
             groups: Vec::new(),
             train: samples(n_train, Split::Train),
             test: samples(n_test, Split::Test),
+            domains: Vec::new(),
             fault: None,
         }
     }
@@ -60,6 +62,22 @@ impl ToyDataset {
                 classes: classes.to_vec(),
             })
             .collect();
+        self
+    }
+
+    /// The samples of a half belong to the domains in turn.
+    pub(crate) fn with_domains(mut self, domains: &[&str]) -> Self {
+        self.domains = domains.iter().map(ToString::to_string).collect();
+        for half in [&mut self.train, &mut self.test] {
+            for (idx, sample) in half.iter_mut().enumerate() {
+                sample.name = format!("{}/{idx}", domains[idx % domains.len()]);
+            }
+        }
+        self
+    }
+
+    pub(crate) fn without_train_image(mut self, idx: SampleIdx) -> Self {
+        self.train.remove(idx);
         self
     }
 
@@ -87,6 +105,15 @@ impl Dataset for ToyDataset {
             Split::Train => &self.train,
             Split::Test => &self.test,
         }
+    }
+
+    fn domains(&self) -> &[String] {
+        &self.domains
+    }
+
+    fn domain_of(&self, split: Split, idx: SampleIdx) -> Option<usize> {
+        let (domain, _) = self.samples(split).get(idx)?.name.split_once('/')?;
+        self.domains.iter().position(|known| known == domain)
     }
 
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {

@@ -320,6 +320,13 @@ pub struct BaseImage {
     background: [u8; 3],
 }
 
+impl BaseImage {
+    /// Bytes of its pixels.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.image.data().len()
+    }
+}
+
 impl Transform {
     /// The settings it was made of.
     pub fn config(&self) -> &TransformConfig {

@@ -4,8 +4,8 @@
 
 use proptest::prelude::*;
 use sdlora_data::{
-    ClassOrder, DataError, Dataset, Group, GroupOrder, Image, Sample, SampleIdx, Split,
-    StreamConfig, TaskSplit, TaskStream,
+    ClassOrder, ClassRef, DataError, Dataset, Group, GroupOrder, Image, Repeats, Sample, SampleIdx,
+    Split, StreamConfig, TaskSplit, TaskStream,
 };
 
 /// Classes in groups of up to `group_size`, samples of all classes interleaved.
@@ -119,6 +119,41 @@ proptest! {
     }
 
     #[test]
+    fn repeated_classes_keep_their_labels_and_parts_are_disjoint(
+        seed in any::<u64>(),
+        lists in prop::collection::vec(prop::sample::subsequence((0..6_usize).collect::<Vec<_>>(), 1..=6), 1..5),
+    ) {
+        let grid = Grid::new(6, 5, 1);
+        let refs = |list: &Vec<usize>| list.iter().map(|&id| ClassRef::Id(id)).collect();
+        let groups = TaskSplit::Groups(lists.iter().map(refs).collect());
+        for repeats in [Repeats::All, Repeats::Split { seed }] {
+            let config = StreamConfig::new(groups.clone()).with_repeats(repeats);
+            let stream = TaskStream::new(&grid, &config).unwrap();
+            let mut n_seen = 0;
+            let mut n_uses = vec![0; grid.samples(Split::Train).len()];
+            for (task, list) in stream.tasks().iter().zip(&lists) {
+                prop_assert_eq!(&task.classes, list);
+                prop_assert_eq!(task.new_labels(), n_seen..n_seen + task.n_new_classes);
+                n_seen += task.n_new_classes;
+                for (&class, &label) in task.classes.iter().zip(task.labels()) {
+                    prop_assert_eq!(stream.label_of(class), Some(label));
+                    prop_assert!(label < n_seen);
+                }
+                for sample in task.train.as_ref().samples() {
+                    n_uses[sample.idx] += 1;
+                    prop_assert!(task.labels().contains(&sample.label));
+                }
+            }
+            prop_assert_eq!(n_seen, stream.n_classes());
+            for (idx, sample) in grid.samples(Split::Train).iter().enumerate() {
+                let n_tasks = lists.iter().filter(|list| list.contains(&sample.class_id)).count();
+                let expected = if repeats == Repeats::All { n_tasks } else { n_tasks.min(1) };
+                prop_assert_eq!(n_uses[idx], expected);
+            }
+        }
+    }
+
+    #[test]
     fn same_config_same_stream((grid, config) in cases()) {
         prop_assert_eq!(TaskStream::new(&grid, &config).unwrap(), TaskStream::new(&grid, &config).unwrap());
     }
@@ -142,7 +177,7 @@ proptest! {
 
     #[test]
     fn a_seed_is_a_permutation(seed: u32, n in 0..500_usize) {
-        let mut order = ClassOrder::Numpy { seed }.resolve(n).unwrap();
+        let mut order = ClassOrder::Numpy { seed }.resolve(&vec![String::new(); n]).unwrap();
         order.sort_unstable();
         prop_assert_eq!(order, (0..n).collect::<Vec<_>>());
     }

@@ -10,13 +10,14 @@ use crate::http::{Client, Retry};
 use crate::mirror::{Mirror, Place};
 use crate::progress::Progress;
 use crate::transfer::{Wanted, check, obtain, open_locked};
-use crate::verify::is_sha256;
+use crate::verify::{Sum, is_md5, is_sha256};
 
-/// What a file must be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a file must be, as far as it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expected {
-    bytes: u64,
-    sha256: String,
+    bytes: Option<u64>,
+    sha256: Option<String>,
+    md5: Option<String>,
 }
 
 impl Expected {
@@ -26,13 +27,61 @@ impl Expected {
     ///
     /// [`FetchError::NoSum`] when the sum is not 64 hexadecimal digits.
     pub fn new(bytes: u64, sha256: &str) -> Result<Self, FetchError> {
-        if !is_sha256(sha256) {
-            return Err(FetchError::NoSum { sum: sha256.into() });
+        Self::unknown().with_bytes(bytes).with_sha256(sha256)
+    }
+
+    /// A file of which nothing is known. It is complete when the server has sent all it announced,
+    /// and one that is there already is kept.
+    pub fn unknown() -> Self {
+        Self::default()
+    }
+
+    /// With a size in bytes.
+    #[must_use]
+    pub fn with_bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    /// With a SHA-256.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::NoSum`] when it is not 64 hexadecimal digits.
+    pub fn with_sha256(mut self, sum: &str) -> Result<Self, FetchError> {
+        if !is_sha256(sum) {
+            return Err(no_sum(sum, "SHA-256", 64));
         }
-        Ok(Self {
-            bytes,
-            sha256: sha256.to_ascii_lowercase(),
-        })
+        self.sha256 = Some(sum.to_ascii_lowercase());
+        Ok(self)
+    }
+
+    /// With an MD5, as older data sets publish it; a SHA-256 goes before it. It shows a damaged file,
+    /// not a forged one.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::NoSum`] when it is not 32 hexadecimal digits.
+    pub fn with_md5(mut self, sum: &str) -> Result<Self, FetchError> {
+        if !is_md5(sum) {
+            return Err(no_sum(sum, "MD5", 32));
+        }
+        self.md5 = Some(sum.to_ascii_lowercase());
+        Ok(self)
+    }
+
+    /// The sum to compare with, the stronger one where there are two.
+    fn sum(&self) -> Option<Sum<'_>> {
+        let sha256 = self.sha256.as_deref().map(Sum::Sha256);
+        sha256.or_else(|| self.md5.as_deref().map(Sum::Md5))
+    }
+}
+
+fn no_sum(sum: &str, kind: &'static str, n_digits: usize) -> FetchError {
+    FetchError::NoSum {
+        sum: sum.into(),
+        kind,
+        n_digits,
     }
 }
 
@@ -98,8 +147,8 @@ impl Downloader {
         expected: &Expected,
         progress: &mut dyn Progress,
     ) -> Result<(), FetchError> {
-        let (bytes, sha256) = (Some(expected.bytes), Some(expected.sha256.as_str()));
-        let is_there = || dest.is_file() && check(url, dest, bytes, sha256).is_ok();
+        let (bytes, sum) = (expected.bytes, expected.sum());
+        let is_there = || dest.is_file() && check(url, dest, bytes, sum).is_ok();
         if is_there() {
             return Ok(());
         }
@@ -118,14 +167,14 @@ impl Downloader {
                     token: None,
                     name: &name,
                     bytes,
-                    sha256,
+                    sum,
                 };
                 obtain(&self.client, &wanted, &part, dest, &is_there, progress)
             }
             Place::File(path) => {
                 progress.start(&name, bytes);
-                copy(&path, &part, dest, expected)?;
-                progress.advance(expected.bytes);
+                let n_bytes = copy(&path, &part, dest, expected)?;
+                progress.advance(n_bytes);
                 progress.done();
                 Ok(())
             }
@@ -133,24 +182,23 @@ impl Downloader {
     }
 }
 
-/// Copies a file of a mirror folder.
-fn copy(from: &Path, part: &Path, dest: &Path, expected: &Expected) -> Result<(), FetchError> {
+/// Copies a file of a mirror folder, and says how long it is.
+fn copy(from: &Path, part: &Path, dest: &Path, expected: &Expected) -> Result<u64, FetchError> {
     let source = File::open(from).map_err(FetchError::io("read", from))?;
     let mut file = open_locked(part)?;
     file.set_len(0).map_err(FetchError::io("write", part))?;
     // One byte more than expected shows that the file is too long.
-    io::copy(
-        &mut source.take(expected.bytes.saturating_add(1)),
-        &mut file,
-    )
-    .map_err(FetchError::io("write", part))?;
+    let limit = expected.bytes.unwrap_or(u64::MAX).saturating_add(1);
+    let n_bytes =
+        io::copy(&mut source.take(limit), &mut file).map_err(FetchError::io("write", part))?;
     let shown = from.display().to_string();
-    if let Err(error) = check(&shown, part, Some(expected.bytes), Some(&expected.sha256)) {
+    if let Err(error) = check(&shown, part, expected.bytes, expected.sum()) {
         let _ = fs::remove_file(part);
         return Err(error);
     }
     file.sync_all().map_err(FetchError::io("write", part))?;
-    fs::rename(part, dest).map_err(FetchError::io("rename", part))
+    fs::rename(part, dest).map_err(FetchError::io("rename", part))?;
+    Ok(n_bytes)
 }
 
 fn part_of(dest: &Path) -> PathBuf {

@@ -119,21 +119,27 @@ pub enum FetchError {
     },
     /// The file has the wrong content. What was downloaded is removed.
     #[error(
-        "{url} has the SHA-256 {found} instead of {expected}: the partial file is removed; repeat the command, and use another mirror if it happens again"
+        "{url} has the {kind} {found} instead of {expected}: the partial file is removed; repeat the command, and use another mirror if it happens again"
     )]
     Checksum {
         /// The address or file.
         url: String,
-        /// The sum it must have, 64 hexadecimal digits.
+        /// `SHA-256` or `MD5`.
+        kind: &'static str,
+        /// The sum it must have, in hexadecimal digits.
         expected: String,
         /// The sum it has.
         found: String,
     },
     /// A checksum that is none.
-    #[error("`{sum}` is no SHA-256: give 64 hexadecimal digits")]
+    #[error("`{sum}` is no {kind}: give {n_digits} hexadecimal digits")]
     NoSum {
         /// What was given.
         sum: String,
+        /// `SHA-256` or `MD5`.
+        kind: &'static str,
+        /// Digits of such a sum.
+        n_digits: usize,
     },
     /// A file or folder cannot be read or written.
     #[error("cannot {action} {path}: {source}; check the path, the rights and the free space")]

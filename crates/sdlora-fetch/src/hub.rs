@@ -13,7 +13,7 @@ use crate::names::{encode, encode_path, is_below, shown};
 use crate::progress::Progress;
 use crate::repo::HubRepo;
 use crate::transfer::{Wanted, number, obtain};
-use crate::verify::is_sha256;
+use crate::verify::{Sum, is_sha256};
 
 /// One file with all weights.
 const WEIGHTS: &str = "model.safetensors";
@@ -205,7 +205,7 @@ impl Hub {
                 name,
                 bytes: linked.or(own),
                 // Large files have their SHA-256 as ETag, others that of git, which is not checked.
-                sha256: Some(etag).filter(|etag| is_sha256(etag)),
+                sum: Some(etag).filter(|etag| is_sha256(etag)).map(Sum::Sha256),
             };
             let part = cache.blob(&format!("{etag}.incomplete"));
             obtain(

@@ -8,7 +8,7 @@
 //! | name of a model, `hf:org/name@revision` | [`HubRepo`] |
 //! | settings from the environment, as Python's `huggingface_hub` reads them | [`HubConfig`] |
 //! | a model in the cache that Python shares | [`Hub`] |
-//! | a plain file of known size and sum | [`download`], [`Expected`] |
+//! | a plain file, of known size and sum where there are any | [`download`], [`Expected`] |
 //! | another place with the same files | [`Mirror`] |
 //! | what the caller is told meanwhile | [`Progress`] |
 //!

@@ -10,7 +10,7 @@ use crate::error::FetchError;
 use crate::http::{Client, Failure, Follow, Response, busy, refused};
 use crate::names::shown;
 use crate::progress::Progress;
-use crate::verify::sha256_of;
+use crate::verify::Sum;
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 16;
@@ -26,8 +26,7 @@ pub(crate) struct Wanted<'a> {
     /// Name for the progress.
     pub(crate) name: &'a str,
     pub(crate) bytes: Option<u64>,
-    /// 64 hexadecimal digits.
-    pub(crate) sha256: Option<&'a str>,
+    pub(crate) sum: Option<Sum<'a>>,
 }
 
 /// Brings a file to `dest` by way of `part`. What `part` holds from an earlier attempt is
@@ -46,12 +45,12 @@ pub(crate) fn obtain(
     }
     let n_left = length(&file, part)?;
     let mut result = run(client, wanted, &mut file, part, progress)
-        .and_then(|()| check(wanted.url, part, wanted.bytes, wanted.sha256));
+        .and_then(|()| check(wanted.url, part, wanted.bytes, wanted.sum));
     if n_left > 0 && matches!(result, Err(FetchError::Checksum { .. })) {
         // What was left over may come from an older version of the file.
         truncate(&mut file, part)?;
         result = run(client, wanted, &mut file, part, progress)
-            .and_then(|()| check(wanted.url, part, wanted.bytes, wanted.sha256));
+            .and_then(|()| check(wanted.url, part, wanted.bytes, wanted.sum));
     }
     if let Err(error) = result {
         let is_wrong = matches!(error, FetchError::Checksum { .. } | FetchError::Size { .. });
@@ -92,7 +91,7 @@ pub(crate) fn check(
     url: &str,
     path: &Path,
     bytes: Option<u64>,
-    sha256: Option<&str>,
+    sum: Option<Sum<'_>>,
 ) -> Result<(), FetchError> {
     let found = fs::metadata(path)
         .map_err(FetchError::io("read", path))?
@@ -104,12 +103,13 @@ pub(crate) fn check(
             found,
         });
     }
-    if let Some(expected) = sha256 {
-        let found = sha256_of(path)?;
-        if !found.eq_ignore_ascii_case(expected) {
+    if let Some(expected) = sum {
+        let found = expected.of_file(path)?;
+        if !found.eq_ignore_ascii_case(expected.digits()) {
             return Err(FetchError::Checksum {
                 url: shown(url),
-                expected: expected.to_ascii_lowercase(),
+                kind: expected.kind(),
+                expected: expected.digits().to_ascii_lowercase(),
                 found,
             });
         }

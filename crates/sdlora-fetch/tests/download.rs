@@ -369,3 +369,56 @@ fn two_at_once_bring_one_file() {
     });
     assert_eq!(fs::read(&to.dest).unwrap(), bytes(N));
 }
+
+#[test]
+fn an_md5_is_compared_where_it_is_all_that_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("abc.bin"), "abc").unwrap();
+    let downloader =
+        Downloader::new(retry(1)).with_mirror(Mirror::parse(folder.path().to_str().unwrap()));
+    let fetch = |expected: &Expected| {
+        let to = target();
+        let result = downloader.fetch("http://a.example/abc.bin", &to.dest, expected, &mut Silent);
+        (result, to.dest.exists(), to)
+    };
+    // RFC 1321, test suite.
+    let right = Expected::unknown()
+        .with_md5("900150983CD24FB0D6963F7D28E17F72")
+        .unwrap();
+    let (result, is_there, _to) = fetch(&right);
+    result.unwrap();
+    assert!(is_there);
+    let wrong = Expected::unknown()
+        .with_md5("f96b697d7cb7938d525a2f31aaf161d0")
+        .unwrap();
+    let (result, is_there, to) = fetch(&wrong);
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("MD5 9001"), "{error}");
+    assert!(!is_there && !to.part.exists());
+    // A SHA-256 goes before it.
+    let both = right.with_sha256(&sum(b"abd")).unwrap();
+    assert!(fetch(&both).0.unwrap_err().to_string().contains("SHA-256"));
+    assert!(Expected::unknown().with_md5("9001").is_err());
+}
+
+#[test]
+fn of_an_unknown_file_all_that_the_server_announced_must_come() {
+    let server = Server::start(|asked, n| match n {
+        0 => Reply::ranged(asked, &bytes(N)).cut(40_000),
+        _ => Reply::ranged(asked, &bytes(N)),
+    });
+    let (to, url) = (target(), format!("{}/f", server.url));
+    let downloader = Downloader::new(retry(2));
+    let expected = Expected::unknown();
+    downloader
+        .fetch(&url, &to.dest, &expected, &mut Silent)
+        .unwrap();
+    assert_eq!(fs::read(&to.dest).unwrap(), bytes(N));
+    let n_asked = server.asked().len();
+    assert_eq!(n_asked, 2);
+    // What is there is kept.
+    downloader
+        .fetch(&url, &to.dest, &expected, &mut Silent)
+        .unwrap();
+    assert_eq!(server.asked().len(), n_asked);
+}

@@ -93,6 +93,30 @@ pub enum MetricsError {
         /// What is wrong and what is expected.
         problem: String,
     },
+    /// Labels and predictions are not pairs.
+    #[error("{n_labels} labels have {n_predictions} predictions: give one for each")]
+    Pairs {
+        /// Number of labels.
+        n_labels: usize,
+        /// Number of predictions.
+        n_predictions: usize,
+    },
+    /// A label or prediction names no class.
+    #[error("label {label} is none of {n_classes} classes: labels count from 0")]
+    Label {
+        /// The refused label.
+        label: usize,
+        /// Number of classes.
+        n_classes: usize,
+    },
+    /// A confidence is NaN or outside 0..=1.
+    #[error("confidence {value} of prediction {idx} is not within 0..=1: pass a probability")]
+    Confidence {
+        /// Position of the prediction.
+        idx: usize,
+        /// The refused value.
+        value: f64,
+    },
     /// There is no value to take a mean of.
     #[error("there is no value to take the mean of: give at least one run")]
     NoValue,

@@ -19,6 +19,9 @@
 //! | [`backward_transfer`] | mean over `j < T−1` of `acc[T−1][j] − acc[j][j]` |
 //! | [`forward_transfer`] | mean over `1 ≤ j` of `acc[j−1][j] − baseline[j]` |
 //!
+//! Beside the matrix, [`Confusion`] counts which class or task is taken for which, and [`Calibration`] compares the
+//! confidence of predictions with how often they are right.
+//!
 //! A metric is `None` where it is undefined: with one task there is no forgetting, without test counts no mean over
 //! images, and a missing row leaves undefined whatever needs it.
 //!
@@ -39,6 +42,8 @@
 mod accuracy_curve;
 mod anytime_accuracy;
 mod backward_transfer;
+mod calibration;
+mod confusion;
 mod csv;
 mod error;
 mod final_accuracy;
@@ -51,6 +56,8 @@ mod summary;
 pub use accuracy_curve::{accuracy_curve, weighted_accuracy_curve};
 pub use anytime_accuracy::{average_anytime_accuracy, weighted_average_anytime_accuracy};
 pub use backward_transfer::backward_transfer;
+pub use calibration::{Calibration, ReliabilityBin};
+pub use confusion::Confusion;
 pub use csv::{from_csv, to_csv};
 pub use error::MetricsError;
 pub use final_accuracy::{final_average_accuracy, weighted_final_accuracy};

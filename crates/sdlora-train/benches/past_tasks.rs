@@ -16,7 +16,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Direction, Projection, Variant};
-use sdlora_train::{LinearHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
 struct Counting;
@@ -93,7 +93,7 @@ fn model(n_past: usize, device: &Device) -> Model {
         }
     }
     let mut model = Model::new(vit, adapter);
-    model.head = Some(LinearHead::init(192, N_CLASSES, &mut rng, device));
+    model.head.trained = Some(TrainedHead::draw(192, N_CLASSES, &mut rng, device));
     model
 }
 
@@ -127,7 +127,7 @@ fn main() {
             for _ in 0..STEPS {
                 let model = case.model.take().unwrap();
                 let features = model.features(images.clone());
-                let logits = model.head.as_ref().unwrap().forward(features);
+                let logits = model.head.trained.as_ref().unwrap().linear(features);
                 let loss = cross_entropy(logits, labels.clone());
                 case.model = Some(config.step(&mut case.optimizer, model, &loss, 1.0));
             }

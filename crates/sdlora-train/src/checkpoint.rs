@@ -1,8 +1,8 @@
 //! Checkpoints: everything that is needed to continue a run bit for bit.
 //!
-//! A checkpoint is a folder of three files. It is written under a temporary name, synced and then
+//! A checkpoint is a folder of up to four files. It is written under a temporary name, synced and then
 //! renamed, so a folder with a final name is always whole; `state.json` holds the hashes of the
-//! other two, so a damaged one is noticed. Parameter ids are part of the record, which is how the
+//! others, so a damaged one is noticed. Parameter ids are part of the record, which is how the
 //! optimiser's state finds its parameters again.
 
 use std::fs::{self, File};
@@ -17,12 +17,15 @@ use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
+use crate::export::TensorFile;
 
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
+/// Arrays that are no parameters; absent where there are none.
+const ARRAYS: &str = "head.safetensors";
 const STATE: &str = "state.json";
 /// Version of the layout; raised when older checkpoints can no longer be read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Folders under construction start with this; they are never read.
 const TEMPORARY: &str = ".writing-";
 
@@ -32,6 +35,8 @@ pub struct Checkpoint<S> {
     pub model: ModuleRecord,
     /// State of the optimiser; absent between tasks.
     pub optimizer: Option<OptimizerRecord>,
+    /// Arrays that are no parameters.
+    pub arrays: TensorFile,
     /// Position and logs of the run.
     pub state: S,
 }
@@ -41,6 +46,7 @@ struct StateFile<S> {
     version: u32,
     model_sha256: String,
     optimizer_sha256: Option<String>,
+    arrays_sha256: Option<String>,
     state: S,
 }
 
@@ -55,6 +61,7 @@ pub fn save<S: Serialize>(
     name: &str,
     model: ModuleRecord,
     optimizer: Option<&ModuleOptimizer>,
+    arrays: &TensorFile,
     state: &S,
 ) -> Result<PathBuf, TrainError> {
     let path = folder.join(name);
@@ -82,10 +89,19 @@ pub fn save<S: Serialize>(
             Some(hash(&bytes))
         }
     };
+    let arrays_sha256 = match arrays.tensors.is_empty() {
+        true => None,
+        false => {
+            let bytes = arrays.to_bytes(&path)?;
+            write_synced(&temporary.path().join(ARRAYS), &bytes)?;
+            Some(hash(&bytes))
+        }
+    };
     let state = StateFile {
         version: VERSION,
         model_sha256: hash(&model),
         optimizer_sha256,
+        arrays_sha256,
         state,
     };
     let json = serde_json::to_value(&state)
@@ -130,23 +146,29 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
     let checked = |name: &str, expected: &str| {
         let bytes = read(name)?;
         if hash(&bytes) == expected {
-            Ok(burn::tensor::Bytes::from_bytes_vec(bytes))
+            Ok(bytes)
         } else {
             Err(damaged(format!("{name} does not have the hash in {STATE}")))
         }
     };
-    let model = ModuleRecord::from_bytes(checked(MODEL, &state.model_sha256)?)
+    let record = burn::tensor::Bytes::from_bytes_vec;
+    let model = ModuleRecord::from_bytes(record(checked(MODEL, &state.model_sha256)?))
         .map_err(|e| damaged(format!("{MODEL} is unreadable ({e})")))?;
     let optimizer = match &state.optimizer_sha256 {
         None => None,
         Some(expected) => Some(
-            OptimizerRecord::from_bytes(checked(OPTIMIZER, expected)?)
+            OptimizerRecord::from_bytes(record(checked(OPTIMIZER, expected)?))
                 .map_err(|e| damaged(format!("{OPTIMIZER} is unreadable ({e})")))?,
         ),
+    };
+    let arrays = match &state.arrays_sha256 {
+        None => TensorFile::default(),
+        Some(expected) => TensorFile::from_bytes(&checked(ARRAYS, expected)?, &path.join(ARRAYS))?,
     };
     Ok(Checkpoint {
         model,
         optimizer,
+        arrays,
         state: state.state,
     })
 }
@@ -277,17 +299,21 @@ fn hash(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head::LinearHead;
+    use crate::heads::TrainedHead;
     use burn::module::Module;
     use rand::SeedableRng;
     use sdlora_testkit::test_device;
 
-    fn head(seed: u64) -> LinearHead {
+    fn head(seed: u64) -> TrainedHead {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        LinearHead::init(4, 3, &mut rng, &test_device())
+        TrainedHead::draw(4, 3, &mut rng, &test_device())
     }
 
-    fn weights(head: &LinearHead) -> Vec<f32> {
+    fn none() -> TensorFile {
+        TensorFile::default()
+    }
+
+    fn weights(head: &TrainedHead) -> Vec<f32> {
         head.weight.val().into_data().iter().collect()
     }
 
@@ -295,7 +321,15 @@ mod tests {
     fn the_newest_checkpoint_comes_back_as_it_was_saved() {
         let folder = tempfile::tempdir().unwrap();
         for (name, seed) in [("task-001", 1), ("task-002", 2), ("task-002", 3)] {
-            save(folder.path(), name, head(seed).into_record(), None, &seed).unwrap();
+            save(
+                folder.path(),
+                name,
+                head(seed).into_record(),
+                None,
+                &none(),
+                &seed,
+            )
+            .unwrap();
         }
         assert_eq!(names(folder.path()), ["task-001", "task-002"]);
         let path = latest(folder.path()).unwrap();
@@ -303,6 +337,30 @@ mod tests {
         assert_eq!(checkpoint.state, 3);
         let restored = head(9).load_record(checkpoint.model);
         assert_eq!(weights(&restored), weights(&head(3)));
+    }
+
+    #[test]
+    fn arrays_come_back_and_are_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut arrays = TensorFile::default();
+        arrays.insert("gram", vec![1, 2], vec![0.1, -2.0]);
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &arrays,
+            &(),
+        )
+        .unwrap();
+        let back = load::<()>(&path).unwrap().arrays;
+        assert_eq!(back.tensors, arrays.tensors);
+        let file = path.join(ARRAYS);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let error = load::<()>(&path).err().unwrap().to_string();
+        assert!(error.contains(ARRAYS), "{error}");
     }
 
     #[test]
@@ -318,7 +376,15 @@ mod tests {
             3e38,
         ];
         let state = (floats, "f64 is no float".to_owned(), 7u64);
-        let path = save(folder.path(), "a", head(1).into_record(), None, &state).unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &none(),
+            &state,
+        )
+        .unwrap();
         let back = load::<([f64; 6], String, u64)>(&path).unwrap().state;
         assert_eq!(back.0.map(f64::to_bits), floats.map(f64::to_bits));
         assert_eq!((back.1, back.2), (state.1, state.2));
@@ -327,7 +393,15 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let path = save(folder.path(), "a", head(1).into_record(), None, &()).unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &none(),
+            &(),
+        )
+        .unwrap();
         let file = path.join(MODEL);
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;

@@ -4,15 +4,18 @@
 //! must have the same one.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::Device;
-use sdlora_data::{Options, StreamConfig, TransformConfig};
+use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
 use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use crate::expected::Expected;
+use crate::heads::{self, Head, HeadConfig};
 use crate::methods::{self, LossOver, Method};
-use crate::model::HeadKind;
+use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
 
 /// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.
@@ -27,19 +30,37 @@ pub struct RunConfig {
     pub n_epochs: usize,
     /// Images per step.
     pub batch_size: usize,
-    /// What classifies.
-    #[serde(default)]
-    pub head: HeadKind,
+    /// What classifies; that of the method where none is named, see
+    /// [`Method::default_head`](crate::methods::Method::default_head).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadConfig>,
     /// Classes the loss of a task runs over.
     #[serde(default)]
     pub loss: LossOver,
     /// Steps between two checkpoints inside a task.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Steps between two records of what earlier directions leave of the running one
+    /// ([`TaskLog::residuals`](crate::TaskLog::residuals)); 0 records nothing. It changes no weight.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub residual_every: usize,
     /// Training images of every class that are held out and take the place of the test half: for
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
     pub hold_out: usize,
+    /// Where prepared images are kept: `"memory"`, `"none"`, or `{ megabytes = n }` for a limit that the
+    /// training images of a task and all test images share. It changes speed and memory, no number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: Cache,
+    /// What the first task does differently; joint training is a first task and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_task: Option<FirstTask>,
+    /// Mixing of training images; none when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixConfig>,
+    /// Published results of this configuration, shown beside those of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<Expected>,
     /// Options of the data set.
     #[serde(default)]
     pub dataset_options: Options,
@@ -55,8 +76,33 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
 }
 
+fn is_default(cache: &Cache) -> bool {
+    *cache == Cache::default()
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(value: &usize) -> bool {
+    *value == 0
+}
+
 fn default_checkpoint_every() -> usize {
     500
+}
+
+/// Settings of the first task where they differ from those of all others (PILOT's `init_epoch`,
+/// `init_lr` and so on).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirstTask {
+    /// Passes over its data, at least 1; those of the other tasks when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_epochs: Option<usize>,
+    /// Its whole optimiser; that of the other tasks when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<OptimizerConfig>,
 }
 
 /// A method and its own options.
@@ -140,14 +186,32 @@ impl RunConfig {
         })
     }
 
+    /// Passes over the data of a task.
+    pub fn n_epochs_of(&self, task_idx: usize) -> usize {
+        let first = self.first_task.as_ref().filter(|_| task_idx == 0);
+        first
+            .and_then(|first| first.n_epochs)
+            .unwrap_or(self.n_epochs)
+    }
+
+    /// The optimiser of a task.
+    pub fn optimizer_of(&self, task_idx: usize) -> &OptimizerConfig {
+        let first = self.first_task.as_ref().filter(|_| task_idx == 0);
+        first
+            .and_then(|first| first.optimizer.as_ref())
+            .unwrap_or(&self.optimizer)
+    }
+
     /// Checks that the settings hold together.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] naming the first one that does not.
-    pub fn check(self) -> Result<Plan, TrainError> {
+    /// [`TrainError::Setting`] naming the first one that does not, [`TrainError::Data`] when the file
+    /// of a class order cannot be read.
+    pub fn check(mut self) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
+            ("first_task.n_epochs", self.n_epochs_of(0)),
             ("batch_size", self.batch_size),
             ("checkpoint_every", self.checkpoint_every),
         ] {
@@ -156,18 +220,40 @@ impl RunConfig {
             }
         }
         self.optimizer.check()?;
+        self.optimizer_of(0).check()?;
+        for expected in &self.expected {
+            expected.check()?;
+        }
         self.transform.init()?;
+        // A plan does not change with a file.
+        self.stream = self.stream.inlined()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
-        if !method.takes_steps() && self.head == HeadKind::Linear {
+        let chosen = self.head.get_or_insert_with(|| method.default_head());
+        let head = chosen.build()?;
+        if !method.takes_steps() && head.needs_steps() {
             return Err(TrainError::setting(
                 "head",
-                "linear",
-                "ncm or ridge, because this method trains no classifier",
+                &chosen.name,
+                format!(
+                    "one of {}, because this method takes no steps",
+                    heads::without_steps().join(", ")
+                ),
             ));
+        }
+        if let Some(mix) = &self.mix {
+            mix.check()?;
+            if method.keeps_features() {
+                return Err(TrainError::setting(
+                    "mix",
+                    "on",
+                    "no section, because this method computes the features of an image once",
+                ));
+            }
         }
         Ok(Plan {
             config: self,
             method,
+            head,
             version: env!("CARGO_PKG_VERSION"),
         })
     }
@@ -178,6 +264,7 @@ impl RunConfig {
 pub struct Plan {
     config: RunConfig,
     method: Box<dyn Method>,
+    head: Arc<dyn Head>,
     version: &'static str,
 }
 
@@ -190,6 +277,16 @@ impl Plan {
     /// The method.
     pub fn method(&self) -> &dyn Method {
         self.method.as_ref()
+    }
+
+    /// The head.
+    pub fn head(&self) -> &Arc<dyn Head> {
+        &self.head
+    }
+
+    /// Name of the head in [`HEADS`](heads::HEADS).
+    pub fn head_name(&self) -> &str {
+        self.config.head.as_ref().map_or("", |head| &head.name)
     }
 
     /// The text of `plan.toml`.

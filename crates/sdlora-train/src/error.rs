@@ -39,6 +39,17 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// Statistics that a method takes of features mean nothing any more.
+    #[error(
+        "{what} has {problem}: lower `optimizer.lr`, or start from another seed; the last \
+         checkpoint is intact"
+    )]
+    Numbers {
+        /// The statistics.
+        what: &'static str,
+        /// What is wrong with them.
+        problem: &'static str,
+    },
     /// A file or folder of a run cannot be read or written.
     #[error("cannot {action} {path}: {source}; check the path and the free space")]
     Io {
@@ -83,6 +94,17 @@ pub enum TrainError {
         path: PathBuf,
         /// The first lines that differ.
         difference: String,
+    },
+    /// A question about a run that needs a checkpoint it does not have.
+    #[error(
+        "{path} keeps no checkpoint {what}: a run keeps one of the end of every task in \
+         `checkpoints`; train it again, or leave out what needs it with `--only`"
+    )]
+    NotKept {
+        /// The run.
+        path: PathBuf,
+        /// Of which moment.
+        what: String,
     },
     /// A run folder without the model of a finished run.
     #[error(
@@ -165,6 +187,7 @@ impl TrainError {
                 | Self::NoRun { .. }
                 | Self::PlanChanged { .. }
                 | Self::NotFinished { .. }
+                | Self::NotKept { .. }
                 | Self::OutputExists { .. }
                 | Self::Export { .. }
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })

@@ -5,7 +5,8 @@ use sdlora_data::Loader;
 
 use crate::error::TrainError;
 use crate::features::{FeatureTable, accuracy};
-use crate::model::{HeadKind, Model};
+use crate::heads::Head;
+use crate::model::Model;
 
 /// Accuracy, a fraction over images, on each of the given test sets, by one argmax over all classes
 /// seen; no task id is used. The model is merged once, then costs what the plain backbone costs.
@@ -15,17 +16,18 @@ use crate::model::{HeadKind, Model};
 /// Those of reading the images.
 pub fn evaluate(
     model: &Model,
-    head: HeadKind,
+    head: &dyn Head,
     tests: &[Loader],
     device: &Device,
 ) -> Result<Vec<f64>, TrainError> {
     let backbone = model.merged_backbone();
+    let classifier = model.classifier(head)?;
     let device = device.clone().inner();
     tests
         .iter()
         .map(|loader| {
             let table = FeatureTable::extract(&backbone, loader, &device)?;
-            Ok(accuracy(&model.predict(&table, head)?, &table.labels))
+            Ok(accuracy(&classifier.predict(&table), &table.labels))
         })
         .collect()
 }

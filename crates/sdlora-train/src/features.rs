@@ -56,6 +56,17 @@ impl FeatureTable {
     }
 }
 
+/// What a class mean is the mean of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MeanOf {
+    /// The features at unit length: every image counts the same.
+    #[default]
+    Directions,
+    /// The features as they are: an image counts by the length of its feature.
+    Features,
+}
+
 /// The mean direction of every class: nearest class mean by cosine.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClassMeans {
@@ -66,15 +77,25 @@ pub struct ClassMeans {
 }
 
 impl ClassMeans {
-    /// Means of the unit-length features of each label from 0 to the largest of the table.
-    pub fn of(table: &FeatureTable) -> Self {
+    /// Means of each label from 0 to the largest of the table.
+    pub fn of(table: &FeatureTable, mean_of: MeanOf) -> Self {
+        Self::with_lengths(table, mean_of).0
+    }
+
+    /// The means of [`of`](Self::of), and the length of the sum of the features of each label; 0 for a
+    /// label without samples.
+    pub(crate) fn with_lengths(table: &FeatureTable, mean_of: MeanOf) -> (Self, Vec<f64>) {
         let n_classes = table.labels.iter().max().map_or(0, |&label| label + 1);
         let d = table.d_model;
         let mut sums = vec![0.0f64; n_classes * d];
         for (i, &label) in table.labels.iter().enumerate() {
-            let unit = unit(table.row(i));
-            for (sum, value) in sums[label * d..(label + 1) * d].iter_mut().zip(unit) {
-                *sum += value;
+            let scale = match mean_of {
+                MeanOf::Directions => inverse_length(table.row(i)),
+                MeanOf::Features => 1.0,
+            };
+            let sum = &mut sums[label * d..(label + 1) * d];
+            for (sum, &value) in sum.iter_mut().zip(table.row(i)) {
+                *sum += scale * f64::from(value);
             }
         }
         let means = sums
@@ -84,7 +105,11 @@ impl ClassMeans {
                 unit(&sum).map(|v| v as f32).collect::<Vec<_>>()
             })
             .collect();
-        Self { means, d_model: d }
+        let lengths = sums
+            .chunks_exact(d.max(1))
+            .map(|sum| sum.iter().map(|v| v * v).sum::<f64>().sqrt())
+            .collect();
+        (Self { means, d_model: d }, lengths)
     }
 
     /// Number of classes.
@@ -124,14 +149,20 @@ pub fn accuracy(predictions: &[usize], labels: &[usize]) -> f64 {
     hits as f64 / labels.len() as f64
 }
 
-fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
+/// The row brought to length 1; a row of zeros stays.
+pub(crate) fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
+    let inverse = inverse_length(row);
+    row.iter().map(move |&v| f64::from(v) * inverse)
+}
+
+/// 0 for a row of zeros.
+fn inverse_length(row: &[f32]) -> f64 {
     let norm = row
         .iter()
         .map(|&v| f64::from(v) * f64::from(v))
         .sum::<f64>()
         .sqrt();
-    let inverse = if norm > 0.0 { 1.0 / norm } else { 0.0 };
-    row.iter().map(move |&v| f64::from(v) * inverse)
+    if norm > 0.0 { 1.0 / norm } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -145,7 +176,7 @@ mod tests {
             d_model: 2,
             labels: vec![0, 0, 1],
         };
-        let means = ClassMeans::of(&train);
+        let means = ClassMeans::of(&train, MeanOf::Directions);
         assert_eq!(means.n_classes(), 2);
         let test = FeatureTable {
             features: vec![100.0, 30.0, 0.1, 0.2],
@@ -154,5 +185,25 @@ mod tests {
         };
         assert_eq!(means.predict(&test), [0, 1]);
         assert_eq!(accuracy(&means.predict(&test), &test.labels), 1.0);
+    }
+
+    #[test]
+    fn a_long_feature_pulls_the_mean_of_features_and_not_that_of_directions() {
+        // Of one class, (1, 0) and (0, 3).
+        let table = FeatureTable {
+            features: vec![1.0, 0.0, 0.0, 3.0],
+            d_model: 2,
+            labels: vec![0, 0],
+        };
+        let near = |mean_of, expected: [f32; 2]| {
+            let means = ClassMeans::of(&table, mean_of).means;
+            let close = means
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(close, "{mean_of:?}: {means:?}");
+        };
+        near(MeanOf::Directions, [0.5f32.sqrt(), 0.5f32.sqrt()]);
+        near(MeanOf::Features, [0.1f32.sqrt(), 0.9f32.sqrt()]);
     }
 }

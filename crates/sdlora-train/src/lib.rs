@@ -2,7 +2,7 @@
 //!
 //! Data flows one way: [`RunConfig`] → [`Plan`] → stream → [`Model`] → [`Trainer`] → [`evaluate`] →
 //! log. [`run`] is the driver and reads like the paper: for each task grow, train, evaluate, save.
-//! A method is one file in [`methods`]. Nothing here prints or names a backend.
+//! A method is one file in [`methods`], a head one in [`heads`]. Nothing here prints or names a backend.
 //!
 //! ```
 //! use sdlora_train::{RunConfig, TrainError};
@@ -35,7 +35,7 @@
 //! let plan = RunConfig::parse(text)?.check()?;
 //! assert!(plan.method().takes_steps());
 //!
-//! // A method that trains no classifier cannot have a linear one.
+//! // A method without steps cannot have a head that steps train.
 //! let ncm = text.replace("\"sdlora\"\n    rank = 10", "\"ncm\"");
 //! let error = RunConfig::parse(&ncm)?.check().unwrap_err();
 //! assert!(error.to_string().contains("setting `head` is linear"));
@@ -46,37 +46,47 @@
 //! # Ok::<(), TrainError>(())
 //! ```
 
+pub mod analysis;
 pub mod checkpoint;
 mod config;
+mod eigen;
 mod error;
 mod evaluator;
+mod expected;
 mod export;
 mod features;
-mod head;
+mod floor;
+mod gradient_memory;
+pub mod heads;
+mod linalg;
 pub mod methods;
+mod mix;
 mod model;
 mod observer;
 mod optimizer;
+mod options;
 pub mod pretrain;
 mod resume;
-mod ridge;
 mod rooms;
 mod run;
 mod trainer;
 
-pub use config::{BackboneConfig, MethodConfig, Plan, RunConfig};
+pub use config::{BackboneConfig, FirstTask, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
+pub use expected::{Expected, MeanOver};
 pub use export::{
     AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
-pub use features::{ClassMeans, FeatureTable, accuracy};
-pub use head::{CosineHead, LinearHead, cross_entropy};
-pub use model::{HeadKind, Model};
+pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
+pub use floor::pixel_floor;
+pub use gradient_memory::{Energy, GradientMemory, Keeps};
+pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
+pub use mix::{Mix, MixConfig};
+pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
-pub use optimizer::{OptimizerConfig, Rule, Schedule};
-pub use resume::PLAN_FILE;
-pub use ridge::Ridge;
+pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
+pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -1,16 +1,15 @@
 //! What a method trains: backbone, adapter and head together.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::Adapter;
 use sdlora_vit::Vit;
 
 use crate::error::TrainError;
-use crate::features::{ClassMeans, FeatureTable};
-use crate::head::LinearHead;
-use crate::ridge::Ridge;
+use crate::gradient_memory::GradientMemory;
+use crate::heads::{Classifier, FloatsStored, Head, HeadState};
 
 /// Backbone, adapter and classifier of a run.
 #[derive(Module, Debug)]
@@ -19,26 +18,43 @@ pub struct Model {
     pub backbone: Vit,
     /// The directions and magnitudes; without directions it changes nothing.
     pub adapter: Adapter,
-    /// The trained classifier; absent before the first task and for class means.
-    pub head: Option<LinearHead>,
-    /// Unit-length class means `[n_classes, d_model]`, frozen; only with [`HeadKind::Ncm`].
-    pub class_means: Option<Param<Tensor<2>>>,
-    /// Closed-form classifier and its statistics, frozen; only with [`HeadKind::Ridge`].
-    pub ridge: Option<Ridge>,
+    /// What the head has learned; empty before the first task.
+    pub head: HeadState,
+    /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
+    pub memory: Option<GradientMemory>,
 }
 
-/// What turns features into a class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HeadKind {
-    /// The trained linear classifier.
-    #[default]
-    Linear,
-    /// Nearest class mean by cosine; stores `d_model` numbers per class and no image.
-    Ncm,
-    /// Ridge regression, see [`Ridge`]; stores `3 · d_model` numbers per class, `2 · d_model²` once
-    /// and no image.
-    Ridge,
+/// A part of a [`Model`] that may have a learning rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The backbone, where it is trained.
+    Backbone,
+    /// The factors of the running direction.
+    Directions,
+    /// The magnitudes.
+    Magnitudes,
+    /// The trained classifier.
+    Head,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Self; 4] = [
+        Self::Backbone,
+        Self::Directions,
+        Self::Magnitudes,
+        Self::Head,
+    ];
+
+    /// Where the parameters of the part lie in a [`Model`].
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Backbone => "backbone",
+            Self::Directions => "adapter.sites",
+            Self::Magnitudes => "adapter.magnitudes",
+            Self::Head => "head",
+        }
+    }
 }
 
 impl Model {
@@ -47,30 +63,14 @@ impl Model {
         Self {
             backbone: backbone.no_grad(),
             adapter,
-            head: None,
-            class_means: None,
-            ridge: None,
+            head: HeadState::default(),
+            memory: None,
         }
-    }
-
-    /// The model with a head of `n_new` more classes, new columns drawn from `seed`.
-    pub fn with_grown_head(mut self, n_new: usize, rng: &mut ChaCha8Rng, device: &Device) -> Self {
-        let new = LinearHead::init(self.backbone.config().d_model, n_new, rng, device);
-        self.head = Some(match self.head.take() {
-            Some(old) => old.grown(new),
-            None => new,
-        });
-        self
     }
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         self.backbone.forward(images, &self.adapter.updates())
-    }
-
-    /// Number of classes the trained head tells apart.
-    pub fn n_head_classes(&self) -> usize {
-        self.head.as_ref().map_or(0, LinearHead::n_classes)
     }
 
     /// Number of parameters that receive gradients.
@@ -96,116 +96,29 @@ impl Model {
         inner.backbone.merged(&updates)
     }
 
-    /// Fits a head that is computed from features rather than trained by steps, after the images of
-    /// a task; a trained head stays as it is.
-    pub fn with_fitted_head(
-        mut self,
-        head: HeadKind,
-        table: &FeatureTable,
-        first_label: usize,
-        device: &Device,
-    ) -> Self {
-        match head {
-            HeadKind::Linear => {}
-            HeadKind::Ncm => self = self.with_class_means(table, first_label, device),
-            HeadKind::Ridge => self.ridge = Some(Ridge::fitted(self.ridge.as_ref(), table, device)),
-        }
-        self
+    /// Everything that is kept of tasks whose images are gone, the adapter aside.
+    pub fn floats_stored(&self) -> FloatsStored {
+        let memory = self.memory.as_ref().map_or(0, GradientMemory::n_floats);
+        let mut stored = self.head.floats_stored();
+        stored.shared += memory;
+        stored.total += memory;
+        stored
     }
 
-    /// Adds the means of new classes to the class means; rows of earlier classes stay as they were.
-    pub fn with_class_means(
-        mut self,
-        table: &FeatureTable,
-        first_label: usize,
-        device: &Device,
-    ) -> Self {
-        let new = ClassMeans::of(table);
-        let d = new.d_model;
-        let mut means = self.class_means_host().means;
-        means.truncate(first_label * d);
-        means.extend_from_slice(&new.means[first_label * d..]);
-        let shape = [means.len() / d, d];
-        let tensor = Tensor::from_data(TensorData::new(means, shape), device);
-        self.class_means = Some(Param::from_tensor(tensor).set_require_grad(false));
-        self
-    }
-
-    /// The class means on the host.
-    pub fn class_means_host(&self) -> ClassMeans {
-        ClassMeans {
-            means: self.class_means.as_ref().map_or(Vec::new(), |means| {
-                means.val().into_data().iter::<f32>().collect()
-            }),
-            d_model: self.backbone.config().d_model,
-        }
-    }
-
-    /// The predicted label, over all classes seen, of every row of a table of features.
+    /// What predicts, over all classes seen.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] when the model has no classifier yet.
-    pub fn predict(&self, table: &FeatureTable, head: HeadKind) -> Result<Vec<usize>, TrainError> {
-        if head == HeadKind::Ncm {
-            return Ok(self.class_means_host().predict(table));
-        }
-        let (weight, bias) = self.linear_classifier(head)?;
-        let [_, n_classes] = weight.dims();
-        let weight: Vec<f32> = weight.into_data().iter::<f32>().collect();
-        let bias: Vec<f32> = bias.into_data().iter::<f32>().collect();
-        let mut logits = vec![0.0f32; n_classes];
-        Ok((0..table.len())
-            .map(|i| {
-                logits.copy_from_slice(&bias);
-                for (&x, w) in table.row(i).iter().zip(weight.chunks_exact(n_classes)) {
-                    for (logit, &w) in logits.iter_mut().zip(w) {
-                        *logit += x * w;
-                    }
-                }
-                argmax(&logits)
-            })
-            .collect())
-    }
-
-    /// Weight `[d_model, n_classes]` and bias `[n_classes]` of a classifier that is linear in the
-    /// features. Class means are linear too: their bias is 0, and the cosine is these logits divided
-    /// by the length of the feature, which changes no prediction.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Setting`] when the model has no such classifier yet.
-    pub fn linear_classifier(&self, head: HeadKind) -> Result<(Tensor<2>, Tensor<1>), TrainError> {
-        let without_bias = |rows: &Param<Tensor<2>>| {
-            let weight = rows.val().transpose();
-            let [_, n_classes] = weight.dims();
-            let bias = Tensor::zeros([n_classes], &weight.device());
-            (weight, bias)
-        };
-        let found = match head {
-            HeadKind::Linear => self.head.as_ref().map(|h| (h.weight.val(), h.bias.val())),
-            HeadKind::Ncm => self.class_means.as_ref().map(without_bias),
-            HeadKind::Ridge => self.ridge.as_ref().map(|r| without_bias(&r.weight)),
-        };
-        found.ok_or_else(|| {
+    /// [`TrainError::Setting`] when the model has nothing that `head` can predict with yet.
+    pub fn classifier(&self, head: &dyn Head) -> Result<Classifier, TrainError> {
+        head.classifier(&self.head).ok_or_else(|| {
             TrainError::setting(
                 "head",
-                format!("{head:?}").to_lowercase(),
-                "a head this model has: `linear` for a method that takes steps, or a fitted one",
+                format!("{head:?}"),
+                "the head that the model was run with, after its first task",
             )
         })
     }
-}
-
-/// Position of the largest entry, the first of equals.
-fn argmax(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &value) in values.iter().enumerate() {
-        if value > values[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 /// A generator for one purpose in one task: nothing has to be carried from task to task, so a

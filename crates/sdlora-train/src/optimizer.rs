@@ -5,8 +5,10 @@
 //! parameter only.
 
 mod keys;
+mod lr_factors;
 mod schedule;
 
+use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use keys::RawOptimizer;
+pub use lr_factors::LrFactors;
 pub use schedule::Schedule;
 
 /// The rule that turns gradients into steps; the key `rule` names it and its fields stand beside it.
@@ -226,11 +229,22 @@ impl OptimizerConfig {
         loss: &Tensor<1>,
         lr_factor: f64,
     ) -> M {
+        self.step_at(optimizer, module, loss, (self.lr * lr_factor).into())
+    }
+
+    /// As [`step`](Self::step), with the learning rate of every parameter given.
+    pub fn step_at<M: Module>(
+        &self,
+        optimizer: &mut ModuleOptimizer,
+        module: M,
+        loss: &Tensor<1>,
+        rates: ModuleLearningRate,
+    ) -> M {
         let mut grads = GradientsParams::from_grads(loss.backward(), &module);
         if let Some(max_norm) = self.max_grad_norm {
             grads = clip_grad_norm(grads, &module, max_norm);
         }
-        optimizer.step(self.lr * lr_factor, module, grads)
+        optimizer.step(rates, module, grads)
     }
 }
 

@@ -23,8 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
 use crate::error::TrainError;
-use crate::features::{ClassMeans, FeatureTable, accuracy};
-use crate::head::{CosineHead, cross_entropy};
+use crate::export::TensorFile;
+use crate::features::{ClassMeans, FeatureTable, MeanOf, accuracy};
+use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
 use crate::rooms::EVAL_BATCH;
@@ -40,6 +41,10 @@ pub struct PretrainConfig {
     pub dataset_options: Options,
     /// Name of the data set whose classes judge the features.
     pub eval_dataset: String,
+    /// Its options.
+    // Left out where there are none, so that the recipe beside an interrupted run compares equal.
+    #[serde(default, skip_serializing_if = "has_none")]
+    pub eval_options: Options,
     /// Seed of weights, order and augmentation.
     pub seed: u64,
     /// Number of passes over the data.
@@ -56,6 +61,10 @@ pub struct PretrainConfig {
     pub transform: TransformConfig,
     /// The optimiser.
     pub optimizer: OptimizerConfig,
+}
+
+fn has_none(options: &Options) -> bool {
+    options.0.is_empty()
 }
 
 impl PretrainConfig {
@@ -220,7 +229,14 @@ pub fn pretrain(
             let older = checkpoint::names(&checkpoints);
             let name = format!("epoch-{:05}", log.n_epochs_done);
             let record = model.clone().into_record();
-            let path = checkpoint::save(&checkpoints, &name, record, Some(&optimizer), &log)?;
+            let path = checkpoint::save(
+                &checkpoints,
+                &name,
+                record,
+                Some(&optimizer),
+                &TensorFile::default(),
+                &log,
+            )?;
             checkpoint::remove(&checkpoints, &older);
             observer.event(&Event::Checkpointed { path: &path });
         }
@@ -245,7 +261,10 @@ pub fn nearest_mean_accuracy(
     let transform = transform.for_evaluation();
     let train = evaluation_loader(dataset, Half::Train(&task.train), &transform)?;
     let test = evaluation_loader(dataset, Half::Test(&task.test), &transform)?;
-    let means = ClassMeans::of(&FeatureTable::extract(vit, &train, device)?);
+    let means = ClassMeans::of(
+        &FeatureTable::extract(vit, &train, device)?,
+        MeanOf::Directions,
+    );
     let test = FeatureTable::extract(vit, &test, device)?;
     Ok(accuracy(&means.predict(&test), &test.labels))
 }

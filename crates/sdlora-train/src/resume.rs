@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::ModuleOptimizer;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use sdlora_core::{Adapter, Site};
 use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, write_file};
-use crate::config::Plan;
+use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
-use crate::head::LinearHead;
+use crate::gradient_memory::{GradientMemory, Keeps};
+use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
-use crate::optimizer::OptimizerConfig;
-use crate::ridge::Ridge;
 use crate::run::{RunLog, Start};
 
 /// Name of the file that holds the plan of a run.
@@ -27,9 +26,8 @@ pub const PLAN_FILE: &str = "plan.toml";
 #[derive(Module, Debug)]
 struct Learned {
     adapter: Adapter,
-    head: Option<LinearHead>,
-    class_means: Option<Param<Tensor<2>>>,
-    ridge: Option<Ridge>,
+    head: HeadState,
+    memory: Option<GradientMemory>,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -40,10 +38,9 @@ pub(crate) struct Position {
     n_done: usize,
     past_ranks: Vec<usize>,
     current_rank: Option<usize>,
-    n_head_classes: Option<usize>,
-    n_class_means: Option<usize>,
+    trained_head: Option<TrainedShape>,
     #[serde(default)]
-    n_ridge_classes: Option<usize>,
+    memory: Option<Vec<(Keeps, usize)>>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -64,12 +61,8 @@ impl Position {
             n_done,
             past_ranks: ranks,
             current_rank,
-            n_head_classes: model.head.as_ref().map(LinearHead::n_classes),
-            n_class_means: model
-                .class_means
-                .as_ref()
-                .map(|means| means.lazy_shape().dims::<2>()[0]),
-            n_ridge_classes: model.ridge.as_ref().map(Ridge::n_classes),
+            trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
+            memory: model.memory.as_ref().map(GradientMemory::structure),
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -102,8 +95,7 @@ pub(crate) fn save(
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
-        class_means: model.class_means.clone(),
-        ridge: model.ridge.clone(),
+        memory: model.memory.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -111,6 +103,7 @@ pub(crate) fn save(
         name,
         learned.into_record(),
         optimizer,
+        &model.head.to_file(),
         &position,
     )?;
     let superfluous: Vec<String> = checkpoint::names(checkpoints)
@@ -127,13 +120,16 @@ type Restored = (Model, Option<ModuleOptimizer>, RunLog, usize);
 pub(crate) fn restore(
     fresh: Model,
     path: &Path,
-    optimizer: &OptimizerConfig,
+    config: &RunConfig,
     device: &Device,
 ) -> Result<Restored, TrainError> {
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
     let d_model = fresh.backbone.config().d_model;
-    let zeros = |shape: [usize; 2]| TensorData::zeros::<f32, _>(shape);
+    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| TrainError::Checkpoint {
+        path: path.into(),
+        problem: format!("its head has an unknown array `{name}`"),
+    })?;
     let sites: Vec<Site> = fresh.adapter.sites.iter().map(|s| s.site()).collect();
     let learned = Learned {
         adapter: Adapter::with_structure(
@@ -143,16 +139,16 @@ pub(crate) fn restore(
             position.current_rank,
             device,
         )?,
-        head: position.n_head_classes.map(|n| {
-            let bias = TensorData::zeros::<f32, _>([n]);
-            LinearHead::from_data(zeros([d_model, n]), bias, device)
-        }),
-        class_means: position
-            .n_class_means
-            .map(|n| Param::from_tensor(Tensor::from_data(zeros([n, d_model]), device))),
-        ridge: position
-            .n_ridge_classes
-            .map(|n| Ridge::zeros(d_model, n, device)),
+        head: HeadState {
+            trained: position
+                .trained_head
+                .map(|shape| TrainedHead::zeros(shape, d_model, device)),
+            per_class: arrays.per_class,
+            shared: arrays.shared,
+        },
+        memory: position
+            .memory
+            .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -165,8 +161,7 @@ pub(crate) fn restore(
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
         head: learned.head,
-        class_means: learned.class_means,
-        ridge: learned.ridge,
+        memory: learned.memory,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {
@@ -176,9 +171,12 @@ pub(crate) fn restore(
         }
     }
     let model = model.map(&mut Train(position.trained));
-    let optimizer = saved
-        .optimizer
-        .map(|record| optimizer.init().load_record(record));
+    let optimizer = saved.optimizer.map(|record| {
+        config
+            .optimizer_of(position.n_done)
+            .init()
+            .load_record(record)
+    });
     Ok((model, optimizer, position.log, position.n_done))
 }
 
@@ -197,13 +195,31 @@ pub(crate) fn claim(folder: &Path, plan: &Plan, start: Start) -> Result<(), Trai
         (Start::Resume, Err(_)) => Err(TrainError::NoRun {
             path: folder.into(),
         }),
-        (Start::Resume, Ok(earlier)) => match difference(&earlier, &text) {
-            None => Ok(()),
-            Some(difference) => Err(TrainError::PlanChanged {
-                path: folder.into(),
-                difference,
-            }),
-        },
+        (Start::Resume, Ok(earlier)) => same_plan(folder, &earlier, &text),
+    }
+}
+
+/// Checks that the run in `folder`, finished or not, is one of this plan.
+///
+/// # Errors
+///
+/// [`TrainError::NoRun`] for a folder without a plan, [`TrainError::PlanChanged`] for another one.
+pub fn check_plan(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
+    match fs::read_to_string(folder.join(PLAN_FILE)) {
+        Ok(earlier) => same_plan(folder, &earlier, &plan.to_toml()?),
+        Err(_) => Err(TrainError::NoRun {
+            path: folder.into(),
+        }),
+    }
+}
+
+fn same_plan(folder: &Path, earlier: &str, now: &str) -> Result<(), TrainError> {
+    match difference(earlier, now) {
+        None => Ok(()),
+        Some(difference) => Err(TrainError::PlanChanged {
+            path: folder.into(),
+            difference,
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use sdlora_data::{
     Cache, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream, TrainSet,
 };
@@ -11,6 +11,7 @@ use sdlora_data::{
 use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
+use crate::methods::TaskImages;
 use crate::model::Model;
 use crate::trainer::TaskLoader;
 
@@ -21,7 +22,8 @@ pub(crate) const EVAL_BATCH: usize = 256;
 pub(crate) struct Rooms {
     train: Vec<TrainSet>,
     test: Vec<EvalSet>,
-    n_classes: Vec<usize>,
+    n_new_classes: Vec<usize>,
+    labels: Vec<Vec<usize>>,
     joint: bool,
 }
 
@@ -32,7 +34,8 @@ impl Rooms {
         let mut rooms = Self {
             train: Vec::new(),
             test: Vec::new(),
-            n_classes: Vec::new(),
+            n_new_classes: Vec::new(),
+            labels: Vec::new(),
             joint: plan.method().is_joint(),
         };
         for task in stream.tasks() {
@@ -42,7 +45,8 @@ impl Rooms {
             };
             rooms.train.push(train);
             rooms.test.push(test);
-            rooms.n_classes.push(task.classes.len());
+            rooms.n_new_classes.push(task.n_new_classes);
+            rooms.labels.push(task.labels().to_vec());
         }
         Ok(rooms)
     }
@@ -66,14 +70,33 @@ impl Rooms {
         }
     }
 
-    /// Label of the first class of a round.
+    /// Label of the first new class of a round: the number of classes seen before.
     pub(crate) fn first_label(&self, round: usize) -> usize {
-        self.n_classes[..round].iter().sum()
+        self.n_new_classes[..round].iter().sum()
     }
 
-    /// Classes of a round.
+    /// Labels of a task whose classes are all new; `None` where a class comes again.
+    pub(crate) fn new_labels_of(&self, task_idx: usize) -> Option<std::ops::Range<usize>> {
+        let first: usize = self.n_new_classes[..task_idx].iter().sum();
+        let range = first..first + self.n_new_classes[task_idx];
+        self.labels[task_idx]
+            .iter()
+            .copied()
+            .eq(range.clone())
+            .then_some(range)
+    }
+
+    /// Classes of a round that no earlier one has.
     pub(crate) fn n_new_classes(&self, round: usize) -> usize {
-        self.n_classes[self.tasks_of(round)].iter().sum()
+        self.n_new_classes[self.tasks_of(round)].iter().sum()
+    }
+
+    /// Labels of all classes of a round, ascending.
+    pub(crate) fn labels(&self, round: usize) -> Vec<usize> {
+        let mut labels = self.labels[self.tasks_of(round)].concat();
+        labels.sort_unstable();
+        labels.dedup();
+        labels
     }
 
     /// Classes of all rounds up to this one.
@@ -101,7 +124,26 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<TaskLoader, TrainError> {
-        let sets = &self.train[self.tasks_of(round)];
+        self.loader_of(self.tasks_of(round), dataset, config)
+    }
+
+    /// The training images of one task alone, whatever the rounds are.
+    pub(crate) fn task_loader(
+        &self,
+        task_idx: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        self.loader_of(task_idx..task_idx + 1, dataset, config)
+    }
+
+    fn loader_of(
+        &self,
+        tasks: std::ops::Range<usize>,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<TaskLoader, TrainError> {
+        let sets = &self.train[tasks];
         let n_images: usize = sets.iter().map(|set| set.as_ref().len()).sum();
         let mut loaders = Vec::with_capacity(sets.len());
         for set in sets {
@@ -111,7 +153,7 @@ impl Rooms {
                 dataset.clone(),
                 set,
                 config.transform.init()?,
-                Cache::Memory,
+                half(config.cache).part(set.as_ref().len(), n_images),
             )?);
             loaders.push(LoaderConfig::training(batch_size).init(source, config.seed)?);
         }
@@ -124,10 +166,52 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<Vec<Loader>, TrainError> {
+        let n_images: usize = self.test_counts().iter().sum();
         self.test
             .iter()
-            .map(|set| plain_loader(set, dataset, config))
+            .map(|set| {
+                let cache = half(config.cache).part(set.as_ref().len(), n_images);
+                plain_loader(set, dataset, config, cache)
+            })
             .collect()
+    }
+
+    /// The training images of a round, as evaluation prepares images.
+    pub(crate) fn round_images<'a>(
+        &'a self,
+        round: usize,
+        dataset: &'a Arc<dyn Dataset>,
+        config: &'a RunConfig,
+        device: &Device,
+    ) -> RoundImages<'a> {
+        RoundImages {
+            sets: &self.train[self.tasks_of(round)],
+            dataset,
+            config,
+            device: device.clone().inner(),
+        }
+    }
+
+    /// The training images of a task in their order, as evaluation prepares them.
+    pub(crate) fn plain_train_loader(
+        &self,
+        task: usize,
+        dataset: &Arc<dyn Dataset>,
+        config: &RunConfig,
+    ) -> Result<Loader, TrainError> {
+        // They are read once.
+        plain_loader(&self.train[task], dataset, config, Cache::None)
+    }
+
+    /// New classes of every task.
+    pub(crate) fn class_counts(&self) -> &[usize] {
+        &self.n_new_classes
+    }
+
+    /// Whether a class is part of several tasks.
+    pub(crate) fn has_repeats(&self) -> bool {
+        let mut tasks = self.labels.iter().zip(&self.n_new_classes);
+        tasks.any(|(labels, &n_new)| labels.len() > n_new)
     }
 
     /// Features of the training images of a round, as evaluation prepares images.
@@ -142,7 +226,8 @@ impl Rooms {
         let backbone = model.merged_backbone();
         let mut all = FeatureTable::default();
         for set in &self.train[self.tasks_of(round)] {
-            let loader = plain_loader(set, dataset, config)?;
+            // They are read once.
+            let loader = plain_loader(set, dataset, config, Cache::None)?;
             let table = FeatureTable::extract(&backbone, &loader, &device.clone().inner())?;
             all.d_model = table.d_model;
             all.features.extend(table.features);
@@ -152,13 +237,39 @@ impl Rooms {
     }
 }
 
+/// What the training images of a round have of the cache of a run, and what all test images have: half of it.
+fn half(cache: Cache) -> Cache {
+    cache.part(1, 2)
+}
+
+/// The training images of a round for a method that looks at them.
+pub(crate) struct RoundImages<'a> {
+    sets: &'a [TrainSet],
+    dataset: &'a Arc<dyn Dataset>,
+    config: &'a RunConfig,
+    device: Device,
+}
+
+impl TaskImages for RoundImages<'_> {
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError> {
+        for set in self.sets {
+            let loader = plain_loader(set, self.dataset, self.config, Cache::None)?;
+            for batch in loader.epoch(0, &self.device) {
+                see(batch?.images);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Images of a set in its order, as evaluation prepares them.
 fn plain_loader(
     set: &impl AsRef<SampleSet>,
     dataset: &Arc<dyn Dataset>,
     config: &RunConfig,
+    cache: Cache,
 ) -> Result<Loader, TrainError> {
     let transform = config.transform.for_evaluation().init()?;
-    let source = ImageSource::new(dataset.clone(), set, transform, Cache::Memory)?;
+    let source = ImageSource::new(dataset.clone(), set, transform, cache)?;
     Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), config.seed)?)
 }

@@ -12,11 +12,13 @@ use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::Plan;
+use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
 use crate::evaluator::evaluate;
+use crate::features::FeatureTable;
+use crate::heads::{Classifier, FloatsStored, HeadTask};
 use crate::methods::TaskContext;
-use crate::model::{HeadKind, Model};
+use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::resume::{Position, claim, restore, save};
 use crate::rooms::Rooms;
@@ -35,6 +37,9 @@ pub struct RunLog {
     pub magnitudes: Vec<Vec<Vec<f64>>>,
     /// Parameters that received gradients in every task.
     pub n_trained: Vec<usize>,
+    /// Numbers that head and method keep of old tasks, after every task; absent in logs of earlier versions.
+    #[serde(default)]
+    pub floats_stored: Vec<FloatsStored>,
 }
 
 /// A finished run.
@@ -42,6 +47,10 @@ pub struct RunLog {
 pub struct Finished {
     /// The model after the last task, on the autodiff device.
     pub model: Model,
+    /// What predicts after the last task.
+    pub classifier: Classifier,
+    /// Name of the head it comes from.
+    pub head_name: String,
     /// Its log.
     pub log: RunLog,
     /// Class ids in the order of their labels.
@@ -72,7 +81,7 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<Finished, TrainError> {
-    let (config, method) = (plan.config(), plan.method());
+    let (config, method, head) = (plan.config(), plan.method(), plan.head());
     let device = device.clone().inner().autodiff();
     let dataset: Arc<dyn Dataset> =
         sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
@@ -86,7 +95,7 @@ pub fn run(
     let (mut model, mut optimizer, mut log, n_done) = match checkpoint::latest(&checkpoints) {
         Some(path) if start == Start::Resume => {
             observer.event(&Event::Resumed { path: &path });
-            restore(fresh, &path, &config.optimizer, &device)?
+            restore(fresh, &path, config, &device)?
         }
         _ => {
             let matrix =
@@ -94,27 +103,40 @@ pub fn run(
             (fresh, None, RunLog::new(matrix), 0)
         }
     };
-    let trainer = Trainer {
-        method,
-        n_epochs: config.n_epochs,
-        optimizer: &config.optimizer,
-        loss: config.loss,
-        checkpoint_every: config.checkpoint_every,
-        device: device.clone(),
-    };
 
     for round in n_done..rooms.n_rounds() {
+        let trainer = Trainer {
+            method,
+            head: head.as_ref(),
+            n_epochs: config.n_epochs_of(round),
+            optimizer: config.optimizer_of(round),
+            loss: config.loss,
+            mix: config.mix.as_ref(),
+            seed: config.seed,
+            checkpoint_every: config.checkpoint_every,
+            residual_every: config.residual_every,
+            device: device.clone(),
+        };
         let loader = rooms.train_loader(round, &dataset, config)?;
         let context = TaskContext {
             task_idx: round,
+            n_tasks: rooms.n_rounds(),
             n_new_classes: rooms.n_new_classes(round),
             seed: config.seed,
             device: device.clone(),
+            head: head.clone(),
         };
+        let images = rooms.round_images(round, &dataset, config, &device);
         if log.tasks.len() == round {
+            if head.wants_features_before() {
+                let table = rooms.train_features(round, &model, &dataset, config, &device)?;
+                let task = head_task(&table, round, &rooms, config, &device);
+                model.head = head.before_task(model.head, &task)?;
+            }
             model = method.before_task(model, &context)?;
+            model = method.prepare(model, &context, &images)?;
             log.tasks.push(TaskLog::default());
-            log.n_trained.push(if method.takes_steps() {
+            log.n_trained.push(if method.takes_steps_in(round) {
                 model.n_trained()
             } else {
                 0
@@ -126,7 +148,7 @@ pub fn run(
             n_new_classes: rooms.n_new_classes(round),
             n_seen_classes: rooms.n_seen_classes(round),
             n_images: loader.n_images(),
-            n_steps: trainer.n_steps(&loader),
+            n_steps: trainer.n_steps(round, &loader),
             n_trained: log.n_trained[round],
         });
 
@@ -136,9 +158,10 @@ pub fn run(
         } else {
             None
         };
+        let labels = rooms.labels(round);
         let data = TaskData {
             task_idx: round,
-            first_label: rooms.first_label(round),
+            labels: &labels,
             loader: &loader,
             features: features.as_ref(),
         };
@@ -154,7 +177,9 @@ pub fn run(
                 Position::of(model, round, &log),
             )
         };
-        let optimizer = optimizer.take().unwrap_or_else(|| config.optimizer.init());
+        let optimizer = optimizer
+            .take()
+            .unwrap_or_else(|| config.optimizer_of(round).init());
         let (trained, task) = trainer.train(
             model,
             optimizer,
@@ -164,16 +189,18 @@ pub fn run(
             &mut on_checkpoint,
         )?;
         log.tasks[round] = task;
-        model = method.after_task(trained, &context)?;
+        model = method.review(trained, &context, &images)?;
+        model = method.after_task(model, &context)?;
 
-        if config.head != HeadKind::Linear {
+        if head.is_fitted() {
             let table = match features {
                 Some(table) => table,
                 None => rooms.train_features(round, &model, &dataset, config, &device)?,
             };
-            let first_label = rooms.first_label(round);
-            model = model.with_fitted_head(config.head, &table, first_label, &device);
+            let task = head_task(&table, round, &rooms, config, &device);
+            model.head = head.fit(model.head, &task)?;
         }
+        log.floats_stored.push(model.floats_stored());
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {
             task_idx: round,
@@ -183,7 +210,7 @@ pub fn run(
 
         let clock = Instant::now();
         let n_seen = rooms.n_seen_tasks(round);
-        let row = evaluate(&model, config.head, &tests[..n_seen], &device)?;
+        let row = evaluate(&model, head.as_ref(), &tests[..n_seen], &device)?;
         while log.matrix.n_rows() + 1 < n_seen {
             log.matrix.push_missing_row()?;
         }
@@ -195,7 +222,7 @@ pub fn run(
             seconds: log.eval_seconds[round],
         });
 
-        let name = format!("task-{round:03}-trained");
+        let name = task_end_name(round);
         let path = save(
             &checkpoints,
             &name,
@@ -208,6 +235,8 @@ pub fn run(
 
     let names = dataset.class_names();
     Ok(Finished {
+        classifier: model.classifier(head.as_ref())?,
+        head_name: plan.head_name().to_owned(),
         model,
         log,
         class_names: stream
@@ -219,6 +248,22 @@ pub fn run(
     })
 }
 
+fn head_task<'a>(
+    table: &'a FeatureTable,
+    round: usize,
+    rooms: &Rooms,
+    config: &RunConfig,
+    device: &'a Device,
+) -> HeadTask<'a> {
+    HeadTask {
+        table,
+        first_label: rooms.first_label(round),
+        task_idx: round,
+        seed: config.seed,
+        device,
+    }
+}
+
 impl RunLog {
     fn new(matrix: AccuracyMatrix) -> Self {
         Self {
@@ -227,12 +272,22 @@ impl RunLog {
             eval_seconds: Vec::new(),
             magnitudes: Vec::new(),
             n_trained: Vec::new(),
+            floats_stored: Vec::new(),
         }
     }
 }
 
+/// Name of the checkpoint at the end of a round; it sorts behind those inside the round.
+pub(crate) fn task_end_name(round: usize) -> String {
+    format!("task-{round:03}-trained")
+}
+
 /// The pre-trained backbone with the method's adapter, before any task.
-fn new_model(plan: &Plan, data_dir: &Path, device: &Device) -> Result<Model, TrainError> {
+pub(crate) fn new_model(
+    plan: &Plan,
+    data_dir: &Path,
+    device: &Device,
+) -> Result<Model, TrainError> {
     let (config, method) = (plan.config(), plan.method());
     let path = config.backbone.path(data_dir);
     let side = config.transform.side;

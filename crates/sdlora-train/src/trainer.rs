@@ -10,11 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::head::cross_entropy;
+use crate::heads::{Head, cross_entropy};
 use crate::methods::{LossOver, Method};
+use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::optimizer::OptimizerConfig;
+use crate::optimizer::{LrFactors, OptimizerConfig};
 
 /// Position and log of a task in training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,10 @@ pub struct TaskLog {
     pub losses: Vec<f64>,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
+    /// Steps with the relative residual of the running direction on the earlier ones after them,
+    /// mean over the sites; empty unless asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residuals: Vec<(usize, f64)>,
 }
 
 /// The training images of a task, in batches. Joint training reads several sets side by side, each
@@ -89,14 +94,22 @@ type Images = (Tensor<4>, Vec<usize>);
 pub struct Trainer<'a> {
     /// The method.
     pub method: &'a dyn Method,
+    /// The head whose logits the loss compares.
+    pub head: &'a dyn Head,
     /// Passes over the data.
     pub n_epochs: usize,
     /// The optimiser.
     pub optimizer: &'a OptimizerConfig,
     /// Classes of the loss.
     pub loss: LossOver,
+    /// Mixing of images that are not in a feature table.
+    pub mix: Option<&'a MixConfig>,
+    /// Seed of what is mixed.
+    pub seed: u64,
     /// Steps between two calls of `on_checkpoint`.
     pub checkpoint_every: usize,
+    /// Steps between two entries of [`TaskLog::residuals`]; 0 makes none.
+    pub residual_every: usize,
     /// Device with autodiff.
     pub device: Device,
 }
@@ -105,8 +118,8 @@ pub struct Trainer<'a> {
 pub struct TaskData<'a> {
     /// Task, from 0.
     pub task_idx: usize,
-    /// Label of its first class.
-    pub first_label: usize,
+    /// Labels of its classes, ascending; new ones and those that come again.
+    pub labels: &'a [usize],
     /// Its images.
     pub loader: &'a TaskLoader,
     /// Their features with labels, where the method never changes them and nothing is augmented.
@@ -118,9 +131,9 @@ pub type OnCheckpoint<'a> =
     dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<PathBuf, TrainError> + 'a;
 
 impl Trainer<'_> {
-    /// Steps of a task.
-    pub fn n_steps(&self, loader: &TaskLoader) -> usize {
-        if self.method.takes_steps() {
+    /// Steps of a task, which is counted from 0.
+    pub fn n_steps(&self, task_idx: usize, loader: &TaskLoader) -> usize {
+        if self.method.takes_steps_in(task_idx) {
             self.n_epochs * loader.n_batches()
         } else {
             0
@@ -144,9 +157,10 @@ impl Trainer<'_> {
         on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
         let n_batches = task.loader.n_batches();
-        let n_steps = self.n_steps(task.loader);
+        let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
         let start = Instant::now();
+        let factors = LrFactors::of(|part| self.method.lr_factor(part));
         let mut step = log.losses.len();
         while step < n_steps {
             let epoch = step / n_batches;
@@ -155,7 +169,8 @@ impl Trainer<'_> {
                 self.next(&mut batches, &model, task, epoch, step)?
             {
                 let n_images = labels.len();
-                let mut loss = self.loss_of(&model, features, &labels, task.first_label);
+                let mix = self.mix_of(task, step);
+                let mut loss = self.loss_of(&model, features, &labels, task.labels, mix);
                 if let Some(penalty) = self.method.penalty(&model) {
                     loss = loss + penalty;
                 }
@@ -168,8 +183,15 @@ impl Trainer<'_> {
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
-                model = self.optimizer.step(&mut optimizer, model, &loss, factor);
+                let rates = factors.rates(self.optimizer.lr * factor);
+                model = self.optimizer.step_at(&mut optimizer, model, &loss, rates);
                 log.losses.push(value);
+                if self.residual_every > 0
+                    && log.losses.len().is_multiple_of(self.residual_every)
+                    && let Some(residual) = model.adapter.current_residual()
+                {
+                    log.residuals.push((step, residual));
+                }
                 log.seconds = before + start.elapsed().as_secs_f64();
                 observer.event(&Event::Step {
                     task_idx: task.task_idx,
@@ -200,9 +222,10 @@ impl Trainer<'_> {
         step: usize,
     ) -> Result<Option<(Tensor<2>, Vec<usize>)>, TrainError> {
         let Some(table) = task.features else {
+            let mix = self.mix_of(task, step);
             return Ok(batches
                 .next()?
-                .map(|(images, labels)| (model.features(images), labels)));
+                .map(|(images, labels)| (model.features(mix.apply(images)), labels)));
         };
         let n_batches = task.loader.n_batches();
         if step >= (epoch + 1) * n_batches {
@@ -220,27 +243,95 @@ impl Trainer<'_> {
         Ok(Some((Tensor::from_data(data, &self.device), labels)))
     }
 
+    /// How the batch of a step is mixed.
+    fn mix_of(&self, task: &TaskData<'_>, step: usize) -> Mix {
+        let (Some(mix), None) = (self.mix, task.features) else {
+            return Mix::None;
+        };
+        match task.loader.loaders.first() {
+            None => Mix::None,
+            Some(loader) => {
+                let [_, height, width] = loader.source().transform().shape();
+                mix.draw(self.seed, task.task_idx, step, [height, width])
+            }
+        }
+    }
+
     fn loss_of(
         &self,
         model: &Model,
         features: Tensor<2>,
         labels: &[usize],
-        first_label: usize,
+        task_labels: &[usize],
+        mix: Mix,
     ) -> Tensor<1> {
-        let Some(head) = &model.head else {
+        let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
         };
-        let mut logits = head.forward(features);
-        let [batch, n_classes] = logits.dims();
-        let first = match self.loss {
-            LossOver::NewClasses => first_label,
-            LossOver::SeenClasses => 0,
+        let logits = self.head.logits(trained, features);
+        let (logits, targets) = match self.loss {
+            LossOver::NewClasses => of_classes(logits, labels, task_labels),
+            LossOver::SeenClasses => (logits, labels.to_vec()),
         };
-        if first > 0 {
-            logits = logits.slice([0..batch, first..n_classes]);
+        let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+        let shape = [targets.len()];
+        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &self.device);
+        match mix {
+            Mix::None => cross_entropy(logits, targets),
+            mix => mix.cross_entropy(logits, targets),
         }
-        let targets: Vec<i32> = labels.iter().map(|&label| (label - first) as i32).collect();
-        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, [batch]), &self.device);
-        cross_entropy(logits, targets)
+    }
+}
+
+/// The columns of some classes, ascending, of `logits: [batch, n_classes]`, and the position among
+/// them of each of `labels`, which are all labels of these classes.
+fn of_classes(logits: Tensor<2>, labels: &[usize], classes: &[usize]) -> (Tensor<2>, Vec<usize>) {
+    let [batch, n_classes] = logits.dims();
+    let first = classes.first().copied().unwrap_or(0);
+    let end = classes.last().map_or(n_classes, |&last| last + 1);
+    if end - first != classes.len() {
+        let columns: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
+        let columns = TensorData::new(columns, [classes.len()]);
+        let columns = Tensor::<1, Int>::from_data(columns, &logits.device());
+        let position = |label: &usize| classes.binary_search(label).unwrap_or_default();
+        let targets = labels.iter().map(position).collect();
+        return (logits.select(1, columns), targets);
+    }
+    let targets = labels.iter().map(|&label| label - first).collect();
+    if first == 0 && end == n_classes {
+        return (logits, targets);
+    }
+    (logits.slice([0..batch, first..end]), targets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_testkit::test_device;
+
+    #[test]
+    fn the_loss_compares_the_classes_of_the_task() {
+        let device = test_device();
+        let logits = Tensor::<2>::from_data(
+            [[0.0f32, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0]],
+            &device,
+        );
+        for (classes, labels, columns, targets) in [
+            (&[3, 4][..], [4, 3], &[3.0f32, 4.0, 8.0, 9.0][..], [1, 0]),
+            (&[0, 1], [0, 1], &[0.0, 1.0, 5.0, 6.0], [0, 1]),
+            (&[1, 2], [2, 2], &[1.0, 2.0, 6.0, 7.0], [1, 1]),
+            (&[0, 2, 4], [4, 0], &[0.0, 2.0, 4.0, 5.0, 7.0, 9.0], [2, 0]),
+            (
+                &[0, 1, 2, 3, 4],
+                [3, 1],
+                &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+                [3, 1],
+            ),
+        ] {
+            let (found, positions) = of_classes(logits.clone(), &labels, classes);
+            let found: Vec<f32> = found.into_data().iter().collect();
+            assert_eq!(found, columns, "{classes:?}");
+            assert_eq!(positions, targets, "{classes:?}");
+        }
     }
 }

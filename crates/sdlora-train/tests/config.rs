@@ -25,6 +25,28 @@ hold_out = 0
 
 [dataset_options]
 
+[first_task]
+n_epochs = 1
+
+[first_task.optimizer]
+rule = "adamw"
+lr = 0.001
+beta1 = 0.9
+
+[mix]
+mixup = 0.4
+cutmix = 1.0
+probability = 0.5
+cutmix_share = 0.5
+
+[[expected]]
+acc = 77.34
+acc_standard_error = 0.35
+aaa = 82.04
+aaa_standard_error = 0.24
+over = "tasks"
+source = "a paper"
+
 [method]
 name = "sdlora"
 variant = "reference"
@@ -111,7 +133,7 @@ fn a_misspelt_key_is_refused_by_name_wherever_it_stands() {
         assert!(error.contains(&wrong), "`{wrong}` is not named in: {error}");
         n_keys += 1;
     }
-    assert_eq!(n_keys, 44);
+    assert_eq!(n_keys, 58);
 }
 
 #[test]
@@ -132,7 +154,7 @@ fn a_misspelt_section_is_refused_by_name() {
         assert!(error.contains(last), "`{last}` is not named in: {error}");
         n_sections += 1;
     }
-    assert_eq!(n_sections, 14);
+    assert_eq!(n_sections, 18);
 }
 
 #[test]
@@ -148,8 +170,12 @@ fn a_plan_reads_what_it_writes() {
 fn every_run_that_ships_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-cli/presets");
     let mut n_presets = 0;
-    for entry in std::fs::read_dir(folder).unwrap() {
+    let files = |folder: &Path| std::fs::read_dir(folder).unwrap();
+    for entry in files(&folder).chain(files(&folder.join("paper"))) {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         let text = std::fs::read_to_string(&path).unwrap();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if name.starts_with("pretrain") {
@@ -162,5 +188,31 @@ fn every_run_that_ships_is_valid() {
         }
         n_presets += 1;
     }
-    assert!(n_presets > 0);
+    assert!(n_presets > 42);
+}
+
+#[test]
+fn a_recipe_without_options_of_the_judge_is_written_as_before_they_were_a_key() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-cli/presets");
+    let text = std::fs::read_to_string(folder.join("pretrain-tiny-imagenet.toml")).unwrap();
+    let mut config = PretrainConfig::parse(&text).unwrap();
+    assert!(!toml::to_string(&config).unwrap().contains("eval_options"));
+    config.eval_options = sdlora_data::Options::none().with("root", "elsewhere");
+    let written = toml::to_string(&config).unwrap();
+    assert!(
+        written.contains("[eval_options]\nroot = \"elsewhere\""),
+        "{written}"
+    );
+    assert_eq!(PretrainConfig::parse(&written).unwrap(), config);
+}
+
+#[test]
+fn published_numbers_out_of_range_are_refused_with_the_plan() {
+    let text = FULL.replace("acc = 77.34", "acc = 7734.0");
+    let error = check(&text).map(drop).unwrap_err();
+    assert!(error.is_usage());
+    assert!(
+        error.to_string().contains("`expected.acc` is 7734"),
+        "{error}"
+    );
 }

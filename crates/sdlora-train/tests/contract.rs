@@ -13,8 +13,9 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Updates};
 use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::heads;
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{Finished, HeadKind, Model, Plan, RunConfig, Start};
+use sdlora_train::{Finished, HeadConfig, Model, Plan, RunConfig, Start};
 use toy::{Bench, bits, shape};
 
 const N_NEW: usize = 2;
@@ -29,9 +30,9 @@ fn plan(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan 
         init_cls: N_NEW,
         increment: N_NEW,
     };
-    let method = methods::build(name, &Default::default()).unwrap();
-    if !method.takes_steps() {
-        config.head = HeadKind::Ncm;
+    if name == "ranpac" {
+        // Ten thousand random features would take minutes.
+        config.head = Some(HeadConfig::named("ridge").with("projection", 40));
     }
     change(&mut config);
     config.check().unwrap()
@@ -84,7 +85,7 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
         let same = bits(&run.model.backbone.valid()) == before;
         assert_eq!(
             same,
-            entry.name != "finetune",
+            !["finetune", "slca"].contains(&entry.name),
             "{}: backbone unchanged",
             entry.name
         );
@@ -95,8 +96,12 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
             entry.name
         );
         assert_eq!(last.len(), 2, "{}", entry.name);
-        let takes_steps = entry.name != "ncm";
         for (t, task) in run.log.tasks.iter().enumerate() {
+            let takes_steps = match entry.name {
+                "ncm" | "simplecil" => false,
+                "ranpac" => t == 0,
+                _ => true,
+            };
             assert_eq!(
                 task.losses.is_empty(),
                 !takes_steps,
@@ -125,7 +130,7 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         backbone,
         d * (patch + 1) + n_tokens * d + vit.depth * block + 2 * d
     );
-    for (name, expected) in [
+    let formulas = [
         // Of the running task the factors, and one magnitude for each task so far.
         (
             "sdlora",
@@ -137,6 +142,10 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         ),
         (
             "sdlora-kd",
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+        ),
+        (
+            "sdlora-relative",
             vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
         ),
         // In the second task one magnitude and no direction.
@@ -165,14 +174,31 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "olora",
             vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
         ),
+        // The up-projections alone, of as many sites; the down-projections are designed.
+        (
+            "inflora",
+            vec![direction / 2 + head(N_NEW), direction / 2 + head(2 * N_NEW)],
+        ),
         ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
         (
             "finetune",
             vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
         ),
+        // As finetune: what differs is a rate.
+        (
+            "slca",
+            vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
+        ),
+        ("ranpac", vec![direction + head(N_NEW), 0]),
         ("ncm", vec![0, 0]),
+        ("simplecil", vec![0, 0]),
         ("joint", vec![direction + head(2 * N_NEW)]),
-    ] {
+    ];
+    for entry in METHODS {
+        let known = formulas.iter().any(|(name, _)| *name == entry.name);
+        assert!(known, "{}: state its formula here", entry.name);
+    }
+    for (name, expected) in formulas {
         assert_eq!(run(&bench, name).log.n_trained, expected, "{name}");
     }
 }
@@ -222,7 +248,7 @@ fn old_columns_of_the_head_do_not_move() {
             let plan = plan(&bench, name, |config| config.stream.n_tasks = Some(n_tasks));
             let name = format!("{name}-{n_tasks}");
             let model = bench.run(&name, &plan, Start::Fresh).unwrap().model;
-            model.head.unwrap().weight.val().inner()
+            model.head.trained.unwrap().weight.val().inner()
         };
         let old: Vec<f32> = run(1).into_data().iter().collect();
         let new = run(2).slice([0..shape().d_model, 0..N_NEW]);
@@ -248,9 +274,11 @@ fn attaching_a_method_changes_no_feature() {
         let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
         let task = TaskContext {
             task_idx: 0,
+            n_tasks: 2,
             n_new_classes: N_NEW,
             seed: 1,
             device: device.clone(),
+            head: heads::build("linear", &Default::default()).unwrap(),
         };
         let model = method
             .before_task(Model::new(backbone, adapter), &task)

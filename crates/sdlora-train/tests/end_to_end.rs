@@ -13,30 +13,45 @@ use std::path::PathBuf;
 
 use burn::module::Module;
 use sdlora_train::{
-    Event, Finished, HeadKind, Observer, Plan, RunConfig, Schedule, Start, TrainError, checkpoint,
+    Event, Finished, FirstTask, HeadConfig, MixConfig, Observer, OptimizerConfig, Plan, RunConfig,
+    Schedule, Start, TrainError, checkpoint,
 };
 use toy::{Bench, bits, copy_folder};
 
 /// Methods whose runs must continue to the same bits, with the classifier they are run with.
-const RESUMED: &[(&str, HeadKind)] = &[
+const RESUMED: &[(&str, &str)] = &[
     (
         "name = \"sdlora\"\nrank = 4\nvariant = \"reference\"",
-        HeadKind::Linear,
+        "linear",
+    ),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"paper\"", "linear"),
+    ("name = \"sdlora\"\nrank = 4\nvariant = \"carry\"", "linear"),
+    ("name = \"sdlora\"\nrank = 4", "ncm"),
+    ("name = \"sdlora\"\nrank = 4", "ridge"),
+    ("name = \"sdlora\"\nrank = 4", "cosine"),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"ridge\", projection = 40 }",
     ),
     (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"",
-        HeadKind::Linear,
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"gaussian\", drift = \"compensated\", n_samples = 20 }",
     ),
-    (
-        "name = \"sdlora\"\nrank = 4\nvariant = \"carry\"",
-        HeadKind::Linear,
-    ),
-    ("name = \"sdlora\"\nrank = 4", HeadKind::Ncm),
-    ("name = \"sdlora\"\nrank = 4", HeadKind::Ridge),
-    ("name = \"lora\"\nrank = 4", HeadKind::Linear),
-    ("name = \"finetune\"", HeadKind::Linear),
-    ("name = \"linear\"", HeadKind::Linear),
+    ("name = \"lora\"\nrank = 4", "linear"),
+    ("name = \"finetune\"", "linear"),
+    ("name = \"linear\"", "linear"),
 ];
+
+/// A name, or an inline table.
+fn head_config(text: &str) -> HeadConfig {
+    match text.starts_with('{') {
+        true => {
+            let table: toml::Table = format!("head = {text}").parse().unwrap();
+            table["head"].clone().try_into().unwrap()
+        }
+        false => HeadConfig::named(text),
+    }
+}
 
 fn plan(bench: &Bench, method: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
     let mut config = bench.config(method);
@@ -67,6 +82,14 @@ fn assert_same(a: &Finished, b: &Finished, what: &str) {
     );
     assert_eq!(a.class_order, b.class_order, "{what}: classes");
     assert!(bits(&a.model) == bits(&b.model), "{what}: weights");
+    assert_eq!(a.classifier, b.classifier, "{what}: classifier");
+    let arrays = |run: &Finished| {
+        (
+            run.model.head.per_class.clone(),
+            run.model.head.shared.clone(),
+        )
+    };
+    assert!(arrays(a) == arrays(b), "{what}: arrays of the head");
 }
 
 #[test]
@@ -152,8 +175,10 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
     let bench = Bench::new();
     for (i, &(method, head)) in RESUMED.iter().enumerate() {
         for task_idx in [0, 1] {
-            let what = format!("{method}, {head:?}, killed in task {task_idx}").replace('\n', ", ");
-            let plan = plan(&bench, method, |config| config.head = head);
+            let what = format!("{method}, {head}, killed in task {task_idx}").replace('\n', ", ");
+            let plan = plan(&bench, method, |config| {
+                config.head = Some(head_config(head))
+            });
             let (whole, rest) = (
                 format!("whole-{i}-{task_idx}"),
                 format!("rest-{i}-{task_idx}"),
@@ -184,6 +209,78 @@ fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
             assert_same(&unbroken, &resumed, &what);
         }
     }
+}
+
+#[test]
+fn a_first_task_with_settings_of_its_own_and_mixed_images_resume_to_the_same_bits() {
+    let bench = Bench::new();
+    let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |config| {
+        config.first_task = Some(FirstTask {
+            n_epochs: Some(2),
+            optimizer: Some(OptimizerConfig::adamw(1e-3, 0.1)),
+        });
+        config.mix = Some(MixConfig {
+            mixup: Some(0.4),
+            cutmix: Some(1.0),
+            probability: 0.9,
+            cutmix_share: 0.5,
+        });
+    });
+    for task_idx in [0, 1] {
+        let (whole, rest) = (format!("whole-{task_idx}"), format!("rest-{task_idx}"));
+        let mut killed = Killed {
+            task_idx,
+            folder: bench.path(&whole),
+            copy: bench.path(&rest),
+            n_told: 0,
+        };
+        let unbroken = bench
+            .run_observed(&whole, &plan, Start::Fresh, &mut killed)
+            .unwrap();
+        let n_steps: Vec<_> = unbroken.log.tasks.iter().map(|t| t.losses.len()).collect();
+        assert_eq!(n_steps, [6, 9]);
+        let resumed = bench.run(&rest, &plan, Start::Resume).unwrap();
+        assert_same(&unbroken, &resumed, &format!("killed in task {task_idx}"));
+    }
+}
+
+#[test]
+fn the_optimiser_of_the_first_task_is_of_no_other() {
+    let bench = Bench::new();
+    let method = "name = \"sdlora\"\nrank = 4";
+    let slow = OptimizerConfig::sgd(1e-9);
+    let only_first = plan(&bench, method, |config| {
+        config.first_task = Some(FirstTask {
+            n_epochs: None,
+            optimizer: Some(slow.clone()),
+        });
+    });
+    let always = plan(&bench, method, |config| config.optimizer = slow.clone());
+    let losses = |name: &str, plan: &Plan| {
+        let run = bench.run(name, plan, Start::Fresh).unwrap();
+        [0, 1].map(|t| run.log.tasks[t].losses.clone())
+    };
+    let first = losses("first", &only_first);
+    let always = losses("always", &always);
+    assert_eq!(first[0], always[0]);
+    // The second task starts from the same model and leaves it with its first step.
+    assert_eq!(first[1][0], always[1][0]);
+    assert_ne!(first[1][1], always[1][1]);
+    let error = |first: FirstTask| {
+        let mut config = bench.config(method);
+        config.first_task = Some(first);
+        config.check().unwrap_err().to_string()
+    };
+    let none = FirstTask {
+        n_epochs: Some(0),
+        optimizer: None,
+    };
+    assert!(error(none).contains("first_task.n_epochs"));
+    let wrong = FirstTask {
+        n_epochs: None,
+        optimizer: Some(OptimizerConfig::sgd(-1.0)),
+    };
+    assert!(error(wrong).contains("lr"));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use sdlora_core::Updates;
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 use sdlora_train::{
-    AdapterFolder, FinishedRun, Format, HeadKind, Start, TensorFile, TrainError, export,
-    extract_features, write_model,
+    AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError,
+    export, extract_features, write_model,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use toy::{Bench, shape};
@@ -26,7 +26,7 @@ use toy::{Bench, shape};
 const SDLORA: &str = "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"";
 
 /// A finished run in `bench`, on a backbone with a class token.
-fn finished(bench: &Bench, method: &str, head: HeadKind) -> PathBuf {
+fn finished(bench: &Bench, method: &str, head: &str) -> PathBuf {
     let config = VitConfig {
         class_token: true,
         pooling: Pooling::ClassToken,
@@ -43,10 +43,10 @@ fn finished(bench: &Bench, method: &str, head: HeadKind) -> PathBuf {
     run(bench, method, head)
 }
 
-fn run(bench: &Bench, method: &str, head: HeadKind) -> PathBuf {
+fn run(bench: &Bench, method: &str, head: &str) -> PathBuf {
     let mut config = bench.config(method);
     config.n_epochs = 1;
-    config.head = head;
+    config.head = Some(HeadConfig::named(head));
     let plan = config.check().unwrap();
     let finished = bench.run("run", &plan, Start::Fresh).unwrap();
     let folder = bench.path("run");
@@ -91,7 +91,7 @@ fn assert_same(found: Tensor<2>, expected: &[f32], what: &str) {
 #[test]
 fn merged_exports_hold_the_merged_weights_and_the_head() {
     let bench = Bench::new();
-    let run = finished(&bench, SDLORA, HeadKind::Linear);
+    let run = finished(&bench, SDLORA, "linear");
     let merged = TensorFile::read(&run.join("model/vit.safetensors")).unwrap();
     let head = TensorFile::read(&run.join("model/head.safetensors")).unwrap();
     let run = open(&run);
@@ -132,7 +132,7 @@ fn merged_exports_hold_the_merged_weights_and_the_head() {
 #[test]
 fn the_peft_adapter_on_the_base_is_the_merged_model() {
     let bench = Bench::new();
-    let folder = finished(&bench, SDLORA, HeadKind::Linear);
+    let folder = finished(&bench, SDLORA, "linear");
     let merged = TensorFile::read(&folder.join("model/vit.safetensors")).unwrap();
     let out = bench.path("peft");
     let peft = write(&open(&folder), Format::Peft, &out);
@@ -158,7 +158,7 @@ fn the_peft_adapter_on_the_base_is_the_merged_model() {
 #[test]
 fn the_adapter_folder_on_the_base_gives_the_features_of_the_run() {
     let bench = Bench::new();
-    let folder = run(&bench, SDLORA, HeadKind::Ncm);
+    let folder = run(&bench, SDLORA, "ncm");
     let run = open(&folder);
     let out = bench.path("adapter");
     write(&run, Format::Safetensors, &out);
@@ -181,8 +181,9 @@ fn the_adapter_folder_on_the_base_gives_the_features_of_the_run() {
     assert!(plain != expected, "the adapter changed nothing");
     // Class means classify: their rows, and no bias.
     let head = TensorFile::read(&folder.join("model/head.safetensors")).unwrap();
-    assert_eq!(adapter.head_weight, head.tensors["class_means"].values);
-    assert!(adapter.head_bias.iter().all(|&b| b == 0.0));
+    let (weight, bias) = adapter.classifier.as_linear().unwrap();
+    assert_eq!(weight, head.tensors["weight"].values);
+    assert!(bias.iter().all(|&b| b == 0.0));
     assert_eq!(adapter.class_names.len(), 6);
 
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
@@ -201,7 +202,7 @@ fn the_adapter_folder_on_the_base_gives_the_features_of_the_run() {
 #[test]
 fn what_cannot_be_exported_says_so() {
     let bench = Bench::new();
-    let folder = run(&bench, "name = \"finetune\"", HeadKind::Linear);
+    let folder = run(&bench, "name = \"finetune\"", "linear");
     let run = open(&folder);
     for format in [Format::Peft, Format::Safetensors] {
         let error = export(&run, format, &bench.path("out"), true).unwrap_err();
@@ -230,7 +231,7 @@ fn what_cannot_be_exported_says_so() {
 #[test]
 fn a_base_that_is_not_the_one_of_the_run_is_refused() {
     let bench = Bench::new();
-    let run = open(&finished(&bench, SDLORA, HeadKind::Linear));
+    let run = open(&finished(&bench, SDLORA, "linear"));
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(99);
     let other = Vit::init(run.vit().config(), &mut rng, &test_device()).unwrap();
     other
@@ -258,12 +259,14 @@ fn logits_are_those_peft_computed() {
     let input = &expected.tensors["input"];
     let images = TensorData::new(input.values.clone(), input.shape.clone());
     let features = vit.forward(Tensor::<4>::from_data(images, &device), &Updates::default());
-    let (n, d) = (adapter.head_bias.len(), vit.config().d_model);
-    let weight = Tensor::<2>::from_data(TensorData::new(adapter.head_weight, [n, d]), &device);
-    let bias = Tensor::<1>::from_data(TensorData::new(adapter.head_bias, [n]), &device);
-    let logits = features.matmul(weight.transpose()) + bias.unsqueeze();
+    let table = FeatureTable {
+        d_model: vit.config().d_model,
+        labels: vec![0; features.dims()[0]],
+        features: features.into_data().iter::<f32>().collect(),
+    };
+    let logits = adapter.classifier.logits(&table);
     let expected = expected.tensors["logits"].values.as_slice();
-    assert_close(logits, expected, Tolerance::Abs(1e-4), "logits");
+    assert_close(logits.as_slice(), expected, Tolerance::Abs(1e-4), "logits");
 }
 
 #[test]
@@ -301,15 +304,14 @@ fn a_ridge_head_is_exported_as_a_linear_one_without_bias() {
     let bench = Bench::new();
     let mut config = bench.config(SDLORA);
     config.n_epochs = 1;
-    config.head = HeadKind::Ridge;
+    config.head = Some(HeadConfig::named("ridge"));
     let finished = bench
         .run("run", &config.check().unwrap(), Start::Fresh)
         .unwrap();
     let folder = bench.path("run");
     write_model(&folder.join("model"), &finished).unwrap();
     let head = TensorFile::read(&folder.join("model/head.safetensors")).unwrap();
-    let ridge = finished.model.ridge.unwrap().weight.val().into_data();
-    let expected: Vec<f32> = ridge.iter().collect();
-    assert_eq!(head.tensors["weight"].values, expected);
+    let expected = &finished.model.head.per_class["weight"];
+    assert_eq!(head.tensors["weight"].values, expected.values);
     assert!(head.tensors["bias"].values.iter().all(|&b| b == 0.0));
 }

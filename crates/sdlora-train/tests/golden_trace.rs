@@ -19,10 +19,10 @@ use sdlora_data::{
 use sdlora_testkit::{
     Golden, Tolerance, assert_close, golden_file, test_device, test_device_autodiff,
 };
+use sdlora_train::heads;
 use sdlora_train::methods::{self, LossOver};
 use sdlora_train::{
-    HeadKind, LinearHead, Model, OptimizerConfig, Silent, TaskData, TaskLoader, TaskLog, Trainer,
-    evaluate,
+    Model, OptimizerConfig, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer, evaluate,
 };
 use sdlora_vit::{Vit, VitConfig};
 
@@ -171,12 +171,12 @@ impl Trace {
             })
             .collect();
         model.adapter = model.adapter.begin_task_with(directions, &device).unwrap();
-        let new = LinearHead::from_data(
+        let new = TrainedHead::from_data(
             self.transposed(&format!("init.task{t}.head_weight_new")),
             TensorData::zeros::<f32, _>([N_NEW]),
             &device,
         );
-        model.head = Some(match model.head.take() {
+        model.head.trained = Some(match model.head.trained.take() {
             Some(old) => old.grown(new),
             None => new,
         });
@@ -185,13 +185,13 @@ impl Trace {
     }
 
     fn check_head(&self, model: &Model, t: usize, when: &str) {
-        let head = model.head.as_ref().unwrap();
+        let head = model.head.trained.as_ref().unwrap();
         let name = format!("task{t}.head_weight{when}");
         let weight = head.weight.val().inner().transpose();
         assert_close(weight, self.golden.f32(&name), WEIGHTS, &name);
         let name = format!("task{t}.head_bias{when}");
         assert_close(
-            head.bias.val().inner(),
+            head.bias.as_ref().unwrap().val().inner(),
             self.golden.f32(&name),
             WEIGHTS,
             &name,
@@ -227,13 +227,13 @@ impl Trace {
     fn check_logits(&self, model: &Model, t: usize) {
         let (name, device) = (format!("task{t}.eval_logits"), test_device());
         let (plain, merged) = (model.valid(), model.merged_backbone());
-        let head = plain.head.as_ref().unwrap();
+        let head = plain.head.trained.as_ref().unwrap();
         let (mut beside, mut inside) = (Vec::new(), Vec::new());
         for task in self.stream.tasks() {
             for batch in self.loader(&task.test, 48).epoch(0, &device) {
                 let images = batch.unwrap().images;
-                beside.push(head.forward(plain.features(images.clone())));
-                inside.push(head.forward(merged.forward(images, &Updates::default())));
+                beside.push(head.linear(plain.features(images.clone())));
+                inside.push(head.linear(merged.forward(images, &Updates::default())));
             }
         }
         let expected = self.golden.f32(&name);
@@ -274,12 +274,17 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
     let device = test_device_autodiff();
     let method = methods::build("sdlora", &Default::default()).unwrap();
     let optimizer = OptimizerConfig::sgd(1e-2);
+    let head = heads::build("linear", &Default::default()).unwrap();
     let trainer = Trainer {
         method: method.as_ref(),
+        head: head.as_ref(),
         n_epochs: N_EPOCHS,
         optimizer: &optimizer,
         loss: LossOver::NewClasses,
+        mix: None,
+        seed: 0,
         checkpoint_every: usize::MAX,
+        residual_every: 0,
         device: device.clone(),
     };
     let losses = trace.golden.f32("losses").0;
@@ -293,10 +298,10 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
     for (t, task) in tasks.iter().enumerate() {
         model = trace.grown(model, t);
         let loader = TaskLoader::new(vec![trace.loader(&task.train, BATCH)]);
-        assert_eq!(trainer.n_steps(&loader), n_steps);
+        assert_eq!(trainer.n_steps(t, &loader), n_steps);
         let data = TaskData {
             task_idx: t,
-            first_label: task.first_label,
+            labels: task.labels(),
             loader: &loader,
             features: None,
         };
@@ -322,7 +327,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         trace.check_trained(&model, t);
         trace.check_logits(&model, t);
 
-        let row = evaluate(&model, HeadKind::Linear, &tests[..=t], &device).unwrap();
+        let row = evaluate(&model, head.as_ref(), &tests[..=t], &device).unwrap();
         let percent: Vec<f64> = row.iter().map(|share| 100.0 * share).collect();
         assert_eq!(percent, ACCURACY[t], "accuracies after task {t}");
     }

@@ -8,9 +8,16 @@
 
 mod toy;
 
-use sdlora_core::{Adapter, HostFactors};
-use sdlora_data::TaskSplit;
-use sdlora_train::{Finished, Plan, Start};
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use sdlora_core::{Adapter, HostFactors, Updates};
+use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
+use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::methods::{self, METHODS, TaskContext};
+use sdlora_train::{Finished, HeadConfig, Keeps, Model, Plan, Start};
+use sdlora_vit::Vit;
 use toy::{Bench, bits};
 
 /// Tasks of two classes; `method` are lines of `[method]`.
@@ -39,29 +46,63 @@ fn current(adapter: &Adapter) -> HostFactors {
     adapter.sites[0].current.as_ref().unwrap().to_host()
 }
 
+/// Settings with which a method, in a stream of one task, is the one it comes from.
+const RELATIVES: &[(&str, &[&str])] = &[
+    (
+        "name = \"lora\"",
+        &[
+            "name = \"lora-per-task\"",
+            "name = \"olora\"",
+            "name = \"joint\"",
+        ],
+    ),
+    (
+        "name = \"sdlora\"",
+        &[
+            "name = \"sdlora-rr\"\nranks = [{ from_task = 0, rank = 10 }]",
+            "name = \"sdlora-kd\"",
+            "name = \"sdlora-first\"",
+            "name = \"sdlora-single\"",
+            "name = \"sdlora-fixed-magnitude\"",
+        ],
+    ),
+];
+
+/// Methods that are no setting of another, or whose test says of which.
+const ON_THEIR_OWN: &[&str] = &[
+    "sdlora-relative",
+    "inflora",
+    "finetune",
+    "slca",
+    "ranpac",
+    "sdlora-relative",
+    "linear",
+    "ncm",
+    "simplecil",
+];
+
+#[test]
+fn every_method_has_a_setting_that_is_another_or_stands_on_its_own() {
+    for entry in METHODS {
+        let quoted = format!("name = \"{}\"", entry.name);
+        let is_related = RELATIVES.iter().any(|(original, relatives)| {
+            original.contains(&quoted) || relatives.iter().any(|r| r.contains(&quoted))
+        });
+        assert!(
+            is_related != ON_THEIR_OWN.contains(&entry.name),
+            "{}: say what it is with one task",
+            entry.name
+        );
+    }
+}
+
 #[test]
 fn with_one_task_the_relatives_are_the_method_they_come_from() {
     let bench = Bench::new();
-    let one_step = "name = \"sdlora-rr\"\nranks = [{ from_task = 0, rank = 10 }]";
-    for (original, relatives) in [
-        (
-            "name = \"lora\"",
-            &["name = \"lora-per-task\"", "name = \"olora\""][..],
-        ),
-        (
-            "name = \"sdlora\"",
-            &[
-                one_step,
-                "name = \"sdlora-kd\"",
-                "name = \"sdlora-first\"",
-                "name = \"sdlora-single\"",
-                "name = \"sdlora-fixed-magnitude\"",
-            ][..],
-        ),
-    ] {
+    for (original, relatives) in RELATIVES {
         let folder = |method: &str| method.replace(['"', '\n', ' '], "");
         let expected = run(&bench, &folder(original), original, 1);
-        for relative in relatives {
+        for relative in *relatives {
             let found = run(&bench, &folder(relative), relative, 1);
             assert_eq!(
                 bits(&found.model.adapter),
@@ -71,6 +112,52 @@ fn with_one_task_the_relatives_are_the_method_they_come_from() {
             assert_eq!(found.log.matrix, expected.log.matrix, "{relative}");
         }
     }
+}
+
+#[test]
+fn before_inflora_has_seen_images_it_is_a_lora_per_task() {
+    let bench = Bench::new();
+    let device = test_device_autodiff();
+    let begun = |name: &str| {
+        let options = toml::Table::from_iter([("projections".into(), vec!["value"].into())]);
+        let method = methods::build(name, &options).unwrap();
+        let sites = toy::shape().sites(method.projections());
+        let adapter = Adapter::new(method.adapter(), &sites).unwrap();
+        let backbone = Vit::load(&bench.path("vit.safetensors"), None, &device)
+            .unwrap()
+            .0;
+        let task = TaskContext {
+            task_idx: 0,
+            n_tasks: 1,
+            n_new_classes: 2,
+            seed: 1,
+            device: device.clone(),
+            head: HeadConfig::named("linear").build().unwrap(),
+        };
+        method
+            .before_task(Model::new(backbone, adapter), &task)
+            .unwrap()
+    };
+    let (expected, found) = (begun("lora-per-task"), begun("inflora"));
+    assert_eq!(bits(&found), bits(&expected));
+    assert_eq!(found.n_trained(), expected.n_trained());
+}
+
+#[test]
+fn simplecil_with_means_of_directions_is_ncm() {
+    let bench = Bench::new();
+    let means = |folder: &str, method: &str, head: Option<HeadConfig>| {
+        let mut config = bench.config(method);
+        config.head = head;
+        let plan = config.check().unwrap();
+        let run = bench.run(folder, &plan, Start::Fresh).unwrap();
+        run.model.head.per_class
+    };
+    let simple = "name = \"simplecil\"";
+    let expected = means("ncm", "name = \"ncm\"", None);
+    let same = means("same", simple, Some(HeadConfig::named("ncm")));
+    assert_eq!(same, expected);
+    assert_ne!(means("default", simple, None), expected);
 }
 
 #[test]
@@ -213,4 +300,269 @@ fn the_penalty_of_olora_turns_row_spaces_orthogonal() {
         "without the penalty the spaces overlap: {free}"
     );
     assert!(pushed < 1e-3, "with it they do not: {pushed}");
+}
+
+/// Attention inputs `[n_tokens, d_model]` of the first block for the training images of a task. No
+/// update changes what the first block sees.
+fn first_inputs(bench: &Bench, plan: &Plan, task_idx: usize) -> Tensor<2> {
+    let (config, device) = (plan.config(), test_device());
+    let dataset: Arc<dyn Dataset> =
+        sdlora_data::datasets::open(&config.dataset, &toy::data_dir(), &Default::default())
+            .unwrap()
+            .into();
+    let stream = TaskStream::new(dataset.as_ref(), &config.stream).unwrap();
+    let transform = config.transform.for_evaluation().init().unwrap();
+    let set = &stream.tasks()[task_idx].train;
+    let source = ImageSource::new(dataset, set, transform, Cache::Memory).unwrap();
+    let loader = LoaderConfig::evaluation(1000)
+        .init(Arc::new(source), 0)
+        .unwrap();
+    let batch = loader.epoch(0, &device).next().unwrap().unwrap();
+    let mut inputs = None;
+    let none = Updates::default();
+    bench
+        .backbone()
+        .attention_inputs(batch.images, &none, |block_idx, tokens| {
+            if block_idx == 0 {
+                let [batch, n_tokens, d_model] = tokens.dims();
+                inputs = Some(tokens.reshape([batch * n_tokens, d_model]));
+            }
+        });
+    inputs.unwrap()
+}
+
+#[test]
+fn inflora_leaves_the_outputs_on_old_inputs_as_they_were() {
+    let bench = Bench::new();
+    // The share of the mean square of the old inputs that lies along the columns of the new
+    // down-projection, and what the new update makes of old inputs, for an update of length 1.
+    let shares = |lamb: f64, energy: &str| {
+        let method = format!(
+            "name = \"inflora\"\nrank = 3\nlamb = {lamb}\nlame = {lamb}\nenergy = \"{energy}\""
+        );
+        let plan = plan(&bench, &method, 2);
+        let name = format!("{lamb}-{energy}");
+        let run = bench.run(&name, &plan, Start::Fresh).unwrap();
+        let current = run.model.adapter.sites[0].current.as_ref().unwrap();
+        let (a, b) = (current.a.val().inner(), current.b.val().inner());
+        assert!(
+            current.to_host().b.iter().any(|&v| v != 0.0),
+            "the update was trained"
+        );
+        let square = |x: Tensor<2>| f64::from((x.clone() * x).sum().into_scalar::<f32>());
+        let old = first_inputs(&bench, &plan, 0);
+        let of_old = square(old.clone());
+        // Columns have the length 1/√3.
+        let along = 3.0 * square(old.clone().matmul(a.clone())) / of_old;
+        let update = a.matmul(b);
+        let changed = square(old.matmul(update.clone())) / (of_old * square(update));
+        (along, changed)
+    };
+    let (along, interference) = shares(0.99, "inputs");
+    assert!(along <= 0.01 + 1e-6, "{along} of the old inputs");
+    assert!(interference <= 0.01 + 1e-6, "{interference}");
+    // The energy of the published code leaves more, and nothing held leaves everything.
+    let (published, _) = shares(0.99, "covariance");
+    assert!(published <= 0.1 + 1e-6 && published > along, "{published}");
+    let (along, interference) = shares(0.0, "inputs");
+    assert!(along > 0.5, "without a memory {along} of the old inputs");
+    assert!(interference > 0.1, "without a memory {interference}");
+}
+
+#[test]
+fn the_memory_of_inflora_grows_and_frozen_factors_stay() {
+    let bench = Bench::new();
+    let method = "name = \"inflora\"\nrank = 2\nlamb = 0.98\nenergy = \"inputs\"";
+    let held = |n_tasks: usize| {
+        let run = run(&bench, &format!("run-{n_tasks}"), method, n_tasks);
+        let d_model = toy::shape().d_model;
+        let memory = run.model.memory.as_ref().unwrap();
+        let stored = run.log.floats_stored.last().unwrap();
+        assert_eq!(stored.shared, memory.n_floats(), "reported as stored");
+        let structure = memory.structure();
+        let used: Vec<usize> = structure
+            .iter()
+            .map(|&(keeps, n)| match keeps {
+                Keeps::Used => n,
+                Keeps::Free => d_model - n,
+            })
+            .collect();
+        (used, run.model.adapter)
+    };
+    let ((first, one), (third, three)) = (held(1), held(3));
+    let grows = first.iter().zip(&third).all(|(a, b)| a < b);
+    assert!(grows, "{first:?} {third:?}");
+    assert_eq!(past(&three, 0), current(&one));
+}
+
+#[test]
+fn inflora_refuses_shares_and_projections_it_cannot_have() {
+    let bench = Bench::new();
+    for (options, setting) in [
+        ("lamb = 1.5", "method.lamb"),
+        ("lamb = 0.9\nlame = 0.8", "method.lame"),
+        ("lamb = nan", "method.lamb"),
+        ("projections = [\"fc1\"]", "method.projections"),
+        ("projections = []", "method.projections"),
+    ] {
+        let error = bench
+            .config(&format!("name = \"inflora\"\n{options}"))
+            .check()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(setting), "{options}: {error}");
+    }
+}
+
+#[test]
+fn slca_at_the_full_rate_is_finetune_and_at_a_small_one_the_backbone_moves_less() {
+    let bench = Bench::new();
+    let start = bits(&bench.backbone());
+    let trained = |folder: &str, method: &str| {
+        let mut config = bench.config(method);
+        config.head = Some(HeadConfig::named("linear"));
+        let plan = config.check().unwrap();
+        let model = bench.run(folder, &plan, Start::Fresh).unwrap().model;
+        let end = bits(&model.backbone.valid());
+        let values = |bits: &[Vec<u32>]| -> Vec<f32> {
+            bits.iter().flatten().map(|&v| f32::from_bits(v)).collect()
+        };
+        let moved: f32 = values(&start)
+            .iter()
+            .zip(values(&end))
+            .map(|(a, b)| (a - b) * (a - b))
+            .sum();
+        (end, bits(&model.head), moved.sqrt())
+    };
+    let (backbone, head, far) = trained("finetune", "name = \"finetune\"");
+    let same = trained("same", "name = \"slca\"\nbackbone_lr = 1.0");
+    assert!(same.0 == backbone && same.1 == head);
+    let (_, slow_head, near) = trained("slow", "name = \"slca\"");
+    assert!(near > 0.0 && near < 0.05 * far, "{near} and {far}");
+    assert!(slow_head != head);
+}
+
+#[test]
+fn ranpac_learns_a_lora_in_its_first_task_and_nothing_more() {
+    let bench = Bench::new();
+    let method = "name = \"ranpac\"\nrank = 4";
+    let with_ridge = |folder: &str, method: &str, n_tasks: usize| {
+        let mut config = bench.config(method);
+        config.head = Some(HeadConfig::named("ridge"));
+        config.stream.n_tasks = Some(n_tasks);
+        let plan = config.check().unwrap();
+        bench.run(folder, &plan, Start::Fresh).unwrap()
+    };
+    let lora = with_ridge("lora", "name = \"lora\"\nrank = 4", 1);
+    let ranpac = with_ridge("ranpac", method, 3);
+    assert_eq!(past(&ranpac.model.adapter, 0), current(&lora.model.adapter));
+    assert_eq!(ranpac.log.tasks[0].losses, lora.log.tasks[0].losses);
+    assert!(ranpac.log.tasks[1..].iter().all(|t| t.losses.is_empty()));
+    assert_eq!(ranpac.log.n_trained[1..], [0, 0]);
+    assert_eq!(
+        ranpac.log.matrix.row(0).unwrap(),
+        lora.log.matrix.row(0).unwrap()
+    );
+
+    // Without adaptation it is the frozen backbone.
+    let plain = with_ridge("plain", &format!("{method}\nadapt = false"), 3);
+    let frozen = with_ridge("frozen", "name = \"ncm\"", 3);
+    assert_eq!(plain.model.head.per_class, frozen.model.head.per_class);
+    assert_eq!(plain.log.matrix, frozen.log.matrix);
+    assert_ne!(ranpac.model.head.per_class, frozen.model.head.per_class);
+}
+
+/// The update of every site as one list of numbers, the running direction included.
+fn update(adapter: &Adapter) -> Vec<f32> {
+    let updates = adapter.updates();
+    let dense = adapter.sites.iter().map(|bank| {
+        let site = bank.site();
+        updates
+            .get(site.block_idx, site.projection)
+            .unwrap()
+            .dense()
+    });
+    dense
+        .flat_map(|update| update.into_data().iter::<f32>().collect::<Vec<_>>())
+        .collect()
+}
+
+/// `‖after − before‖ / ‖before‖` of the update, where a direction was finished in between.
+fn jump(adapter: &Adapter) -> f64 {
+    let before = update(adapter);
+    let finished = adapter.clone().finish_task(&test_device_autodiff());
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let after = update(&finished);
+    let mut change = after.iter().zip(&before).map(|(a, b)| a - b);
+    norm(&mut change) / norm(&mut before.iter().copied())
+}
+
+#[test]
+fn a_relative_direction_enters_the_sum_as_it_was_trained_and_one_of_sdlora_jumps() {
+    let bench = Bench::new();
+    let relative = run(&bench, "relative", "name = \"sdlora-relative\"", 3);
+    let past = relative.model.adapter.sites[0].past.as_ref().unwrap();
+    assert_eq!(past.inverse_norms(), [1.0, 1.0]);
+    let jumped = jump(&relative.model.adapter);
+    assert!(jumped < 1e-5, "relative: {jumped}");
+    let reference = run(&bench, "reference", "name = \"sdlora\"", 2);
+    let jumped = jump(&reference.model.adapter);
+    assert!(jumped > 0.5, "reference: {jumped}");
+}
+
+#[test]
+fn a_step_of_a_relative_magnitude_moves_the_weight_by_the_squared_norm_of_what_carry_does() {
+    let bench = Bench::new();
+    let device = test_device_autodiff();
+    // After one task both have the same direction, so the same function.
+    let carry = "name = \"sdlora\"\nvariant = \"carry\"";
+    let [carry, relative] = [("carry", carry), ("relative", "name = \"sdlora-relative\"")]
+        .map(|(folder, method)| run(&bench, folder, method, 1).model.adapter);
+    assert_eq!(bits(&relative), bits(&carry));
+    // A loss that is linear in the update: how far one step against its gradient moves it.
+    let moved = |adapter: Adapter| {
+        let adapter = adapter.finish_task(&device);
+        let updates = adapter.updates();
+        let mut pull = SplitMix64::new(8);
+        let loss = adapter.sites.iter().map(|bank| {
+            let site = bank.site();
+            let update = updates
+                .get(site.block_idx, site.projection)
+                .unwrap()
+                .dense();
+            let [rows, columns] = update.dims();
+            let pull = TensorData::new(pull.fill(rows * columns, 1.0), [rows, columns]);
+            (update * Tensor::from_data(pull, &device)).sum()
+        });
+        let grads = loss.reduce(|sum, term| sum + term).unwrap().backward();
+        let magnitude = adapter.magnitudes.as_ref().unwrap().current.val();
+        let grad: f32 = magnitude.grad(&grads).unwrap().into_scalar();
+        let past = adapter.sites[0].past.as_ref().unwrap();
+        let (scale, norm) = (past.inverse_norms()[0], past.to_host()[0].frobenius_norm());
+        f64::from(grad) * scale * norm
+    };
+    let sites = carry.sites.iter();
+    let squares = sites.map(|bank| bank.current.as_ref().unwrap().to_host().frobenius_norm());
+    let mean_square = squares.map(|norm| norm * norm).sum::<f64>() / carry.sites.len() as f64;
+    let ratio = moved(relative) / moved(carry);
+    assert!(
+        (ratio / mean_square - 1.0).abs() < 1e-3,
+        "{ratio}, not the squared norm {mean_square}"
+    );
+    assert!(
+        mean_square < 0.9,
+        "a norm of 1 would tell nothing: {mean_square}"
+    );
+}
+
+#[test]
+fn old_relative_magnitudes_are_trained() {
+    let bench = Bench::new();
+    let relative = run(&bench, "run", "name = \"sdlora-relative\"", 3);
+    let rows = relative.model.adapter.magnitude_rows();
+    assert!(rows[0].iter().all(|&m| m != 1.0), "{rows:?}");
+    let names = relative.model.head.per_class.keys();
+    assert_eq!(names.collect::<Vec<_>>(), ["lengths", "means"]);
 }

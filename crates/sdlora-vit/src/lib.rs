@@ -24,6 +24,7 @@
 //! ```
 
 mod attention;
+mod attention_inputs;
 mod block;
 mod checkpoint;
 mod config;

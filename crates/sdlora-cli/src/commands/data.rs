@@ -1,15 +1,19 @@
-//! `sdlora data`: what data sets there are, whether their files are right, and what they look like.
+//! `sdlora data`: what data sets there are, where their files come from and whether they are right, and what they look
+//! like.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdlora_data::{Dataset, FileState, Image, Options, SampleIdx, Split, TaskStream, datasets};
+use sdlora_data::{
+    Dataset, FileState, Image, Options, SampleIdx, Split, Task, TaskStream, datasets,
+};
 
 use super::contact_sheet;
+use super::data_fetch::Fetch;
 use crate::UsageError;
 use crate::config::ConfigArgs;
 
-/// List data sets, verify their files, or show what is in one
+/// List data sets, fetch or verify their files, or show what is in one
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -20,6 +24,8 @@ pub struct Args {
 enum Command {
     /// Every data set that can be opened, and which of them are in the data folder
     List(List),
+    /// Download the files of a data set, where its licence allows it
+    Fetch(Fetch),
     /// Compare checksums and numbers of images and classes with the manifest
     Verify(Verify),
     /// Write a contact sheet (PNG), or print the tasks of a stream
@@ -41,9 +47,12 @@ struct Which {
     /// Folder of the data sets
     #[arg(long, default_value = "datasets")]
     data_dir: PathBuf,
-    /// Set an option of the data set, for instance `root=photos` or `skip_bad=true`
+    /// Set an option of the data set, for instance `root=photos` or `test_fraction=0.1`
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
+    /// Leave out what cannot be read, and say how much; the same as `--option skip_bad=true`
+    #[arg(long)]
+    skip_bad: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,6 +80,10 @@ struct Show {
     /// Print the tasks of the stream of a configuration instead
     #[arg(long)]
     tasks: bool,
+    /// Print the tasks of a stream of these keys alone instead: `b0-inc20`, or for instance
+    /// `split={ per_domain = { order = "natural" } }` and `class_order={ numpy = { seed = 1993 } }`
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with_all = ["tasks", "preset", "config", "set"])]
+    stream: Vec<String>,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -79,8 +92,9 @@ struct Show {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::List(args) => list(&args.data_dir),
+        Command::Fetch(args) => args.run(),
         Command::Verify(args) => verify(&args),
-        Command::Show(args) if args.tasks => show_tasks(&args),
+        Command::Show(args) if args.tasks || !args.stream.is_empty() => show_tasks(&args),
         Command::Show(args) => show(&args),
     }
 }
@@ -149,7 +163,7 @@ fn verify(args: &Verify) -> anyhow::Result<()> {
 }
 
 /// Prints the numbers of a data set and its notes.
-fn describe(dataset: &dyn Dataset) {
+pub fn describe(dataset: &dyn Dataset) {
     let mut counts = vec![[0usize; 2]; dataset.class_names().len()];
     for (half, split) in [Split::Train, Split::Test].into_iter().enumerate() {
         for sample in dataset.samples(split) {
@@ -202,23 +216,45 @@ fn show(args: &Show) -> anyhow::Result<()> {
 }
 
 fn show_tasks(args: &Show) -> anyhow::Result<()> {
+    let config = if args.stream.is_empty() {
+        args.config.stream()?
+    } else {
+        crate::config::stream_of(&args.stream)?
+    };
     let dataset: Arc<dyn Dataset> = args.which.open()?.into();
-    let stream = TaskStream::new(dataset.as_ref(), &args.config.stream()?)?;
-    for (task_idx, task) in stream.tasks().iter().enumerate() {
-        let names: Vec<&str> = task
-            .labels()
-            .map(|label| dataset.class_names()[stream.class_order()[label]].as_str())
-            .collect();
-        println!(
-            "task {task_idx:>3}  labels {:>4} to {:>4}  {:>6} train {:>6} test  {}",
-            task.labels().start,
-            task.labels().end - 1,
-            task.train.as_ref().len(),
-            task.test.as_ref().len(),
-            names.join(", ")
-        );
+    let stream = TaskStream::new(dataset.as_ref(), &config)?;
+    for task in stream.tasks() {
+        println!("{}", task_line(dataset.as_ref(), task));
     }
     Ok(())
+}
+
+/// One line about a task: its new labels, how many classes come again, its images, its domain and its classes.
+fn task_line(dataset: &dyn Dataset, task: &Task) -> String {
+    let new = task.new_labels();
+    let mut line = format!("task {:>3}  ", task.idx);
+    line += &match new.len() {
+        0 => format!("{:<19}", "no new labels"),
+        _ => format!("labels {:>4} to {:>4}", new.start, new.end - 1),
+    };
+    match task.classes.len() - new.len() {
+        0 => {}
+        n_again => line += &format!("  {n_again:>4} again"),
+    }
+    line += &format!(
+        "  {:>6} train {:>6} test",
+        task.train.as_ref().len(),
+        task.test.as_ref().len()
+    );
+    if let Some(domain) = task.domain.and_then(|domain| dataset.domains().get(domain)) {
+        line += &format!("  domain {domain}");
+    }
+    let names: Vec<&str> = task
+        .classes
+        .iter()
+        .map(|&class| dataset.class_names()[class].as_str())
+        .collect();
+    line + "  " + &names.join(", ")
 }
 
 impl Which {
@@ -232,6 +268,9 @@ impl Which {
                 ))
             })?;
             options = options.with(key.trim(), crate::config::parse_value(value.trim()));
+        }
+        if self.skip_bad {
+            options = options.with("skip_bad", true);
         }
         datasets::find(&self.name).map_err(|e| UsageError(e.to_string()))?;
         Ok(datasets::open(&self.name, &self.data_dir, &options)?)
@@ -271,6 +310,55 @@ mod tests {
         // 105 pixels and a border of 2 around each image.
         assert_eq!((sheet.width(), sheet.height()), (4 * 107 + 2, 3 * 107 + 2));
         run_words(&["show", name, "--data-dir", &data_dir, "--tasks"]).unwrap();
+        for stream in [
+            "b0-inc20",
+            "split={ groups = [[3, 4], [4]] }",
+            "split=joint",
+        ] {
+            let words = ["show", name, "--data-dir", &data_dir, "--stream", stream];
+            let repeats = ["--stream", "repeats=all"];
+            let is_repeated = stream.contains("groups");
+            let words = [&words[..], if is_repeated { &repeats } else { &[] }].concat();
+            run_words(&words).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_task_is_one_line() {
+        let dataset = datasets::open(
+            "omniglot-evaluation",
+            Path::new(&shipped()),
+            &Options::none(),
+        );
+        let dataset = dataset.unwrap();
+        let keys = ["split={ groups = [[1, 0], [0], [2, 0]] }", "repeats=all"];
+        let config = crate::config::stream_of(&keys.map(str::to_owned)).unwrap();
+        let stream = TaskStream::new(dataset.as_ref(), &config).unwrap();
+        let lines: Vec<String> = stream
+            .tasks()
+            .iter()
+            .map(|task| task_line(dataset.as_ref(), task))
+            .collect();
+        let names = dataset.class_names();
+        assert_eq!(
+            lines[0],
+            format!(
+                "task   0  labels    0 to    1      30 train     10 test  {}, {}",
+                names[1], names[0]
+            )
+        );
+        assert_eq!(
+            lines[1],
+            format!(
+                "task   1  no new labels           1 again      15 train      5 test  {}",
+                names[0]
+            )
+        );
+        assert!(
+            lines[2].starts_with("task   2  labels    2 to    2     1 again "),
+            "{}",
+            lines[2]
+        );
     }
 
     /// Run with `SDLORA_DATA=<folder of data sets> cargo test -p sdlora-cli given -- --ignored --nocapture`.
@@ -316,7 +404,19 @@ mod tests {
                 vec!["show", "omniglot-evaluation", "--classes", "0"],
                 "1 or more",
             ),
-            (vec!["verify", "mnist"], "mnist"),
+            (vec!["verify", "mnist"], "sdlora data fetch mnist"),
+            (
+                vec!["show", "omniglot-evaluation", "--stream", "b0"],
+                "b0-inc20",
+            ),
+            (
+                vec!["show", "omniglot-evaluation", "--stream", "split=jont"],
+                "jont",
+            ),
+            (
+                vec!["show", "omniglot-evaluation", "--stream", "n_tasks=2"],
+                "split",
+            ),
         ] {
             let error = run_words(&[&words[..], &["--data-dir", &data_dir]].concat());
             let error = format!("{:#}", error.unwrap_err());

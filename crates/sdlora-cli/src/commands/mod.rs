@@ -1,14 +1,17 @@
 //! One file per command.
 
+pub mod analyse;
 pub mod compare;
 mod contact_sheet;
 pub mod data;
+mod data_fetch;
 pub mod export;
 pub mod features;
 pub mod inspect;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
+pub mod suites;
 pub mod train;
 
 use std::path::{Path, PathBuf};

@@ -51,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         let shape = [paths.len(), channels, height, width];
         let images = Tensor::<4>::from_data(TensorData::new(pixels, shape), predictor.device());
-        for (path, class) in paths.iter().zip(predictor.predict(images)?) {
+        for (path, class) in paths.iter().zip(predictor.predict(images)) {
             println!("{}\t{class}", path.display());
         }
     }

@@ -1,72 +1,486 @@
 //! `sdlora presets`: the configurations inside the binary.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use sdlora_train::RunConfig;
+use toml::{Table, Value};
+
 use crate::UsageError;
+use crate::commands::read_text;
 
 /// A configuration that ships with the program.
 pub struct Preset {
     /// Name that `--preset` takes.
     pub name: &'static str,
-    /// One line on what it is.
-    pub summary: &'static str,
     /// Its TOML text.
     pub text: &'static str,
 }
 
-/// Every preset of `sdlora train`; the first is the main job.
-pub const PRESETS: &[Preset] = &[
-    Preset {
-        name: "omniglot-10x20",
-        summary: "10 tasks of 20 unseen characters",
-        text: include_str!("../../presets/omniglot-10x20.toml"),
-    },
-    Preset {
-        name: "omniglot-alphabets",
-        summary: "20 tasks of one unseen alphabet each",
-        text: include_str!("../../presets/omniglot-alphabets.toml"),
-    },
-    Preset {
-        name: "omniglot-100x5",
-        summary: "100 tasks of 5 unseen characters: a long stream",
-        text: include_str!("../../presets/omniglot-100x5.toml"),
-    },
-    Preset {
-        name: "omniglot-shift",
-        summary: "10 tasks of 20 unseen characters whose appearance changes with the task",
-        text: include_str!("../../presets/omniglot-shift.toml"),
-    },
-];
+impl Preset {
+    /// What it is: the first line of its text, a comment.
+    pub fn summary(&self) -> &'static str {
+        let first = self.text.lines().next().unwrap_or_default();
+        first.trim_start_matches(['#', ' '])
+    }
+}
+
+macro_rules! presets {
+    ($($folder:literal: $($name:literal)*;)*) => {
+        &[$($(Preset {
+            name: $name,
+            text: include_str!(concat!("../../presets/", $folder, $name, ".toml")),
+        }),*),*]
+    };
+}
+
+/// Every preset of `sdlora train`; the first is the main job. Those of the folder `paper` are the rows
+/// of the paper, each as the paper describes it and as the published code runs it.
+pub const PRESETS: &[Preset] = presets! {
+    "":
+        "omniglot-10x20"
+        "omniglot-alphabets"
+        "omniglot-100x5"
+        "omniglot-shift"
+        "cifar100-10x10"
+        "tiny-imagenet-10x10";
+    "paper/":
+        "imagenet-r-n5-sdlora-paper"
+        "imagenet-r-n5-sdlora-reference"
+        "imagenet-r-n5-sdlora-rr-paper"
+        "imagenet-r-n5-sdlora-rr-reference"
+        "imagenet-r-n5-sdlora-kd-paper"
+        "imagenet-r-n5-sdlora-kd-reference"
+        "imagenet-r-n10-sdlora-paper"
+        "imagenet-r-n10-sdlora-reference"
+        "imagenet-r-n10-sdlora-rr-paper"
+        "imagenet-r-n10-sdlora-rr-reference"
+        "imagenet-r-n10-sdlora-kd-paper"
+        "imagenet-r-n10-sdlora-kd-reference"
+        "imagenet-r-n20-sdlora-paper"
+        "imagenet-r-n20-sdlora-reference"
+        "imagenet-r-n20-sdlora-rr-paper"
+        "imagenet-r-n20-sdlora-rr-reference"
+        "imagenet-r-n20-sdlora-kd-paper"
+        "imagenet-r-n20-sdlora-kd-reference"
+        "imagenet-a-n10-sdlora-paper"
+        "imagenet-a-n10-sdlora-reference"
+        "imagenet-a-n10-sdlora-rr-paper"
+        "imagenet-a-n10-sdlora-rr-reference"
+        "imagenet-a-n10-sdlora-kd-paper"
+        "imagenet-a-n10-sdlora-kd-reference"
+        "domainnet-n5-sdlora-paper"
+        "domainnet-n5-sdlora-reference"
+        "domainnet-n5-sdlora-rr-paper"
+        "domainnet-n5-sdlora-rr-reference"
+        "domainnet-n5-sdlora-kd-paper"
+        "domainnet-n5-sdlora-kd-reference"
+        "cifar100-n10-sdlora-paper"
+        "cifar100-n10-sdlora-reference"
+        "cifar100-n10-sdlora-rr-paper"
+        "cifar100-n10-sdlora-rr-reference"
+        "cifar100-n10-sdlora-kd-paper"
+        "cifar100-n10-sdlora-kd-reference"
+        "cub200-n10-sdlora-paper"
+        "cub200-n10-sdlora-reference"
+        "cub200-n10-sdlora-rr-paper"
+        "cub200-n10-sdlora-rr-reference"
+        "cub200-n10-sdlora-kd-paper"
+        "cub200-n10-sdlora-kd-reference";
+};
 
 /// The preset of that name.
 ///
 /// # Errors
 ///
-/// A usage error that lists the names.
+/// A usage error that lists the names that are near.
 pub fn find(name: &str) -> Result<&'static Preset, UsageError> {
-    PRESETS.iter().find(|p| p.name == name).ok_or_else(|| {
-        let known: Vec<_> = PRESETS.iter().map(|p| p.name).collect();
-        UsageError(format!(
-            "no preset is called `{name}`: choose one of {}",
-            known.join(", ")
-        ))
-    })
+    if let Some(preset) = PRESETS.iter().find(|p| p.name == name) {
+        return Ok(preset);
+    }
+    let n_shared = |p: &Preset| {
+        p.name
+            .bytes()
+            .zip(name.bytes())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    let nearest = PRESETS.iter().map(n_shared).max().unwrap_or(0);
+    let near: Vec<_> = PRESETS
+        .iter()
+        .filter(|p| nearest == 0 || n_shared(p) == nearest)
+        .map(|p| p.name)
+        .take(MOST_NAMES)
+        .collect();
+    Err(UsageError(format!(
+        "no preset is called `{name}`: near it are {}; `sdlora presets list` has all",
+        near.join(", ")
+    )))
 }
 
-/// List the presets, or print one
+/// Names in an error; more are no help.
+const MOST_NAMES: usize = 8;
+
+/// List the presets, print one, or show how two differ
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    /// Preset to print
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Preset to print, as with `show`; without it the presets are listed
     name: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the presets
+    List {
+        /// Only those whose name contains every one of these words
+        filter: Vec<String>,
+    },
+    /// Print a preset
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Print the keys in which two configurations differ, defaults written out
+    Diff {
+        /// A preset, or a configuration file (TOML)
+        a: String,
+        /// The other
+        b: String,
+    },
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.name {
-        Some(name) => print!("{}", find(&name)?.text),
-        None => {
-            for preset in PRESETS {
-                println!("{:<20} {}", preset.name, preset.summary);
+    match (args.command, args.name) {
+        (None, Some(name)) | (Some(Command::Show { name }), _) => print!("{}", find(&name)?.text),
+        (None, None) => print!("{}", list(&[])?),
+        (Some(Command::List { filter }), _) => print!("{}", list(&filter)?),
+        (Some(Command::Diff { a, b }), _) => print!("{}", diff(&a, &b)?),
+    }
+    Ok(())
+}
+
+/// A line for each preset whose name contains all words.
+fn list(words: &[String]) -> Result<String, UsageError> {
+    let found: Vec<_> = PRESETS
+        .iter()
+        .filter(|preset| words.iter().all(|word| preset.name.contains(word.as_str())))
+        .collect();
+    let width = found.iter().map(|preset| preset.name.len()).max();
+    let Some(width) = width else {
+        return Err(UsageError(format!(
+            "no name of a preset contains `{}`: `sdlora presets list` has all",
+            words.join("` and `")
+        )));
+    };
+    Ok(found
+        .iter()
+        .map(|preset| format!("{:<width$}  {}\n", preset.name, preset.summary()))
+        .collect())
+}
+
+/// A line for each key whose values differ.
+fn diff(a: &str, b: &str) -> anyhow::Result<String> {
+    let (left, right) = (keys(a)?, keys(b)?);
+    let absent = || "-".to_owned();
+    let mut rows = vec![("key".to_owned(), a.to_owned(), b.to_owned())];
+    for key in left
+        .keys()
+        .chain(right.keys().filter(|key| !left.contains_key(*key)))
+    {
+        let (l, r) = (left.get(key), right.get(key));
+        if l != r {
+            let value = |value: Option<&String>| value.cloned().unwrap_or_else(absent);
+            rows.push((key.clone(), value(l), value(r)));
+        }
+    }
+    rows[1..].sort();
+    if rows.len() == 1 {
+        return Ok("no key differs\n".into());
+    }
+    let width = |of: fn(&(String, String, String)) -> usize| rows.iter().map(of).max().unwrap_or(0);
+    let (w_key, w_left) = (width(|r| r.0.len()), width(|r| r.1.len()));
+    Ok(rows
+        .iter()
+        .map(|(key, l, r)| format!("{key:<w_key$}  {l:<w_left$}  {r}\n"))
+        .collect())
+}
+
+/// The keys of a configuration, dotted, with their values as TOML.
+fn keys(name: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let text = match Path::new(name).is_file() {
+        true => read_text(name.as_ref())?,
+        false => find(name)?.text.to_owned(),
+    };
+    let table = Table::try_from(RunConfig::parse(&text)?)?;
+    let mut keys = BTreeMap::new();
+    flatten("", &table, &mut keys);
+    Ok(keys)
+}
+
+fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let key = format!("{prefix}{key}");
+        match value {
+            Value::Table(inner) => flatten(&format!("{key}."), inner, keys),
+            // Published numbers, each key for itself.
+            Value::Array(items) if items.iter().all(Value::is_table) => {
+                for (i, item) in items.iter().enumerate() {
+                    let inner = Table::from_iter([(i.to_string(), item.clone())]);
+                    flatten(&format!("{key}."), &inner, keys);
+                }
+            }
+            value => {
+                keys.insert(key, value.to_string());
             }
         }
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_data::{ClassOrder, TaskSplit, TransformConfig};
+    use sdlora_train::{MeanOver, Rule, Schedule};
+
+    /// What the paper and its code say of a stream, apart from the presets: data set, tasks, classes,
+    /// seed, epochs of the paper, rate of the code, SD-LoRA in the paper and in the log of the code.
+    struct Row {
+        stream: &'static str,
+        dataset: &'static str,
+        n_tasks: usize,
+        n_classes: usize,
+        seed: u32,
+        paper_epochs: usize,
+        reference_epochs: usize,
+        lr: f64,
+        paper: [f64; 2],
+        log: Option<[f64; 2]>,
+    }
+
+    #[rustfmt::skip]
+    const ROWS: &[Row] = &[
+        Row { stream: "imagenet-r-n5", dataset: "imagenet-r", n_tasks: 5, n_classes: 200, seed: 1995, paper_epochs: 30, reference_epochs: 20, lr: 0.01, paper: [79.15, 83.01], log: Some([79.32, 83.00]) },
+        Row { stream: "imagenet-r-n10", dataset: "imagenet-r", n_tasks: 10, n_classes: 200, seed: 1995, paper_epochs: 30, reference_epochs: 20, lr: 0.01, paper: [77.34, 82.04], log: Some([78.17, 82.59]) },
+        Row { stream: "imagenet-r-n20", dataset: "imagenet-r", n_tasks: 20, n_classes: 200, seed: 1995, paper_epochs: 30, reference_epochs: 20, lr: 0.01, paper: [75.26, 80.22], log: Some([75.13, 79.80]) },
+        Row { stream: "imagenet-a-n10", dataset: "imagenet-a", n_tasks: 10, n_classes: 200, seed: 1993, paper_epochs: 20, reference_epochs: 20, lr: 0.005, paper: [55.96, 64.95], log: Some([58.66, 68.77]) },
+        Row { stream: "domainnet-n5", dataset: "domainnet", n_tasks: 5, n_classes: 345, seed: 1993, paper_epochs: 10, reference_epochs: 10, lr: 0.02, paper: [72.82, 78.89], log: None },
+        Row { stream: "cifar100-n10", dataset: "cifar100", n_tasks: 10, n_classes: 100, seed: 1993, paper_epochs: 20, reference_epochs: 20, lr: 0.008, paper: [88.01, 92.54], log: Some([87.26, 92.05]) },
+        Row { stream: "cub200-n10", dataset: "cub200", n_tasks: 10, n_classes: 200, seed: 1993, paper_epochs: 20, reference_epochs: 20, lr: 0.01, paper: [77.48, 85.59], log: None },
+    ];
+
+    /// The paper's table of ImageNet-R for the relatives, by stream.
+    fn of_relative(stream: &str, method: &str) -> Option<[f64; 2]> {
+        match (stream, method) {
+            ("imagenet-r-n5", "sdlora-rr") => Some([79.01, 82.50]),
+            ("imagenet-r-n10", "sdlora-rr") => Some([77.18, 81.74]),
+            ("imagenet-r-n20", "sdlora-rr") => Some([74.05, 80.65]),
+            ("imagenet-r-n5", "sdlora-kd") => Some([78.85, 82.47]),
+            ("imagenet-r-n10", "sdlora-kd") => Some([77.03, 81.52]),
+            ("imagenet-r-n20", "sdlora-kd") => Some([74.12, 80.11]),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_rows_of_the_paper_have_its_settings_and_its_numbers() {
+        let mut n_seen = 0;
+        for row in ROWS {
+            for method in ["sdlora", "sdlora-rr", "sdlora-kd"] {
+                for form in ["paper", "reference"] {
+                    check_row(row, method, form);
+                    n_seen += 1;
+                }
+            }
+        }
+        assert_eq!(n_seen, 42);
+        let of_paper = PRESETS
+            .iter()
+            .filter(|p| p.text.contains("augreg2_in21k_ft_in1k"));
+        assert_eq!(of_paper.count(), n_seen);
+    }
+
+    fn check_row(row: &Row, method: &str, form: &str) {
+        let name = format!("{}-{method}-{form}", row.stream);
+        let preset = find(&name).unwrap();
+        let config = RunConfig::parse(preset.text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let is_paper = form == "paper";
+        assert_eq!(config.dataset, row.dataset, "{name}");
+        assert_eq!(config.seed, u64::from(row.seed), "{name}");
+        assert_eq!(
+            config.stream.class_order,
+            ClassOrder::Numpy { seed: row.seed },
+            "{name}"
+        );
+        let n_a_task = row.n_classes / row.n_tasks;
+        let split = TaskSplit::Increment {
+            init_cls: n_a_task,
+            increment: n_a_task,
+        };
+        assert_eq!(
+            (&config.stream.split, config.stream.n_tasks),
+            (&split, None),
+            "{name}"
+        );
+        assert_eq!(n_a_task * row.n_tasks, row.n_classes, "{name}");
+        assert_eq!(config.batch_size, 128, "{name}");
+        let epochs = if is_paper {
+            row.paper_epochs
+        } else {
+            row.reference_epochs
+        };
+        assert_eq!(config.n_epochs, epochs, "{name}");
+        assert_eq!(config.transform, TransformConfig::imagenet(), "{name}");
+        assert_eq!(config.method.name, method, "{name}");
+        assert_eq!(
+            config.method.options["variant"].as_str(),
+            Some(form),
+            "{name}"
+        );
+        if method == "sdlora-rr" {
+            assert_eq!(
+                config.method.options["ranks"].as_str(),
+                Some(form),
+                "{name}"
+            );
+        } else {
+            assert_eq!(
+                config.method.options["rank"].as_integer(),
+                Some(10),
+                "{name}"
+            );
+        }
+        if is_paper {
+            assert!(matches!(config.optimizer.rule, Rule::Adam { .. }), "{name}");
+            assert_eq!(config.optimizer.lr, 0.008, "{name}");
+        } else {
+            let sgd = Rule::Sgd {
+                momentum: 0.9,
+                dampening: 0.0,
+                nesterov: false,
+            };
+            assert_eq!(
+                (config.optimizer.rule, config.optimizer.lr),
+                (sgd, row.lr),
+                "{name}"
+            );
+            let steps = |milestones: &[usize], gamma| Schedule::MultiStep {
+                milestones: milestones.into(),
+                gamma,
+            };
+            let schedule = match row.dataset {
+                "imagenet-a" => steps(&[10, 15], 0.05),
+                "domainnet" => steps(&[4, 6, 8], 0.005),
+                _ => Schedule::Constant,
+            };
+            assert_eq!(config.optimizer.schedule, schedule, "{name}");
+        }
+        assert_eq!(config.optimizer.weight_decay, 0.0, "{name}");
+        // Only ImageNet-A starts with another rate.
+        let first_lr = (row.dataset == "imagenet-a" && !is_paper).then_some(0.01);
+        let first = config
+            .first_task
+            .as_ref()
+            .and_then(|first| first.optimizer.as_ref());
+        assert_eq!(first.map(|optimizer| optimizer.lr), first_lr, "{name}");
+        assert!(
+            first.is_none_or(|o| o.schedule == config.optimizer.schedule),
+            "{name}"
+        );
+
+        let published = if method == "sdlora" {
+            Some(row.paper)
+        } else {
+            of_relative(row.stream, method)
+        };
+        let log = row.log.filter(|_| method == "sdlora" && !is_paper);
+        let expected: Vec<_> = published
+            .map(|numbers| (numbers, MeanOver::Tasks))
+            .into_iter()
+            .chain(log.map(|numbers| (numbers, MeanOver::Images)))
+            .collect();
+        let found: Vec<_> = config
+            .expected
+            .iter()
+            .map(|e| ([e.acc.unwrap(), e.aaa.unwrap()], e.over))
+            .collect();
+        assert_eq!(found, expected, "{name}");
+        config.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+
+    #[test]
+    fn names_are_unique_and_a_filter_takes_several_words() {
+        for (i, preset) in PRESETS.iter().enumerate() {
+            assert!(PRESETS[..i].iter().all(|other| other.name != preset.name));
+            assert!(preset.summary().len() > 20 && preset.text.starts_with("# "));
+        }
+        let some = list(&["imagenet-r".into(), "kd-paper".into()]).unwrap();
+        let names: Vec<_> = some
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "imagenet-r-n5-sdlora-kd-paper",
+                "imagenet-r-n10-sdlora-kd-paper",
+                "imagenet-r-n20-sdlora-kd-paper"
+            ]
+        );
+        assert_eq!(list(&[]).unwrap().lines().count(), PRESETS.len());
+        assert!(list(&["imagnet".into()]).is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_answered_with_those_near_it() {
+        let error = find("imagenet-r-n10-sdlora")
+            .map(drop)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("imagenet-r-n10-sdlora-paper") && !error.contains("cub200"),
+            "{error}"
+        );
+        assert!(
+            find("x")
+                .map(drop)
+                .unwrap_err()
+                .to_string()
+                .contains("presets list")
+        );
+    }
+
+    #[test]
+    fn a_difference_names_the_keys_and_both_values() {
+        let a = "cifar100-n10-sdlora-paper";
+        let text = diff(a, "cifar100-n10-sdlora-reference").unwrap();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert!(
+            lines.contains(&vec!["method.variant", "\"paper\"", "\"reference\""]),
+            "{text}"
+        );
+        assert!(
+            lines.contains(&vec!["optimizer.momentum", "-", "0.9"]),
+            "{text}"
+        );
+        assert!(
+            !text.contains("transform") && !text.contains("batch_size"),
+            "{text}"
+        );
+        let text = diff("imagenet-r-n5-sdlora-paper", "imagenet-r-n10-sdlora-paper").unwrap();
+        let acc = text.lines().find(|line| line.starts_with("expected.0.acc"));
+        assert_eq!(
+            acc.unwrap().split_whitespace().collect::<Vec<_>>()[1..],
+            ["79.15", "77.34"]
+        );
+        assert!(!text.contains("source"), "{text}");
+        assert_eq!(diff(a, a).unwrap(), "no key differs\n");
+        assert!(diff(a, "nothing").is_err());
+    }
 }

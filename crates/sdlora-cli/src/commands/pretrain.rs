@@ -14,15 +14,33 @@ use sdlora_vit::WeightDtype;
 use crate::commands::{Common, read_text};
 use crate::progress::Progress;
 
-/// The recipe of the backbone that ships with the repository.
-pub const RECIPE: &str = include_str!("../../presets/pretrain-omniglot.toml");
+/// The recipes inside the binary, by the data set they learn; the first made the backbone that ships.
+const RECIPES: &[(&str, &str)] = &[
+    (
+        "omniglot",
+        include_str!("../../presets/pretrain-omniglot.toml"),
+    ),
+    (
+        "tiny-imagenet",
+        include_str!("../../presets/pretrain-tiny-imagenet.toml"),
+    ),
+];
 
 /// Pre-train a backbone; continues by itself where a killed run stopped
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Recipe (TOML); the one of the shipped backbone when absent
+    /// Recipe inside the binary: omniglot (the backbone that ships) or tiny-imagenet (a small one for
+    /// photographs)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "omniglot",
+        conflicts_with = "config"
+    )]
+    data: String,
+    /// Recipe (TOML) instead
     #[arg(long)]
     config: Option<PathBuf>,
     /// Number of epochs instead of the recipe's
@@ -34,16 +52,17 @@ pub struct Args {
     /// Folder for checkpoints and log
     #[arg(long, default_value = "runs/pretrain")]
     run: PathBuf,
-    /// Weight file to write; its model card gets the extension `.md`
-    #[arg(long, default_value = "runs/pretrain/vit.safetensors")]
-    out: PathBuf,
+    /// Weight file to write, `vit.safetensors` in the folder of the run when absent; its model card gets
+    /// the extension `.md`
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match &args.config {
         Some(path) => read_text(path)?,
-        None => RECIPE.to_owned(),
+        None => recipe(&args.data)?.to_owned(),
     };
     let mut config = PretrainConfig::parse(&text)?;
     config.n_epochs = args.epochs.unwrap_or(config.n_epochs);
@@ -53,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let train: Arc<dyn Dataset> =
         datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
     let judge: Arc<dyn Dataset> =
-        datasets::open(&config.eval_dataset, data_dir, &Options::none())?.into();
+        datasets::open(&config.eval_dataset, data_dir, &config.eval_options)?.into();
 
     std::fs::create_dir_all(&args.run)
         .with_context(|| format!("cannot create {}; choose another --run", args.run.display()))?;
@@ -74,21 +93,38 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (vit, log) = pretrain(&config, train, &device, &args.run, &mut progress)?;
     progress.finish();
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
-    vit.save(
-        &args.out,
-        WeightDtype::F16,
-        &card_metadata(&config, &log, ncm),
-    )?;
+    let out = args.out.unwrap_or_else(|| args.run.join("vit.safetensors"));
+    vit.save(&out, WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
     let card = model_card(&config, &log, ncm, &recipe);
-    write_file(&args.out.with_extension("md"), card.as_bytes())?;
+    write_file(&out.with_extension("md"), card.as_bytes())?;
     println!(
         "nearest class mean on {}: {:.2} % of all test images, all {} classes jointly",
         config.eval_dataset,
         100.0 * ncm,
         judge.class_names().len()
     );
-    println!("weights: {}", args.out.display());
+    println!("weights: {}", out.display());
     Ok(())
+}
+
+/// The recipe of that name.
+fn recipe(name: &str) -> Result<&'static str, crate::UsageError> {
+    let found = RECIPES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, text)| *text).ok_or_else(|| {
+        let known: Vec<_> = RECIPES.iter().map(|(name, _)| *name).collect();
+        crate::UsageError(format!(
+            "no recipe is called `{name}`: choose one of {}, or give a file with `--config`",
+            known.join(", ")
+        ))
+    })
+}
+
+/// Options in one line.
+fn one_line(options: &Options) -> String {
+    match options.0.to_string().trim().replace('\n', ", ") {
+        text if text.is_empty() => "no options".into(),
+        text => text,
+    }
 }
 
 fn model_card(config: &PretrainConfig, log: &PretrainLog, ncm: f64, recipe: &str) -> String {
@@ -103,9 +139,9 @@ fn model_card(config: &PretrainConfig, log: &PretrainLog, ncm: f64, recipe: &str
          | epochs | {epochs} |\n\
          | training time | {minutes:.1} minutes |\n\
          | last training loss | {loss:.3} |\n\
-         | nearest class mean on `{eval}`, all classes jointly | {ncm:.2} % |\n\n\
+         | nearest class mean on `{eval}`, {eval_options}, all classes jointly | {ncm:.2} % |\n\n\
          The number is the share of all test images whose feature is nearest, by cosine, to the mean \
-         of the training images of its own class. The classes were never seen in pre-training.\n\n\
+         of the training images of its own class. None of these images was seen in pre-training.\n\n\
          Weights are stored as f16 under timm's names; the shape is in the file's metadata.\n\n\
          ```toml\n{recipe}```\n",
         dataset = config.dataset,
@@ -114,17 +150,41 @@ fn model_card(config: &PretrainConfig, log: &PretrainLog, ncm: f64, recipe: &str
         heads = config.backbone.n_heads,
         patch = config.backbone.patch_size,
         size = config.backbone.image_size,
-        options = config
-            .dataset_options
-            .0
-            .to_string()
-            .trim()
-            .replace('\n', ", "),
+        options = one_line(&config.dataset_options),
         seed = config.seed,
         epochs = log.n_epochs_done,
         minutes = log.seconds / 60.0,
         loss = log.losses.last().copied().unwrap_or(f64::NAN),
         eval = config.eval_dataset,
+        eval_options = one_line(&config.eval_options),
         ncm = 100.0 * ncm,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_is_found_by_its_name_and_others_are_refused_with_the_names() {
+        for (name, text) in RECIPES {
+            assert_eq!(recipe(name).unwrap(), *text);
+            PretrainConfig::parse(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        let error = recipe("imagenet").unwrap_err().to_string();
+        assert!(
+            error.contains("omniglot, tiny-imagenet") && error.contains("--config"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_card_names_both_data_sets_with_their_options() {
+        let mut config = PretrainConfig::parse(recipe("tiny-imagenet").unwrap()).unwrap();
+        config.eval_options = Options::none().with("root", "half");
+        let card = model_card(&config, &PretrainLog::default(), 0.25, "");
+        assert!(card.contains("tiny-imagenet-base100.zip"), "{card}");
+        let judge = "`cifar100`, root = \"half\", all classes jointly | 25.00 %";
+        assert!(card.contains(judge), "{card}");
+    }
 }

@@ -9,7 +9,7 @@ use sdlora_train::{Finished, Observer, Plan, Start};
 use crate::commands::Common;
 use crate::config::ConfigArgs;
 use crate::progress::Progress;
-use crate::report::summary_block;
+use crate::report::{published_block, published_numbers, summary_block};
 use crate::results;
 use crate::run_log::RunLogger;
 
@@ -52,7 +52,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     ));
     let finished = execute(&plan, &args.common, &folder, start, &mut progress)?;
     progress.finish();
-    println!("\n{}", summary_block(&Summary::of(&finished.log.matrix)));
+    let summary = Summary::of(&finished.log.matrix);
+    print!("\n{}", summary_block(&summary));
+    let published = published_numbers(&plan.config().expected, &summary);
+    println!("{}", published_block(&published));
     println!("report: {}", folder.join("report.html").display());
     println!("model:  {}", folder.join("model").display());
     Ok(())

@@ -6,17 +6,22 @@
 //! | file | what |
 //! |---|---|
 //! | `table.rs` | growing accuracy table, summary block, comparison of methods |
+//! | `expected.rs` | published numbers beside those of the run |
 //! | `html.rs` | the page `report.html` |
 //! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
+//! | `figure.rs` | figures that are files of their own |
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
 
 mod charts;
+mod expected;
+pub mod figure;
 mod html;
 mod svg;
 mod table;
 
+pub use expected::{published_block, published_numbers};
 pub use html::report_html;
-pub use table::{AccuracyTable, Comparison, compare_table, summary_block};
+pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
 

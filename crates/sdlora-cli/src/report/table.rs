@@ -1,6 +1,7 @@
 //! Tables for the terminal and for markdown.
 
 use sdlora_metrics::{AccuracyMatrix, Spread, Summary, accuracy_curve};
+use sdlora_train::heads::FloatsStored;
 
 /// Stands for a number that is undefined.
 const UNDEFINED: &str = "–";
@@ -91,6 +92,8 @@ pub struct Comparison<'a> {
     pub summaries: &'a [Summary],
     /// Number of trainable parameters after the last task, if known.
     pub n_parameters: Option<usize>,
+    /// What the head keeps after the last task, if known.
+    pub stored: Option<FloatsStored>,
     /// Training time of each run in seconds.
     pub seconds: &'a [f64],
 }
@@ -107,6 +110,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
         "Forgetting",
         "BWT",
         "Parameters",
+        "Head keeps",
         "Seconds",
     ];
     let mut rows = vec![header.map(String::from)];
@@ -129,6 +133,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
             metric(|run| run.forgetting),
             metric(|run| run.backward_transfer),
             comparison.n_parameters.map_or(UNDEFINED.into(), grouped),
+            comparison.stored.map_or(UNDEFINED.into(), stored),
             spread(Some(comparison.seconds), 1),
         ]
     }));
@@ -161,9 +166,19 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
     }
     text.push_str(
         "\nAcc: final accuracy; AAA: average anytime accuracy; both and forgetting and backward transfer (BWT) in %, \
-         means over tasks. ±: standard error over runs.\n",
+         means over tasks. Parameters: most trained in one task; head keeps: numbers (32-bit floats) of \
+         earlier classes, per class + once. Seconds: of training, all tasks. ±: standard error over runs.\n",
     );
     text
+}
+
+/// What a head keeps: `193/class + 73,728`.
+pub fn stored(stored: FloatsStored) -> String {
+    let per_class = format!("{}/class", grouped(stored.per_class));
+    match stored.shared {
+        0 => per_class,
+        shared => format!("{per_class} + {}", grouped(shared)),
+    }
 }
 
 /// Fraction as percentage in at most four characters: `9.5`, `93.5`, `100`.
@@ -176,7 +191,7 @@ pub(super) fn percent(fraction: f64) -> String {
 }
 
 /// Whole number with groups of three digits: `36,864`.
-pub(super) fn grouped(number: usize) -> String {
+pub fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (digit_idx, digit) in digits.chars().enumerate() {
@@ -302,22 +317,28 @@ backward transfer, over tasks                      -17.00 %
                 method: "sdlora",
                 summaries: &[good, better],
                 n_parameters: Some(36864),
+                stored: Some(FloatsStored {
+                    per_class: 579,
+                    shared: 73728,
+                    total: 189528,
+                }),
                 seconds: &[10.0, 12.0],
             },
             Comparison {
                 method: "joint | all",
                 summaries: &[joint],
                 n_parameters: None,
+                stored: None,
                 seconds: &[],
             },
         ]);
         assert_eq!(
             table.lines().take(4).collect::<Vec<_>>(),
             [
-                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |    Seconds |",
-                "|--------------|-----:|-------------:|-------------:|------------:|-------------:|-----------:|-----------:|",
-                "| sdlora       |    2 | 87.00 ± 2.00 | 89.00 ± 1.50 | 8.00 ± 2.00 | -8.00 ± 2.00 |     36,864 | 11.0 ± 1.0 |",
-                "| joint \\| all |    1 |        96.00 |            – |           – |            – |          – |          – |",
+                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |         Head keeps |    Seconds |",
+                "|--------------|-----:|-------------:|-------------:|------------:|-------------:|-----------:|-------------------:|-----------:|",
+                "| sdlora       |    2 | 87.00 ± 2.00 | 89.00 ± 1.50 | 8.00 ± 2.00 | -8.00 ± 2.00 |     36,864 | 579/class + 73,728 | 11.0 ± 1.0 |",
+                "| joint \\| all |    1 |        96.00 |            – |           – |            – |          – |                  – |          – |",
             ]
         );
     }
@@ -332,6 +353,14 @@ backward transfer, over tasks                      -17.00 %
         ] {
             assert_eq!(grouped(number), text);
         }
+        assert_eq!(
+            stored(FloatsStored {
+                per_class: 1193,
+                shared: 0,
+                total: 0
+            }),
+            "1,193/class"
+        );
         assert_eq!(
             (percent(0.99951), percent(0.0), percent(0.10)),
             ("100".into(), "0.0".into(), "10.0".into())

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::pixels::{Order, PixelImages, Pixels};
+use super::pixels::{Order, PixelImages, Pixels, left_out_note};
 use crate::dataset::{Dataset, Group, Options, Sample};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, Place, locate};
@@ -101,6 +101,8 @@ const N_GROUPS: usize = 20;
 pub struct CifarOptions {
     /// Folder or archive, below the data directory or absolute.
     pub root: Option<PathBuf>,
+    /// Leave out and note the images whose labels are out of range.
+    pub skip_bad: bool,
 }
 
 fn open(
@@ -120,9 +122,10 @@ fn open(
         max_files: MAX_FILES,
     };
     let files = locate(&place, |files| format_of(files, kind).is_some())?;
-    let mut images = read(entry.name, &files, kind)?;
+    let mut images = read(entry.name, &files, kind, options.skip_bad)?;
     if let Some(set) = manifest.set(entry.name) {
-        images.notes = set.differences(&images);
+        let differences = set.differences(&images);
+        images.notes.extend(differences);
     }
     Ok(Box::new(images))
 }
@@ -132,7 +135,7 @@ fn format_of(files: &Files, kind: &Kind) -> Option<usize> {
     (0..2).find(|&format| files.find_named(kind.test[format]).is_some())
 }
 
-fn read(name: &str, files: &Files, kind: &Kind) -> Result<PixelImages, DataError> {
+fn read(name: &str, files: &Files, kind: &Kind, skip_bad: bool) -> Result<PixelImages, DataError> {
     let format = format_of(files, kind).unwrap_or(0);
     let find = |file: &str| {
         files.find_named(file).ok_or_else(|| {
@@ -146,6 +149,7 @@ fn read(name: &str, files: &Files, kind: &Kind) -> Result<PixelImages, DataError
     let (class_names, group_names) = names(files, kind, format)?;
     let mut group_of = vec![None; kind.n_classes];
     let mut halves = [Pixels::default(), Pixels::default()];
+    let mut left_out = Vec::new();
     let test = [kind.test[format]];
     for (half, names) in halves.iter_mut().zip([kind.train[format], &test[..]]) {
         for file in names {
@@ -155,14 +159,22 @@ fn read(name: &str, files: &Files, kind: &Kind) -> Result<PixelImages, DataError
             } else {
                 python(files, idx, kind)?
             };
-            for (at, record) in records.labels.iter().enumerate() {
-                check(files, idx, at, record, kind, &mut group_of)?;
+            let pixels = records.pixels.chunks_exact(N_BYTES);
+            for (at, (record, pixels)) in records.labels.iter().zip(pixels).enumerate() {
+                let name = format!("{file} image {at}");
+                match check(files, idx, at, record, kind, &mut group_of) {
+                    Err(_) if skip_bad => {
+                        left_out.push(name);
+                        continue;
+                    }
+                    checked => checked?,
+                }
+                half.bytes.extend_from_slice(pixels);
                 half.samples.push(Sample {
                     class_id: record.class,
-                    name: format!("{file} image {at}"),
+                    name,
                 });
             }
-            half.bytes.extend(records.pixels);
         }
     }
     let groups = group_names
@@ -186,7 +198,7 @@ fn read(name: &str, files: &Files, kind: &Kind) -> Result<PixelImages, DataError
         order: Order::Planes,
         train,
         test,
-        notes: Vec::new(),
+        notes: left_out_note(&left_out),
     })
 }
 

@@ -1,8 +1,9 @@
 //! DomainNet: 345 classes in six domains (Peng et al. 2019), `<domain>/<class>/*`.
 //!
 //! The halves are those of the authors' lists `<domain>_train.txt` and `<domain>_test.txt` (a path and a number a line)
-//! where they lie beside the images, else each class of each domain is split at random. A class is that of all domains,
-//! or, with `by_domain`, that of one: then there are 2,070, and the domains are groups.
+//! where they lie beside the images, else each class of each domain is split at random. The six archives are read as
+//! they are. A class is that of all domains, so that a stream can have a task for each domain; or, with `by_domain`, that
+//! of one: then there are 2,070, and the domains are groups.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::folder::{FolderOptions, find, hold_out};
+use super::folder::{FolderOptions, find, hold_out, without_domains};
 use super::listed::{Listed, ListedImages, is_image};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
@@ -89,7 +90,8 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     let manifest = DOMAINNET.manifest()?;
     let files = find(&DOMAINNET, &manifest, &["DomainNet"], data_dir, &folder)?;
     let listed = list(&files, &options)?;
-    let mut images = ListedImages::new(name, files, listed, folder.bad())?;
+    let domain_of = |name: &str| parts(name).map_or("", |(domain, ..)| domain).to_owned();
+    let mut images = ListedImages::new(name, files, listed, folder.bad())?.with_domains(domain_of);
     let mut differences = Vec::new();
     if options.by_domain {
         images = images.with_groups(|class| class.split('/').next().unwrap_or(class).to_owned());
@@ -126,11 +128,7 @@ fn list(files: &Files, options: &DomainNetOptions) -> Result<Vec<Listed>, DataEr
     hold_out(&mut drawn, files, options.test_fraction, options.seed);
     given.extend(drawn);
     if !options.by_domain {
-        for image in &mut given {
-            if let Some((_, class)) = image.class.split_once('/') {
-                image.class = class.to_owned();
-            }
-        }
+        without_domains(&mut given);
     }
     Ok(given)
 }

@@ -6,6 +6,9 @@
 //! root/labels.csv                                    path,label[,split]
 //! ```
 //!
+//! With the option `domain_folders` there is a folder of a domain (photographs, sketches) above those of the classes,
+//! `train/<domain>/<class>/...` or `<domain>/<class>/...`, and a class is that of all domains.
+//!
 //! A class id is the rank of the name of the class. Folders inside a class belong to it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -70,14 +73,6 @@ pub(super) const VTAB: DatasetEntry = DatasetEntry {
     open: |data_dir, options| open(&VTAB, &["vtab-cil"], data_dir, options),
 };
 
-/// Traffic signs, as folders of classes.
-pub(super) const GTSRB: DatasetEntry = DatasetEntry {
-    name: "gtsrb",
-    summary: "GTSRB: 51,839 photographs of 43 German traffic signs, sorted into train and test folders",
-    manifest: include_str!("../../../../datasets/gtsrb.toml"),
-    open: |data_dir, options| open(&GTSRB, &["GTSRB"], data_dir, options),
-};
-
 /// Options of data sets that are folders of images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,6 +87,8 @@ pub struct FolderOptions {
     pub csv: Option<String>,
     /// The classes that are kept; all when empty.
     pub classes: Vec<String>,
+    /// The folders above those of the classes are domains, which a stream may have a task for each of.
+    pub domain_folders: bool,
     /// Decode every image when opening, and leave out and note what cannot be used.
     pub skip_bad: bool,
     /// Most files that are listed.
@@ -106,6 +103,7 @@ impl Default for FolderOptions {
             seed: 1993,
             csv: None,
             classes: Vec::new(),
+            domain_folders: false,
             skip_bad: false,
             max_files: MAX_FILES,
         }
@@ -179,9 +177,20 @@ pub(super) fn read(
     options: &FolderOptions,
 ) -> Result<ListedImages, DataError> {
     let mut notes = Vec::new();
-    let mut listed = match &options.csv {
-        Some(csv) => from_table(&files, csv, options)?,
-        None => from_folders(&files, options, &mut notes)?,
+    let (mut listed, layout) = match &options.csv {
+        Some(_) if options.domain_folders => {
+            return Err(DataError::setting(
+                "domain_folders",
+                "true beside `csv`",
+                "one of the two, as a table names no domains",
+            ));
+        }
+        Some(csv) => (from_table(&files, csv, options)?, None),
+        None => {
+            let layout = Layout::of(&files);
+            let listed = from_folders(&files, &layout, options, &mut notes)?;
+            (listed, options.domain_folders.then_some(layout))
+        }
     };
     if !options.classes.is_empty() {
         let kept: BTreeSet<&str> = options.classes.iter().map(String::as_str).collect();
@@ -195,52 +204,86 @@ pub(super) fn read(
         }
         listed.retain(|image| kept.contains(image.class.as_str()));
     }
-    Ok(ListedImages::new(name, files, listed, options.bad())?.with_notes(notes))
+    let mut images = ListedImages::new(name, files, listed, options.bad())?.with_notes(notes);
+    if let Some(layout) = layout {
+        images = images.with_domains(|name| {
+            let inner = layout.split(name).map_or("", |(_, inner)| inner);
+            inner.split('/').next().unwrap_or_default().to_owned()
+        });
+    }
+    Ok(images)
+}
+
+/// How the folders are nested.
+struct Layout {
+    /// What stands before every name, with a `/` at the end, or nothing.
+    root: String,
+    /// Whether the folders below it are the two halves.
+    has_halves: bool,
+}
+
+impl Layout {
+    fn of(files: &Files) -> Self {
+        let root = files.common_folder(is_image).to_owned();
+        let images = files.names().filter(|name| is_image(name));
+        let tops: BTreeSet<&str> = images
+            .filter_map(|name| Some(name.strip_prefix(root.as_str())?.split_once('/')?.0))
+            .collect();
+        let has = |split| tops.iter().any(|top| half_of(top) == Some(split));
+        let has_halves = has(Split::Train) && has(Split::Test);
+        Self { root, has_halves }
+    }
+
+    /// Half and inner path of a file; without folders of halves everything is for training as yet.
+    fn split<'a>(&self, name: &'a str) -> Option<(Split, &'a str)> {
+        let below = name.strip_prefix(self.root.as_str())?;
+        if self.has_halves {
+            let (top, inner) = below.split_once('/')?;
+            Some((half_of(top)?, inner))
+        } else {
+            Some((Split::Train, below))
+        }
+    }
+}
+
+fn half_of(folder: &str) -> Option<Split> {
+    match folder {
+        "train" | "training" => Some(Split::Train),
+        "test" | "val" | "valid" | "validation" => Some(Split::Test),
+        _ => None,
+    }
 }
 
 fn from_folders(
     files: &Files,
+    layout: &Layout,
     options: &FolderOptions,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Listed>, DataError> {
-    let root = files.common_folder(is_image);
-    let below = |idx: usize| files.name(idx).strip_prefix(root).unwrap_or_default();
-    let images: Vec<usize> = (0..files.len())
-        .filter(|&idx| is_image(files.name(idx)))
-        .collect();
-    let tops: BTreeSet<&str> = images
-        .iter()
-        .filter_map(|&idx| below(idx).split_once('/').map(|(top, _)| top))
-        .collect();
-    let half_of = |top: &str| match top {
-        "train" | "training" => Some(Split::Train),
-        "test" | "val" | "valid" | "validation" => Some(Split::Test),
-        _ => None,
-    };
-    let has = |split| tops.iter().any(|top| half_of(top) == Some(split));
-    let is_split = has(Split::Train) && has(Split::Test);
     let mut listed = Vec::new();
     let mut stray = Vec::new();
     for idx in 0..files.len() {
-        let name = below(idx);
+        let name = files.name(idx);
         // What lies outside the images is text about them.
-        if name.is_empty() {
+        let Some(below) = name.strip_prefix(layout.root.as_str()) else {
             continue;
-        }
-        let parts = match name.split_once('/') {
-            Some((top, rest)) if is_split => half_of(top)
-                .zip(rest.split_once('/'))
-                .map(|(split, (class, _))| (split, class)),
-            Some((class, _)) => Some((Split::Train, class)),
-            None => None,
         };
+        let parts = layout.split(name).and_then(|(split, inner)| {
+            let (class, rest) = inner.split_once('/')?;
+            if !options.domain_folders {
+                return Some((split, class));
+            }
+            // Domain and class, so that a split at random is drawn inside each domain.
+            let (folder, _) = rest.split_once('/')?;
+            Some((split, &inner[..class.len() + 1 + folder.len()]))
+        });
         match parts {
             Some((split, class)) if is_image(name) => listed.push(Listed {
                 file_idx: idx,
                 class: class.to_owned(),
                 split,
             }),
-            _ => stray.push(format!("`{name}`")),
+            _ => stray.push(format!("`{below}`")),
         }
     }
     if !stray.is_empty() {
@@ -250,11 +293,23 @@ fn from_folders(
             some_of(&stray)
         ));
     }
-    check_case(files, &listed)?;
-    if !is_split {
+    if !layout.has_halves {
         hold_out(&mut listed, files, options.test_fraction, options.seed);
     }
+    if options.domain_folders {
+        without_domains(&mut listed);
+    }
+    check_case(files, &listed)?;
     Ok(listed)
+}
+
+/// Makes the class `<class>` of all domains of the classes `<domain>/<class>`.
+pub(super) fn without_domains(listed: &mut [Listed]) {
+    for image in listed {
+        if let Some((_, class)) = image.class.split_once('/') {
+            image.class = class.to_owned();
+        }
+    }
 }
 
 /// Refuses classes that some file systems could not tell apart.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::pixels::{Order, PixelImages, Pixels};
+use super::pixels::{Order, PixelImages, Pixels, left_out_note};
 use crate::dataset::{Dataset, Options, Sample};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, Place, locate, place_of};
@@ -204,6 +204,8 @@ pub struct IdxOptions {
     pub root: Option<PathBuf>,
     /// Read the test files only: so many of their first images are the training half, the others the test half.
     pub first_of_test: Option<usize>,
+    /// Leave out and note the images whose labels are out of range.
+    pub skip_bad: bool,
 }
 
 fn open(
@@ -226,9 +228,12 @@ fn open(
     let files = locate(&place, |files| {
         names.find(files, names.test, "images").is_some()
     })?;
-    let test = half(&files, names, names.test)?;
+    let mut left_out = Vec::new();
+    let bad = options.skip_bad.then_some(&mut left_out);
+    let test = half(&files, names, names.test, bad)?;
+    let bad = options.skip_bad.then_some(&mut left_out);
     let (train, test) = match options.first_of_test {
-        None => (half(&files, names, names.train)?, test),
+        None => (half(&files, names, names.train, bad)?, test),
         Some(n) => split(test, n)?,
     };
     if train.side != test.side {
@@ -250,10 +255,11 @@ fn open(
         order: names.order,
         train: train.pixels,
         test: test.pixels,
-        notes: Vec::new(),
+        notes: left_out_note(&left_out),
     };
     if let Some(set) = manifest.set(entry.name) {
-        images.notes = set.differences(&images);
+        let differences = set.differences(&images);
+        images.notes.extend(differences);
     }
     Ok(Box::new(images))
 }
@@ -282,7 +288,13 @@ fn split(mut all: Half, n: usize) -> Result<(Half, Half), DataError> {
     Ok((all, Half { side, pixels: rest }))
 }
 
-fn half(files: &Files, names: &Names, half: &str) -> Result<Half, DataError> {
+/// Reads a half; images with labels out of range go to `left_out`, or are refused where there is none.
+fn half(
+    files: &Files,
+    names: &Names,
+    half: &str,
+    mut left_out: Option<&mut Vec<String>>,
+) -> Result<Half, DataError> {
     let find = |what: &str| {
         names.find(files, half, what).ok_or_else(|| {
             DataError::content(
@@ -311,11 +323,18 @@ fn half(files: &Files, names: &Names, half: &str) -> Result<Half, DataError> {
     }
     let file = names.file(half, "images");
     let mut samples = Vec::with_capacity(n_images);
-    for (at, &label) in label_bytes.iter().enumerate() {
+    let mut kept = Vec::with_capacity(bytes.len());
+    let pixels = bytes.chunks_exact(width * height);
+    for (at, (&label, pixels)) in label_bytes.iter().zip(pixels).enumerate() {
+        let name = format!("{file} image {at}");
         let class_id = usize::from(label)
             .checked_sub(names.first_label)
             .filter(|&class_id| class_id < names.n_classes);
         let Some(class_id) = class_id else {
+            if let Some(left_out) = &mut left_out {
+                left_out.push(name);
+                continue;
+            }
             return Err(files.error(
                 labels,
                 format!(
@@ -326,14 +345,15 @@ fn half(files: &Files, names: &Names, half: &str) -> Result<Half, DataError> {
                 "fetch it again",
             ));
         };
-        samples.push(Sample {
-            class_id,
-            name: format!("{file} image {at}"),
-        });
+        samples.push(Sample { class_id, name });
+        kept.extend_from_slice(pixels);
     }
     Ok(Half {
         side: [width, height],
-        pixels: Pixels { samples, bytes },
+        pixels: Pixels {
+            samples,
+            bytes: kept,
+        },
     })
 }
 

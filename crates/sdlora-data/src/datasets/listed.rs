@@ -1,6 +1,6 @@
 //! A data set whose images are files of their own, in a folder or an archive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
@@ -43,6 +43,7 @@ pub struct ListedImages {
     files: Files,
     class_names: Vec<String>,
     groups: Vec<Group>,
+    domains: Vec<String>,
     halves: [Half; 2],
     notes: Vec<String>,
 }
@@ -52,6 +53,8 @@ pub struct ListedImages {
 struct Half {
     samples: Vec<Sample>,
     file_idx: Vec<usize>,
+    /// Position of the domain of each sample; empty when domains are not told apart.
+    domain_idx: Vec<usize>,
 }
 
 /// Position of a half.
@@ -150,6 +153,7 @@ impl ListedImages {
             files,
             class_names,
             groups: Vec::new(),
+            domains: Vec::new(),
             halves,
             notes,
         })
@@ -165,6 +169,24 @@ impl ListedImages {
             .into_iter()
             .map(|(name, classes)| Group { name, classes })
             .collect();
+        self
+    }
+
+    /// Tells domains apart, by the name of the file of each image; they are in the order of their names.
+    pub(super) fn with_domains(mut self, domain_of: impl Fn(&str) -> String) -> Self {
+        let names = |half: &Half| -> Vec<String> {
+            half.samples
+                .iter()
+                .map(|sample| domain_of(&sample.name))
+                .collect()
+        };
+        let by_half = [names(&self.halves[0]), names(&self.halves[1])];
+        let domains: BTreeSet<&String> = by_half.iter().flatten().collect();
+        self.domains = domains.into_iter().cloned().collect();
+        for (half, names) in self.halves.iter_mut().zip(&by_half) {
+            let position = |name: &String| self.domains.binary_search(name).unwrap_or_default();
+            half.domain_idx = names.iter().map(position).collect();
+        }
         self
     }
 
@@ -234,6 +256,14 @@ impl Dataset for ListedImages {
 
     fn samples(&self, split: Split) -> &[Sample] {
         &self.halves[half_idx(split)].samples
+    }
+
+    fn domains(&self) -> &[String] {
+        &self.domains
+    }
+
+    fn domain_of(&self, split: Split, idx: SampleIdx) -> Option<usize> {
+        self.halves[half_idx(split)].domain_idx.get(idx).copied()
     }
 
     fn notes(&self) -> &[String] {

@@ -12,6 +12,7 @@ mod cifar;
 mod cub;
 mod domainnet;
 mod folder;
+mod gtsrb;
 mod idx;
 mod listed;
 mod omniglot;
@@ -64,7 +65,7 @@ pub const DATASETS: &[DatasetEntry] = &[
     idx::EMNIST_LETTERS,
     idx::FASHION_MNIST,
     folder::FOLDER,
-    folder::GTSRB,
+    gtsrb::GTSRB,
     folder::IMAGENET_A,
     folder::IMAGENET_R,
     folder::IMAGENET_SUBSET,
@@ -122,6 +123,29 @@ mod tests {
                 "{}",
                 entry.name
             );
+        }
+    }
+
+    #[test]
+    fn every_manifest_says_how_its_files_are_come_by() {
+        for entry in DATASETS {
+            let manifest = entry.manifest().unwrap();
+            let fetch = &manifest.fetch;
+            assert!(!fetch.why.is_empty(), "{}", entry.name);
+            let n_files = manifest.fetched_files().count();
+            assert_eq!(fetch.access.is_fetched(), n_files > 0, "{}", entry.name);
+            assert_eq!(fetch.steps.is_empty(), n_files > 0, "{}", entry.name);
+            for file in &manifest.files {
+                let path = file.path.to_str().unwrap();
+                assert!(file.url.is_empty() || file.url.ends_with(path), "{path}");
+                let is_sum = |sum: &str, n: usize| {
+                    sum.len() == n && sum.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+                };
+                assert!(
+                    is_sum(&file.sha256, 64) || is_sum(&file.md5, 32),
+                    "{path} has no sum"
+                );
+            }
         }
     }
 

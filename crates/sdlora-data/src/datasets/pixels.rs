@@ -1,5 +1,6 @@
 //! A data set whose pixels lie one after another in a few files, all of one size; kept in memory.
 
+use super::listed::some_of;
 use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
@@ -32,6 +33,18 @@ pub struct PixelImages {
 pub(super) struct Pixels {
     pub(super) samples: Vec<Sample>,
     pub(super) bytes: Vec<u8>,
+}
+
+/// What to tell the user of images with labels out of range; nothing when there are none.
+pub(super) fn left_out_note(left_out: &[String]) -> Vec<String> {
+    if left_out.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "left out {} images with labels out of range: {}",
+        left_out.len(),
+        some_of(left_out)
+    )]
 }
 
 impl PixelImages {

@@ -85,6 +85,7 @@ impl Walk<'_> {
                     name: child_name,
                     size: metadata.len(),
                     at: Location::Own,
+                    part: 0,
                 });
             }
         }

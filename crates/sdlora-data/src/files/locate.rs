@@ -6,9 +6,6 @@ use super::Files;
 use crate::error::DataError;
 use crate::manifest::Manifest;
 
-/// Endings of the archives that can be read.
-const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
-
 /// Where to look for a data set, and how to know it.
 pub(crate) struct Place<'a> {
     /// Name of the data set, for errors.
@@ -35,7 +32,8 @@ fn candidates(place: &Place<'_>) -> Vec<PathBuf> {
     }
 }
 
-/// Opens the first place whose files `is_it` knows; in a folder of archives, the one archive it knows.
+/// Opens the first place whose files `is_it` knows; in a folder of archives, the one archive it knows, or all of them
+/// where the data set comes in several.
 ///
 /// # Errors
 ///
@@ -51,11 +49,15 @@ pub(crate) fn locate(
         if is_it(&files) {
             return Ok(files);
         }
-        let archives = files
-            .names()
-            .filter(|name| !name.contains('/') && ARCHIVES.iter().any(|end| name.ends_with(end)));
+        let archives = files.archives();
+        if archives.len() > 1 && place.manifest.n_archives() > 1 {
+            let files = Files::open_with_archives(path, place.max_files)?;
+            if is_it(&files) {
+                return Ok(files);
+            }
+        }
         let mut found: Vec<Files> = Vec::new();
-        for name in archives {
+        for name in &archives {
             let inner = Files::open(&path.join(name), place.max_files)?;
             if is_it(&inner) {
                 found.push(inner);
@@ -83,6 +85,6 @@ pub(crate) fn locate(
         dataset: place.dataset.to_owned(),
         data_dir: place.data_dir.to_owned(),
         path,
-        origin: place.manifest.source.clone(),
+        origin: place.manifest.origin(),
     })
 }

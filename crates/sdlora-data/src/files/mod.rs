@@ -18,6 +18,8 @@ pub(crate) use locate::{Place, locate};
 use crate::error::DataError;
 use store::Store;
 
+/// Endings of the archives that can be read.
+pub(crate) const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
 pub(crate) const MAX_FILES: usize = 2_000_000;
 /// Largest file that is read, in bytes, once unpacked; the largest known, the images of EMNIST by class, have 547 MB.
@@ -31,6 +33,8 @@ struct Entry {
     name: String,
     size: u64,
     at: Location,
+    /// Position of its part.
+    part: usize,
 }
 
 /// Where the bytes of a file are.
@@ -44,12 +48,22 @@ enum Location {
     Zip(zip::Member),
 }
 
+/// A folder or an archive.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    /// The archive; nothing for a folder.
+    store: Option<Store>,
+    /// What stands before the names of its files.
+    prefix: String,
+}
+
 /// The files of a folder or an archive, in the order of their names.
 #[derive(Debug)]
 pub(crate) struct Files {
-    path: PathBuf,
+    /// The folder or archive that was opened, and the archives inside it that were opened with it.
+    parts: Vec<Part>,
     entries: Vec<Entry>,
-    store: Option<Store>,
 }
 
 impl Files {
@@ -67,10 +81,14 @@ impl Files {
         } else {
             Self::open_archive(path, max_files)?
         };
-        let mut files = Self {
+        let part = Part {
             path: path.to_owned(),
-            entries,
             store,
+            prefix: String::new(),
+        };
+        let mut files = Self {
+            parts: vec![part],
+            entries,
         };
         files
             .entries
@@ -78,6 +96,44 @@ impl Files {
         files.entries.sort_by(|a, b| a.name.cmp(&b.name));
         files.check_names()?;
         Ok(files)
+    }
+
+    /// Lists the files of the folder at `path` and of the archives that lie in it, each as if it were a folder of the
+    /// archive's name: for a data set that comes in several.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub(crate) fn open_with_archives(path: &Path, max_files: usize) -> Result<Self, DataError> {
+        let mut files = Self::open(path, max_files)?;
+        for name in files.archives() {
+            let inner = Self::open(&path.join(&name), max_files)?;
+            if files.len() + inner.len() > max_files {
+                return Err(too_many(path, max_files));
+            }
+            let part = files.parts.len();
+            let prefix = format!("{name}/");
+            files
+                .entries
+                .extend(inner.entries.into_iter().map(|entry| Entry {
+                    name: format!("{prefix}{}", entry.name),
+                    part,
+                    ..entry
+                }));
+            files.parts.extend(inner.parts.into_iter().map(|part| Part {
+                prefix: prefix.clone(),
+                ..part
+            }));
+        }
+        files.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(files)
+    }
+
+    /// Names of the archives that lie in the folder itself.
+    pub(crate) fn archives(&self) -> Vec<String> {
+        let is_archive =
+            |name: &&str| !name.contains('/') && ARCHIVES.iter().any(|end| name.ends_with(end));
+        self.names().filter(is_archive).map(str::to_owned).collect()
     }
 
     fn open_archive(
@@ -100,8 +156,10 @@ impl Files {
             return Ok((members, Some(store)));
         }
         let store = if start.starts_with(&[0x1f, 0x8b]) {
-            let packed = std::fs::read(path).map_err(io_error)?;
-            Store::memory(gunzip(&packed, MAX_UNPACKED_BYTES, &place_of(path))?)
+            // Unpacked while it is read, so that the packed bytes take no memory.
+            let packed = std::fs::File::open(path).map_err(io_error)?;
+            let packed = std::io::BufReader::new(packed);
+            Store::memory(gunzip(packed, MAX_UNPACKED_BYTES, &place_of(path))?)
         } else if start.get(257..262) == Some(b"ustar") {
             Store::file(path)?
         } else {
@@ -119,7 +177,7 @@ impl Files {
     fn check_names(&self) -> Result<(), DataError> {
         let mut seen: HashMap<String, usize> = HashMap::with_capacity(self.entries.len());
         for (idx, entry) in self.entries.iter().enumerate() {
-            let in_archive = self.store.is_some();
+            let in_archive = self.parts[entry.part].store.is_some();
             if entry
                 .name
                 .split('/')
@@ -148,7 +206,7 @@ impl Files {
 
     /// Path of the folder or archive.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.parts[0].path
     }
 
     /// Number of files.
@@ -219,7 +277,8 @@ impl Files {
                 "leave it out",
             ));
         }
-        match (&entry.at, &self.store) {
+        let part = &self.parts[entry.part];
+        match (&entry.at, &part.store) {
             (Location::Range { start }, Some(store)) => store.read(*start, entry.size),
             (Location::Zip(member), Some(store)) => {
                 member
@@ -232,7 +291,7 @@ impl Files {
                     })
             }
             _ => {
-                let path = self.path.join(&entry.name);
+                let path = part.path.join(self.inner_name(entry));
                 std::fs::read(&path).map_err(|source| DataError::Io { path, source })
             }
         }
@@ -246,7 +305,7 @@ impl Files {
     pub(crate) fn read_plain(&self, idx: usize) -> Result<Vec<u8>, DataError> {
         let bytes = self.read(idx)?;
         if self.name(idx).ends_with(".gz") {
-            gunzip(&bytes, MAX_FILE_BYTES, &self.place(idx))
+            gunzip(bytes.as_slice(), MAX_FILE_BYTES, &self.place(idx))
         } else {
             Ok(bytes)
         }
@@ -263,11 +322,22 @@ impl Files {
 
     /// The file as errors name it.
     pub(crate) fn place(&self, idx: usize) -> String {
-        if self.store.is_some() {
-            format!("`{}` in `{}`", self.name(idx), self.path.display())
+        let entry = &self.entries[idx];
+        let part = &self.parts[entry.part];
+        if part.store.is_some() {
+            format!("`{}` in `{}`", self.inner_name(entry), part.path.display())
         } else {
-            place_of(&self.path.join(self.name(idx)))
+            place_of(&part.path.join(&entry.name))
         }
+    }
+
+    /// The name of a file inside its part.
+    fn inner_name<'a>(&self, entry: &'a Entry) -> &'a str {
+        let prefix = &self.parts[entry.part].prefix;
+        entry
+            .name
+            .strip_prefix(prefix.as_str())
+            .unwrap_or(&entry.name)
     }
 
     /// An error about a file.
@@ -301,9 +371,13 @@ fn too_many(path: &Path, max_files: usize) -> DataError {
 }
 
 /// Unpacks gzip bytes of at most `max_bytes` once unpacked.
-fn gunzip(packed: &[u8], max_bytes: u64, place: &str) -> Result<Vec<u8>, DataError> {
+fn gunzip(
+    packed: impl std::io::BufRead,
+    max_bytes: u64,
+    place: &str,
+) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    let n_read = flate2::read::MultiGzDecoder::new(packed)
+    let n_read = flate2::bufread::MultiGzDecoder::new(packed)
         .take(max_bytes + 1)
         .read_to_end(&mut bytes)
         .map_err(|source| {
@@ -377,6 +451,35 @@ pub(crate) mod tests {
             let error = Files::open(path, 2).unwrap_err().to_string();
             assert!(error.contains("more than 2 files"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_archives_of_a_folder_are_read_as_its_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("list.txt"), "x").unwrap();
+        let zipped = zip::tests::zipped(&[("real/a.txt", b"in a zip")]);
+        std::fs::write(dir.path().join("real.zip"), zipped).unwrap();
+        let tar = tar::tests::tarred(&[("real/a.txt", b"in a tar"), ("top.txt", b"y")]);
+        std::fs::write(dir.path().join("b.tar"), tar).unwrap();
+        let files = Files::open_with_archives(dir.path(), 6).unwrap();
+        assert_eq!(files.archives(), ["b.tar", "real.zip"]);
+        let names: Vec<_> = files.names().collect();
+        let inside = ["b.tar/real/a.txt", "b.tar/top.txt", "real.zip/real/a.txt"];
+        assert_eq!(
+            names,
+            [
+                "b.tar", inside[0], inside[1], "list.txt", "real.zip", inside[2]
+            ]
+        );
+        let read = |name: &str| files.read(files.find(name).unwrap()).unwrap();
+        assert_eq!(read(inside[0]), b"in a tar");
+        assert_eq!(read(inside[2]), b"in a zip");
+        assert_eq!(read("list.txt"), b"x");
+        let place = files.place(files.find(inside[2]).unwrap());
+        assert!(place.starts_with("`real/a.txt` in `"), "{place}");
+        assert!(place.ends_with("real.zip`"), "{place}");
+        let error = Files::open_with_archives(dir.path(), 5).unwrap_err();
+        assert!(error.to_string().contains("more than 5 files"), "{error}");
     }
 
     #[test]

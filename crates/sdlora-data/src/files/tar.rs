@@ -57,6 +57,7 @@ pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Vec<E
                     name: name.strip_prefix("./").unwrap_or(&name).to_owned(),
                     size,
                     at: Location::Range { start },
+                    part: 0,
                 });
             }
             b'L' | b'x' if size > MAX_NAME_BYTES => {

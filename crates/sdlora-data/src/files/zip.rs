@@ -1,6 +1,6 @@
 //! Members of a zip file, listed from its directory and read when asked for.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use zip::CompressionMethod;
@@ -11,6 +11,12 @@ use crate::error::DataError;
 
 /// Length of the fixed part of a local file header (ZIP specification, 4.3.7).
 const LOCAL_HEADER_LEN: u64 = 30;
+
+/// Length of the end record of the directory (4.3.16), and of the longest comment behind it.
+const END_LEN: u64 = 22;
+const MAX_COMMENT_LEN: u64 = 65_535;
+/// Length of the locator of the 64-bit end record, which stands before the end record (4.3.15).
+const LOCATOR_LEN: usize = 20;
 
 /// Where a member is, and how it is packed.
 #[derive(Debug)]
@@ -36,10 +42,16 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
         member,
         source,
     };
-    let file = std::fs::File::open(path).map_err(|source| DataError::Io {
+    let io_error = |source| DataError::Io {
         path: path.to_owned(),
         source,
-    })?;
+    };
+    let mut file = std::fs::File::open(path).map_err(io_error)?;
+    // The directory is read as a whole below, so its length is looked at first. Folders are members, too.
+    let n_announced = announced(&mut file).map_err(io_error)?;
+    if n_announced.is_some_and(|n| n > 2 * max_files as u64) {
+        return Err(too_many(path, max_files));
+    }
     let archive = zip::ZipArchive::new(std::io::BufReader::new(file))
         .map_err(|source| archive_error(String::new(), source))?;
     let mut entries = Vec::new();
@@ -81,9 +93,48 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
                 crc32: member.crc32(),
                 is_deflated,
             }),
+            part: 0,
         });
     }
     Ok(entries)
+}
+
+/// Number of members that the end record of the directory announces, if one is found.
+fn announced(file: &mut std::fs::File) -> std::io::Result<Option<u64>> {
+    let len = file.seek(SeekFrom::End(0))?;
+    let start = len.saturating_sub(END_LEN + MAX_COMMENT_LEN + LOCATOR_LEN as u64);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    file.take(len - start).read_to_end(&mut tail)?;
+    let Some(end) = tail.windows(4).rposition(|w| w == b"PK\x05\x06") else {
+        return Ok(None);
+    };
+    let Some(&[low, high]) = tail.get(end + 10..end + 12) else {
+        return Ok(None);
+    };
+    let n = u16::from_le_bytes([low, high]);
+    let locator = end
+        .checked_sub(LOCATOR_LEN)
+        .map(|at| &tail[at..end])
+        .filter(|locator| n == u16::MAX && locator.starts_with(b"PK\x06\x07"));
+    let Some(locator) = locator else {
+        return Ok(Some(n.into()));
+    };
+    let mut long_end = [0; 40];
+    let at = locator[8..16]
+        .iter()
+        .rev()
+        .fold(0u64, |n, &b| n << 8 | u64::from(b));
+    if at > len.saturating_sub(long_end.len() as u64) {
+        return Ok(None);
+    }
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(&mut long_end)?;
+    let n = long_end[32..]
+        .iter()
+        .rev()
+        .fold(0u64, |n, &b| n << 8 | u64::from(b));
+    Ok(long_end.starts_with(b"PK\x06\x06").then_some(n))
 }
 
 impl Member {
@@ -137,6 +188,43 @@ pub(super) mod tests {
             writer.write_all(bytes).unwrap();
         }
         writer.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn ten_million_members_are_refused_before_they_are_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        let n: u64 = 10_000_000;
+        // The end of a zip: 64-bit end record, its locator, end record. The members themselves are left out, so that
+        // reading the directory would fail in another way.
+        let mut bytes = b"PK\x06\x06".to_vec();
+        bytes.extend(44u64.to_le_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend(n.to_le_bytes());
+        bytes.extend(n.to_le_bytes());
+        bytes.extend([0; 16]);
+        bytes.extend(b"PK\x06\x07\0\0\0\0");
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(b"PK\x05\x06\0\0\0\0\xff\xff\xff\xff");
+        bytes.extend([0xff; 8]);
+        bytes.extend([0; 2]);
+        std::fs::write(&path, &bytes).unwrap();
+        let found = announced(&mut std::fs::File::open(&path).unwrap()).unwrap();
+        assert_eq!(found, Some(n));
+        let error = list(&path, 1_000_000).unwrap_err().to_string();
+        assert!(error.contains("more than 1000000 files"), "{error}");
+        let error = list(&path, 10_000_000).unwrap_err().to_string();
+        assert!(!error.contains("more than"), "{error}");
+
+        std::fs::write(&path, zipped(&[("a", b"1"), ("b", b"2")])).unwrap();
+        let found = announced(&mut std::fs::File::open(&path).unwrap()).unwrap();
+        assert_eq!(found, Some(2));
+        for len in 0..100 {
+            std::fs::write(&path, vec![b'P'; len]).unwrap();
+            let found = announced(&mut std::fs::File::open(&path).unwrap()).unwrap();
+            assert_eq!(found, None);
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::FinishedRun;
 use super::tensors::TensorFile;
 use crate::error::TrainError;
+use crate::heads::Classifier;
 
 /// Name of the format in `adapter.json`.
 const FORMAT: &str = "sdlora-adapter";
@@ -157,10 +158,8 @@ pub(super) fn transposed(values: &[f32], n_rows: usize, n_columns: usize) -> Vec
 pub struct AdapterFolder {
     manifest: Manifest,
     bank: Bank,
-    /// Classifier rows `[n_classes, d_model]`.
-    pub head_weight: Vec<f32>,
-    /// `[n_classes]`.
-    pub head_bias: Vec<f32>,
+    /// What classifies the features.
+    pub classifier: Classifier,
     /// Class names in the order of their labels.
     pub class_names: Vec<String>,
 }
@@ -187,13 +186,8 @@ impl AdapterFolder {
             ));
         }
         let (bank, ..) = Bank::read(&folder.join("adapter.safetensors"))?;
-        let path = folder.join("head.safetensors");
-        let head = TensorFile::read(&path)?;
-        let ([n, d], weight) = head.get::<2>(&path, "weight")?;
-        let ([n_bias], bias) = head.get::<1>(&path, "bias")?;
-        if n != n_bias || d != manifest.backbone.d_model {
-            return Err(TrainError::export(&path, "its shapes do not fit"));
-        }
+        let head_file = folder.join("head.safetensors");
+        let classifier = Classifier::read(&head_file, manifest.backbone.d_model)?;
         let path = folder.join("classes.json");
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         let class_names =
@@ -201,8 +195,7 @@ impl AdapterFolder {
         Ok(Self {
             manifest,
             bank,
-            head_weight: weight.to_vec(),
-            head_bias: bias.to_vec(),
+            classifier,
             class_names,
         })
     }
@@ -246,14 +239,8 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         config,
     };
     file.write(&out.join("adapter.safetensors"))?;
-    let mut head = TensorFile::default();
-    head.insert(
-        "weight",
-        vec![run.n_classes(), run.d_model()],
-        run.head_weight.clone(),
-    );
-    head.insert("bias", vec![run.n_classes()], run.head_bias.clone());
-    head.write(&out.join("head.safetensors"))?;
+    let head = run.config.head.as_ref().map_or("linear", |h| &h.name);
+    run.classifier.write(&out.join("head.safetensors"), head)?;
     super::write_json(&out.join("classes.json"), &run.class_names)?;
     // Last, so that a folder with it is whole.
     super::write_json(&out.join("adapter.json"), &manifest)

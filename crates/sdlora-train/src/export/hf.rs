@@ -29,7 +29,7 @@ pub(super) fn write_folder(
     check(vit.config(), out)?;
     let mut file = tensors(vit, out)?;
     let (weight, bias) = match trained_head {
-        true => (run.head_weight.clone(), run.head_bias.clone()),
+        true => run.linear_head()?,
         false => (vec![0.0; n * d], vec![0.0; n]),
     };
     file.insert("classifier.weight", vec![n, d], weight);

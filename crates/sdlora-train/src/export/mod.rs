@@ -26,6 +26,7 @@ pub use tensors::{HostTensor, TensorFile};
 use crate::checkpoint::write_file;
 use crate::config::{BackboneConfig, RunConfig};
 use crate::error::TrainError;
+use crate::heads::Classifier;
 use crate::resume::PLAN_FILE;
 
 /// A form to export to.
@@ -77,19 +78,13 @@ pub struct FinishedRun {
     config: RunConfig,
     /// With all directions inside its weights.
     vit: Vit,
-    /// `[n_classes, d_model]`.
-    head_weight: Vec<f32>,
-    /// `[n_classes]`.
-    head_bias: Vec<f32>,
+    classifier: Classifier,
     class_names: Vec<String>,
 }
 
 impl FinishedRun {
     /// Reads the folder of a run; the base weights, where a form needs them, are looked for as the
     /// run did, from `data_dir`.
-    ///
-    /// Class means become rows of a linear classifier with bias 0: its logits are the cosines times
-    /// the length of the feature, so every prediction is the same.
     ///
     /// # Errors
     ///
@@ -113,30 +108,14 @@ impl FinishedRun {
         let text = std::fs::read_to_string(&plan).map_err(TrainError::io("read", &plan))?;
         let config = RunConfig::parse(&text)?;
         let (vit, _) = Vit::load(&vit_file, None, device)?;
-        let d_model = vit.config().d_model;
-        let head = TensorFile::read(&head_file)?;
-        let ([n_classes, width], weight, bias) = match head.tensors.contains_key("class_means") {
-            true => {
-                let (shape, rows) = head.get::<2>(&head_file, "class_means")?;
-                (shape, rows, vec![0.0; shape[0]])
-            }
-            false => {
-                let (shape, rows) = head.get::<2>(&head_file, "weight")?;
-                let (_, bias) = head.get::<1>(&head_file, "bias")?;
-                (shape, rows, bias.to_vec())
-            }
-        };
+        let classifier = Classifier::read(&head_file, vit.config().d_model)?;
+        let n_classes = classifier.n_classes();
         let text = std::fs::read(&classes).map_err(TrainError::io("read", &classes))?;
         let mut class_names: Vec<String> = serde_json::from_slice(&text)
             .map_err(|e| TrainError::export(&classes, e.to_string()))?;
-        if width != d_model || bias.len() != n_classes || class_names.len() < n_classes {
-            let problem = format!(
-                "a classifier of {n_classes} x {width} with {} biases and {} names does not fit \
-                 features of width {d_model}",
-                bias.len(),
-                class_names.len()
-            );
-            return Err(TrainError::export(&head_file, problem));
+        if class_names.len() < n_classes {
+            let problem = format!("{n_classes} classes have {} names", class_names.len());
+            return Err(TrainError::export(&classes, problem));
         }
         class_names.truncate(n_classes);
         Ok(Self {
@@ -145,8 +124,7 @@ impl FinishedRun {
             device: device.clone(),
             config,
             vit,
-            head_weight: weight.to_vec(),
-            head_bias: bias,
+            classifier,
             class_names,
         })
     }
@@ -167,6 +145,19 @@ impl FinishedRun {
     /// The backbone with all directions inside its weights.
     pub fn vit(&self) -> &Vit {
         &self.vit
+    }
+
+    /// Rows `[n_classes, d_model]` and biases `[n_classes]` of the head, for formats that know no
+    /// other than a linear one.
+    fn linear_head(&self) -> Result<(Vec<f32>, Vec<f32>), TrainError> {
+        let linear = self.classifier.as_linear();
+        let (rows, bias) = linear.ok_or_else(|| {
+            let problem = "its head is not linear in the features, and no format of other programs \
+                           has a place for it: use `sdlora predict`, which reads the run folder, or \
+                           run with another `head`";
+            TrainError::export(&self.folder, problem)
+        })?;
+        Ok((rows.to_vec(), bias.to_vec()))
     }
 
     fn n_classes(&self) -> usize {
@@ -248,6 +239,10 @@ pub fn export(
 ) -> Result<(), TrainError> {
     if out.exists() && !force {
         return Err(TrainError::OutputExists { path: out.into() });
+    }
+    if format != Format::Safetensors {
+        // Refused before anything is written.
+        run.linear_head()?;
     }
     let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
     let folder = if is_file { out.parent() } else { Some(out) };

@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `vit.safetensors` | backbone with all directions merged into its weights, timm names |
-//! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias`, or `class_means` |
+//! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias` of what predicts, whatever the head |
 //! | `classes.json` | names of the classes in the order of their labels |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
 
@@ -20,8 +20,8 @@ use super::tensors::TensorFile;
 use crate::checkpoint::write_file;
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::head::LinearHead;
-use crate::model::{HeadKind, Model};
+use crate::heads::Classifier;
+use crate::model::Model;
 use crate::run::Finished;
 
 /// Version of the adapter file.
@@ -42,20 +42,8 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
         &BTreeMap::new(),
     )?;
 
-    let mut head = TensorFile::default();
-    let kind = if model.ridge.is_some() {
-        HeadKind::Ridge
-    } else {
-        HeadKind::Linear
-    };
-    if let Ok((weight, bias)) = model.linear_classifier(kind) {
-        head.push("weight", weight.transpose());
-        head.push("bias", bias);
-    }
-    if let Some(means) = &model.class_means {
-        head.push("class_means", means.val());
-    }
-    head.write(&folder.join("head.safetensors"))?;
+    let head_file = folder.join("head.safetensors");
+    finished.classifier.write(&head_file, &finished.head_name)?;
 
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
@@ -126,8 +114,8 @@ fn write_adapter(path: &Path, model: &Model) -> Result<(), TrainError> {
 /// A model to predict with: merged backbone, classifier and names, read from the files above.
 #[derive(Debug)]
 pub struct Predictor {
-    model: Model,
-    head: HeadKind,
+    vit: Vit,
+    classifier: Classifier,
     class_names: Vec<String>,
     device: Device,
 }
@@ -140,45 +128,8 @@ impl Predictor {
     /// Those of missing or damaged files.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, TrainError> {
         let (vit, _) = Vit::load(&folder.join("vit.safetensors"), None, device)?;
-        let d_model = vit.config().d_model;
-        let adapter = sdlora_core::Adapter::new(sdlora_core::Variant::Paper.config(), &[])?;
-        let mut model = Model::new(vit, adapter);
-
-        let path = folder.join("head.safetensors");
-        let file = TensorFile::read(&path)?;
-        let damaged = |problem: String| TrainError::Checkpoint {
-            path: path.clone(),
-            problem,
-        };
-        let read = |name: &str| {
-            let found = file.tensors.get(name);
-            found.map(|t| (t.values.clone(), t.shape.clone()))
-        };
-        let head = match (read("class_means"), read("weight"), read("bias")) {
-            (Some((values, shape)), ..) if shape.len() == 2 && shape[1] == d_model => {
-                let data = TensorData::new(values, [shape[0], d_model]);
-                let means = Tensor::<2>::from_data(data, device);
-                model.class_means = Some(burn::module::Param::from_tensor(means));
-                HeadKind::Ncm
-            }
-            (None, Some((weight, shape)), Some((bias, _)))
-                if shape.len() == 2 && shape[1] == d_model && shape[0] == bias.len() =>
-            {
-                let n = bias.len();
-                let weight = Tensor::<2>::from_data(TensorData::new(weight, [n, d_model]), device);
-                model.head = Some(LinearHead::from_data(
-                    weight.transpose().into_data(),
-                    TensorData::new(bias, [n]),
-                    device,
-                ));
-                HeadKind::Linear
-            }
-            _ => {
-                return Err(damaged(format!(
-                    "it holds no classifier for features of width {d_model}"
-                )));
-            }
-        };
+        let head_file = folder.join("head.safetensors");
+        let classifier = Classifier::read(&head_file, vit.config().d_model)?;
         let path = folder.join("classes.json");
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         let class_names: Vec<String> =
@@ -186,10 +137,7 @@ impl Predictor {
                 path,
                 problem: e.to_string(),
             })?;
-        let n_classes = match head {
-            HeadKind::Ncm => model.class_means_host().n_classes(),
-            HeadKind::Linear | HeadKind::Ridge => model.n_head_classes(),
-        };
+        let n_classes = classifier.n_classes();
         if class_names.len() < n_classes {
             return Err(TrainError::Checkpoint {
                 path: folder.into(),
@@ -197,34 +145,28 @@ impl Predictor {
             });
         }
         Ok(Self {
-            model,
-            head,
+            vit,
+            classifier,
             class_names,
             device: device.clone(),
         })
     }
 
     /// The class name of each of `images: [batch, n_channels, image_size, image_size]`.
-    ///
-    /// # Errors
-    ///
-    /// When the model has no classifier.
-    pub fn predict(&self, images: Tensor<4>) -> Result<Vec<&str>, TrainError> {
-        let features = self
-            .model
-            .backbone
-            .forward(images, &sdlora_core::Updates::default());
+    pub fn predict(&self, images: Tensor<4>) -> Vec<&str> {
+        let none = sdlora_core::Updates::default();
+        let features = self.vit.forward(images, &none);
         let [n, d_model] = features.dims();
         let table = FeatureTable {
             features: features.into_data().iter::<f32>().collect(),
             d_model,
             labels: vec![0; n],
         };
-        let labels = self.model.predict(&table, self.head)?;
-        Ok(labels
+        let labels = self.classifier.predict(&table);
+        labels
             .into_iter()
             .map(|label| self.class_names[label].as_str())
-            .collect())
+            .collect()
     }
 
     /// Where images have to be.

@@ -37,13 +37,10 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         rank = r;
     }
     let (n, d) = (run.n_classes(), run.d_model());
+    let (weight, bias) = run.linear_head()?;
     let head = "base_model.model.classifier";
-    file.insert(
-        format!("{head}.weight"),
-        vec![n, d],
-        run.head_weight.clone(),
-    );
-    file.insert(format!("{head}.bias"), vec![n], run.head_bias.clone());
+    file.insert(format!("{head}.weight"), vec![n, d], weight);
+    file.insert(format!("{head}.bias"), vec![n], bias);
     file.write(&out.join("adapter_model.safetensors"))?;
     write_json(
         &out.join("adapter_config.json"),

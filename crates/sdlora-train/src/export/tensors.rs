@@ -50,12 +50,17 @@ impl TensorFile {
     /// off, [`TrainError::Export`] for other number formats.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
         let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+        Self::from_bytes(&bytes, path)
+    }
+
+    /// Reads the bytes of a file; `path` is for messages.
+    pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, TrainError> {
         let format = |source| VitError::Format {
             path: path.into(),
             source,
         };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(format)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
+        let file = SafeTensors::deserialize(bytes).map_err(format)?;
         let mut all = Self {
             metadata: header
                 .metadata()
@@ -85,6 +90,11 @@ impl TensorFile {
     ///
     /// [`TrainError::Io`] when the file system refuses.
     pub fn write(&self, path: &Path) -> Result<(), TrainError> {
+        write_file(path, &self.to_bytes(path)?)
+    }
+
+    /// The bytes of the file; `path` is for messages.
+    pub(crate) fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, TrainError> {
         let format = |source| VitError::Format {
             path: path.into(),
             source,
@@ -105,8 +115,7 @@ impl TensorFile {
         // PyTorch programs refuse a file that does not say whose layout it has.
         let mut metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
         metadata.insert("format".into(), "pt".into());
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
-        write_file(path, &bytes)
+        Ok(safetensors::serialize(views, Some(metadata)).map_err(format)?)
     }
 
     /// The tensor of that name with `D` axes.

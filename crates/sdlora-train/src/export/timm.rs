@@ -17,8 +17,9 @@ const NORM_EPS: f64 = 1e-6;
 pub(super) fn file(run: &FinishedRun) -> Result<TensorFile, TrainError> {
     let mut file = named(&run.vit)?;
     let (n, d) = (run.n_classes(), run.d_model());
-    file.insert("head.weight", vec![n, d], run.head_weight.clone());
-    file.insert("head.bias", vec![n], run.head_bias.clone());
+    let (weight, bias) = run.linear_head()?;
+    file.insert("head.weight", vec![n, d], weight);
+    file.insert("head.bias", vec![n], bias);
     Ok(file)
 }
 

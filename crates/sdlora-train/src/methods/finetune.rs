@@ -18,8 +18,13 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
 struct Finetune {}
 
 impl Method for Finetune {
-    fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        model.backbone = model.backbone.set_require_grad(true);
-        Ok(task.grow_head(model))
+    fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        Ok(train_all(model, task))
     }
+}
+
+/// Everything is trained, with a head grown by the new classes.
+pub(super) fn train_all(mut model: Model, task: &TaskContext) -> Model {
+    model.backbone = model.backbone.set_require_grad(true);
+    task.grow_head(model)
 }

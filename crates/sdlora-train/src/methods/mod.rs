@@ -4,20 +4,26 @@
 //! tests read the same slice.
 
 mod finetune;
+mod inflora;
 mod joint;
 mod linear;
 mod lora;
 mod lora_per_task;
 mod ncm;
 mod olora;
+mod ranpac;
 mod sdlora;
 mod sdlora_first;
 mod sdlora_fixed_magnitude;
 mod sdlora_kd;
+mod sdlora_relative;
 mod sdlora_rr;
 mod sdlora_single;
+mod simplecil;
+mod slca;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Projection, SdLoraConfig};
@@ -25,26 +31,34 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::heads::{Head, HeadConfig};
+use crate::model::{Model, Part, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
 pub struct TaskContext {
     /// Task, from 0.
     pub task_idx: usize,
-    /// Classes of this task.
+    /// Tasks of the stream.
+    pub n_tasks: usize,
+    /// Classes of this task that no earlier one has; 0 where only known classes come again.
     pub n_new_classes: usize,
     /// Seed of the run.
     pub seed: u64,
     /// Device with autodiff.
     pub device: Device,
+    /// The head, whose columns grow with the classes.
+    pub head: Arc<dyn Head>,
 }
 
 impl TaskContext {
     /// The model with a head grown by the new classes.
-    pub fn grow_head(&self, model: Model) -> Model {
+    pub fn grow_head(&self, mut model: Model) -> Model {
         let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
-        model.with_grown_head(self.n_new_classes, &mut rng, &self.device)
+        let (d_model, n_new) = (model.backbone.config().d_model, self.n_new_classes);
+        let (head, device) = (self.head.as_ref(), &self.device);
+        model.head = model.head.grown(head, d_model, n_new, &mut rng, device);
+        model
     }
 
     /// The model with a new direction on every adapted site.
@@ -59,6 +73,17 @@ impl TaskContext {
     }
 }
 
+/// The training images of a task, prepared as for evaluation, always in the same order.
+pub trait TaskImages {
+    /// Calls `see` with every batch `[batch, n_channels, image_size, image_size]`, on the device
+    /// without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError>;
+}
+
 /// Streams of the generator, so that changing what one part draws leaves the others as they were.
 const HEAD_DRAW: u64 = 1;
 const DIRECTION_DRAW: u64 = 2;
@@ -67,7 +92,8 @@ const DIRECTION_DRAW: u64 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossOver {
-    /// The classes of the task only; old columns of the head receive no gradient (published code).
+    /// The classes of the task only, new ones and those that come again; other columns of the head receive no
+    /// gradient (published code).
     #[default]
     NewClasses,
     /// All classes seen so far.
@@ -82,6 +108,36 @@ pub trait Method: Debug + Send + Sync {
     ///
     /// When the settings do not fit the model.
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
+
+    /// Looks at the images of a task behind [`before_task`](Self::before_task) and before the first
+    /// step. Each pass over the images costs a forward pass; without one nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images, and what the method makes of them.
+    fn prepare(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
+    /// Looks at the images of a task again behind its last step and before
+    /// [`after_task`](Self::after_task).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`prepare`](Self::prepare).
+    fn review(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
 
     /// Changes the structure of the model after the last step of a task, before it is evaluated.
     ///
@@ -107,6 +163,17 @@ pub trait Method: Debug + Send + Sync {
         true
     }
 
+    /// The head where the configuration names none.
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("linear")
+    }
+
+    /// Whether gradient steps are made in this task; a method that makes them in some tasks only is
+    /// not one that a head may rely on.
+    fn takes_steps_in(&self, _task_idx: usize) -> bool {
+        self.takes_steps()
+    }
+
     /// Whether features never change, so they can be computed once.
     fn keeps_features(&self) -> bool {
         false
@@ -115,6 +182,11 @@ pub trait Method: Debug + Send + Sync {
     /// Whether all tasks are trained at once: an upper bound, not continual learning.
     fn is_joint(&self) -> bool {
         false
+    }
+
+    /// Factor on the learning rate of a part of the model, greater than 0.
+    fn lr_factor(&self, _part: Part) -> f64 {
+        1.0
     }
 
     /// Added to the loss of every step.
@@ -142,12 +214,17 @@ pub const METHODS: &[MethodEntry] = &[
     sdlora_first::ENTRY,
     sdlora_single::ENTRY,
     sdlora_fixed_magnitude::ENTRY,
+    sdlora_relative::ENTRY,
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
+    inflora::ENTRY,
     finetune::ENTRY,
+    slca::ENTRY,
+    ranpac::ENTRY,
     linear::ENTRY,
     ncm::ENTRY,
+    simplecil::ENTRY,
     joint::ENTRY,
 ];
 
@@ -165,41 +242,11 @@ pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, Train
 }
 
 /// Reads options as the type of a method.
-///
-/// What the type has no place for is refused by name at any depth. Serde alone does not see to
-/// that: it ignores unknown keys beside a tag, as in `settings.current`.
 fn parse<T: Serialize + DeserializeOwned>(
     method: &str,
     options: &toml::Table,
 ) -> Result<T, TrainError> {
-    let refuse = |expected: String| {
-        let found = toml::to_string(options).unwrap_or_default();
-        let found = found.trim().replace('\n', ", ");
-        TrainError::setting(format!("method ({method})"), found, expected)
-    };
-    let read: T = options
-        .clone()
-        .try_into()
-        .map_err(|e: toml::de::Error| refuse(format!("options it knows: {}", e.message())))?;
-    let known = toml::Table::try_from(&read)
-        .map_err(|e| refuse(format!("options with a TOML form: {e}")))?;
-    match unknown_key(options, &known) {
-        None => Ok(read),
-        Some(key) => Err(refuse(format!("options it knows: unknown field `{key}`"))),
-    }
-}
-
-/// The first key, with the tables it lies in, that `known` lacks.
-fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
-    typed
-        .iter()
-        .find_map(|(key, value)| match (value, known.get(key)) {
-            (_, None) => Some(key.clone()),
-            (toml::Value::Table(typed), Some(toml::Value::Table(known))) => {
-                unknown_key(typed, known).map(|inner| format!("{key}.{inner}"))
-            }
-            _ => None,
-        })
+    crate::options::parse(&format!("method ({method})"), options)
 }
 
 fn default_rank() -> usize {

@@ -1,0 +1,140 @@
+//! What a diagnostic found.
+
+/// Whether a claim of the paper is seen in the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is.
+    Holds,
+    /// It is not.
+    DoesNotHold,
+    /// The paper claims nothing here.
+    Measured,
+}
+
+impl Verdict {
+    /// Of a claim.
+    pub fn of(holds: bool) -> Self {
+        if holds {
+            Self::Holds
+        } else {
+            Self::DoesNotHold
+        }
+    }
+
+    /// The words in front of the line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Holds => "claim holds",
+            Self::DoesNotHold => "claim does not hold",
+            Self::Measured => "measured",
+        }
+    }
+}
+
+/// A figure, tables and one line.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// Whether a claim holds.
+    pub verdict: Verdict,
+    /// The claim or measurement with the numbers it rests on.
+    pub line: String,
+    /// CSV texts, each with what is added to the name of the file.
+    pub tables: Vec<(&'static str, String)>,
+    /// The SVG file.
+    pub figure: String,
+}
+
+/// Why this run has nothing to show; no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotShown(pub String);
+
+/// [`NotShown`] as an error of a diagnostic.
+pub fn not_shown<T>(reason: impl Into<String>) -> anyhow::Result<T> {
+    Err(NotShown(reason.into()).into())
+}
+
+/// A CSV text.
+pub fn csv(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let header: Vec<String> = header.iter().map(|h| (*h).to_owned()).collect();
+    let rows: String = rows.into_iter().map(|cells| row(&cells)).collect();
+    row(&header) + &rows
+}
+
+/// A matrix as CSV: numbered columns, numbered rows, empty where a value is not finite.
+pub fn matrix_csv(corner: &str, rows: &[Vec<f64>]) -> String {
+    let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let columns = (0..n_columns).map(|j| j.to_string());
+    let header: Vec<String> = std::iter::once(corner.to_owned()).chain(columns).collect();
+    let body = rows.iter().enumerate().map(|(i, values)| {
+        let mut cells = vec![i.to_string()];
+        cells.extend((0..n_columns).map(|j| number(values.get(j).copied().unwrap_or(f64::NAN))));
+        row(&cells)
+    });
+    row(&header) + &body.collect::<String>()
+}
+
+/// A line of CSV; cells are quoted where they must be.
+pub fn row(cells: &[String]) -> String {
+    let quoted: Vec<String> = cells
+        .iter()
+        .map(|cell| match cell.contains([',', '"', '\n', '\r']) {
+            true => format!("\"{}\"", cell.replace('"', "\"\"")),
+            false => cell.clone(),
+        })
+        .collect();
+    quoted.join(",") + "\n"
+}
+
+/// A number that reads back exactly; empty where it is not finite.
+pub fn number(value: f64) -> String {
+    if value.is_finite() {
+        value.to_string()
+    } else {
+        String::new()
+    }
+}
+
+/// A fraction in percent.
+pub fn percent(fraction: f64) -> String {
+    format!("{:.2} %", 100.0 * fraction)
+}
+
+/// Mean of the finite values; NaN without any.
+pub fn mean(values: &[f64]) -> f64 {
+    let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+    finite.iter().sum::<f64>() / finite.len() as f64
+}
+
+/// The first and the last third of a list, each at least one entry.
+pub fn thirds(values: &[f64]) -> (&[f64], &[f64]) {
+    let n = values.len().div_ceil(3).min(values.len());
+    (&values[..n], &values[values.len() - n..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_with_commas_and_quotes_read_back_as_one() {
+        let text = csv(&["a", "b"], [vec!["x, y".into(), "say \"z\"".into()]]);
+        assert_eq!(text, "a,b\n\"x, y\",\"say \"\"z\"\"\"\n");
+    }
+
+    #[test]
+    fn a_matrix_has_empty_cells_where_nothing_was_measured() {
+        let text = matrix_csv("after", &[vec![0.5], vec![0.25, f64::NAN]]);
+        assert_eq!(text, "after,0,1\n0,0.5,\n1,0.25,\n");
+    }
+
+    #[test]
+    fn thirds_overlap_only_where_there_are_too_few() {
+        assert_eq!(
+            thirds(&[1.0, 2.0, 3.0, 4.0]),
+            (&[1.0, 2.0][..], &[3.0, 4.0][..])
+        );
+        assert_eq!(thirds(&[1.0]), (&[1.0][..], &[1.0][..]));
+        assert!(thirds(&[]).0.is_empty() && mean(&[]).is_nan());
+    }
+}

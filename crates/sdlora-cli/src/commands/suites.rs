@@ -1,0 +1,192 @@
+//! The suites of `sdlora compare`: which runs stand in one table, and on which streams.
+
+use serde::Deserialize;
+
+use crate::UsageError;
+use crate::commands::presets::{self, Preset};
+use crate::commands::read_text;
+
+/// The suites inside the binary.
+const SUITES: &[(&str, &str)] = &[
+    (
+        "omniglot",
+        include_str!("../../presets/suite-omniglot.toml"),
+    ),
+    (
+        "omniglot-shift",
+        include_str!("../../presets/suite-omniglot-shift.toml"),
+    ),
+    (
+        "omniglot-relatives",
+        include_str!("../../presets/suite-omniglot-relatives.toml"),
+    ),
+    (
+        "omniglot-100x5",
+        include_str!("../../presets/suite-omniglot-100x5.toml"),
+    ),
+    (
+        "omniglot-long",
+        include_str!("../../presets/suite-omniglot-long.toml"),
+    ),
+    (
+        "cifar100-10x10",
+        include_str!("../../presets/suite-cifar100-10x10.toml"),
+    ),
+    (
+        "tiny-imagenet-10x10",
+        include_str!("../../presets/suite-tiny-imagenet-10x10.toml"),
+    ),
+    ("paper", include_str!("../../presets/suite-paper.toml")),
+    (
+        "tune-omniglot",
+        include_str!("../../presets/tune-omniglot.toml"),
+    ),
+    (
+        "tune-omniglot-shift",
+        include_str!("../../presets/tune-omniglot-shift.toml"),
+    ),
+    (
+        "tune-omniglot-relatives",
+        include_str!("../../presets/tune-omniglot-relatives.toml"),
+    ),
+    (
+        "tune-omniglot-100x5",
+        include_str!("../../presets/tune-omniglot-100x5.toml"),
+    ),
+    (
+        "tune-cifar100-10x10",
+        include_str!("../../presets/tune-cifar100-10x10.toml"),
+    ),
+    (
+        "tune-tiny-imagenet-10x10",
+        include_str!("../../presets/tune-tiny-imagenet-10x10.toml"),
+    ),
+];
+
+/// A list of runs to compare.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Name; runs of different suites lie in different folders.
+    pub name: String,
+    /// The presets that all entries start from: one table each.
+    base: Bases,
+    /// Keys set in every entry.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// The runs.
+    pub entry: Vec<Entry>,
+}
+
+/// One preset, or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Bases {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// One row of the table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Name in the table.
+    pub label: String,
+    /// Keys that differ from the base.
+    pub set: Vec<String>,
+    /// The bases on which it is run; all where none is named.
+    #[serde(default)]
+    pub on: Vec<String>,
+}
+
+impl Entry {
+    /// Whether it is run on this base.
+    pub fn is_on(&self, base: &str) -> bool {
+        self.on.is_empty() || self.on.iter().any(|on| on == base)
+    }
+}
+
+impl Suite {
+    /// The suite of that name inside the binary, or that of a file.
+    ///
+    /// # Errors
+    ///
+    /// A usage error for a text that is no suite, or that names a preset there is not.
+    pub fn find(name_or_file: &str) -> anyhow::Result<Self> {
+        let text = match SUITES.iter().find(|(name, _)| *name == name_or_file) {
+            Some((_, text)) => (*text).to_owned(),
+            None => read_text(name_or_file.as_ref())?,
+        };
+        Ok(Self::parse(name_or_file, &text)?)
+    }
+
+    fn parse(source: &str, text: &str) -> Result<Self, UsageError> {
+        let suite: Self = toml::from_str(text)
+            .map_err(|e| UsageError(format!("suite `{source}` is not usable: {e}")))?;
+        let bases = suite.bases()?;
+        for entry in &suite.entry {
+            if let Some(on) = entry
+                .on
+                .iter()
+                .find(|&on| bases.iter().all(|base| base.name != on))
+            {
+                return Err(UsageError(format!(
+                    "suite `{source}` is not usable: entry `{}` is `on` `{on}`, which is none of \
+                     its bases",
+                    entry.label
+                )));
+            }
+        }
+        Ok(suite)
+    }
+
+    /// The presets its entries start from.
+    ///
+    /// # Errors
+    ///
+    /// A usage error for a preset there is not.
+    pub fn bases(&self) -> Result<Vec<&'static Preset>, UsageError> {
+        match &self.base {
+            Bases::One(name) => Ok(vec![presets::find(name)?]),
+            Bases::Several(names) => names.iter().map(|name| presets::find(name)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::BackboneArgs;
+    use crate::config::with_settings;
+
+    #[test]
+    fn every_entry_of_every_suite_is_a_plan() {
+        for (name, text) in SUITES {
+            let suite = Suite::parse(name, text).unwrap();
+            assert_eq!(suite.name, *name, "runs of two suites would share a folder");
+            for base in suite.bases().unwrap() {
+                for entry in suite.entry.iter().filter(|entry| entry.is_on(base.name)) {
+                    let settings = [suite.set.as_slice(), &entry.set].concat();
+                    let none = BackboneArgs::default();
+                    with_settings(base.text, &none, &settings, &mut |_| Ok(None))
+                        .and_then(|config| Ok(config.check()?))
+                        .unwrap_or_else(|e| panic!("{name}, {}: {e:#}", entry.label));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_may_be_limited_to_bases_the_suite_has() {
+        let text = |on: &str| {
+            format!(
+                "name = \"own\"\nbase = [\"omniglot-10x20\", \"omniglot-100x5\"]\n\
+                 [[entry]]\nlabel = \"ncm\"\nset = []\non = [\"{on}\"]\n"
+            )
+        };
+        let suite = Suite::parse("own.toml", &text("omniglot-100x5")).unwrap();
+        assert!(suite.entry[0].is_on("omniglot-100x5") && !suite.entry[0].is_on("omniglot-10x20"));
+        let error = Suite::parse("own.toml", &text("omniglot-shift")).unwrap_err();
+        assert!(error.to_string().contains("`omniglot-shift`"), "{error}");
+    }
+}

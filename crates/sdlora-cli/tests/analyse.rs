@@ -1,0 +1,182 @@
+//! `sdlora analyse` from the command line.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
+}
+
+fn sdlora(home: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sdlora"))
+        .args(args)
+        .current_dir(home)
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    assert!(output.status.success(), "{}", err(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A run of four tasks of two characters in `runs/tiny`.
+fn train(home: &Path, more: &[&str]) {
+    let data = data();
+    let mut args = vec![
+        "train",
+        "--quiet",
+        "--data-dir",
+        data.to_str().unwrap(),
+        "--name",
+        "tiny",
+        "--set",
+        "n_epochs=1",
+        "--set",
+        "stream.n_tasks=4",
+        "--set",
+        "stream.split={ increment = { init_cls = 2, increment = 2 } }",
+    ];
+    args.extend(more);
+    out(&sdlora(home, &args));
+}
+
+fn analyse(home: &Path, more: &[&str]) -> Output {
+    let data = data();
+    let mut args = vec!["analyse", "--quiet", "--data-dir", data.to_str().unwrap()];
+    args.extend(more);
+    sdlora(home, &args)
+}
+
+/// Checks that a figure is whole and needs nothing beside it.
+fn check_figure(path: &Path) {
+    let svg = fs::read_to_string(path).unwrap();
+    assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"));
+    assert!(!svg.contains("NaN") && !svg.contains("href"));
+}
+
+#[test]
+fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
+    let home = tempfile::tempdir().unwrap();
+    train(home.path(), &[]);
+    let text = out(&analyse(home.path(), &["runs/tiny", "--points", "2"]));
+    let folder = home.path().join("runs/tiny/analysis");
+    for name in [
+        "residual",
+        "magnitudes",
+        "path",
+        "staircase",
+        "scale",
+        "drift",
+        "confusion",
+        "logits",
+        "head",
+        "refit",
+        "calibration",
+        "parameters",
+    ] {
+        let line = text.lines().find(|l| l.starts_with(&format!("{name}: ")));
+        let line = line.unwrap_or_else(|| panic!("no line of {name} in\n{text}"));
+        assert!(
+            !line.contains("NaN") && !line.contains("not shown"),
+            "{line}"
+        );
+        check_figure(&folder.join(format!("{name}.svg")));
+        let table = fs::read_to_string(folder.join(format!("{name}.csv"))).unwrap();
+        let widths: Vec<usize> = table.lines().map(|l| l.split(',').count()).collect();
+        assert!(
+            widths.len() > 1 && widths.iter().all(|&w| w == widths[0]),
+            "{table}"
+        );
+    }
+    assert!(text.contains("staircase: claim holds"), "{text}");
+    let findings = fs::read_to_string(folder.join("findings.csv")).unwrap();
+    assert_eq!(findings.lines().count(), 13);
+
+    // The accuracy of the confusion is that of the run.
+    let metrics = fs::read_to_string(home.path().join("runs/tiny/metrics.json")).unwrap();
+    let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
+    let accuracy = metrics["summary"]["weighted_final_accuracy"]
+        .as_f64()
+        .unwrap();
+    let line = format!("{:.2} % of test images are right", 100.0 * accuracy);
+    assert!(text.contains(&line), "{line} is not in\n{text}");
+
+    let text = out(&analyse(
+        home.path(),
+        &[
+            "runs/tiny",
+            "--only",
+            "optima",
+            "--tasks",
+            "2",
+            "--out",
+            "else",
+        ],
+    ));
+    assert!(text.starts_with("optima: claim "), "{text}");
+    check_figure(&home.path().join("else/optima.svg"));
+}
+
+#[test]
+fn what_a_method_does_not_have_is_said_and_the_rest_is_shown() {
+    let home = tempfile::tempdir().unwrap();
+    train(
+        home.path(),
+        &["--set", "method={ name = \"ncm\" }", "--set", "head=ncm"],
+    );
+    let text = out(&analyse(home.path(), &["runs/tiny"]));
+    for name in ["residual", "magnitudes", "scale", "calibration"] {
+        assert!(text.contains(&format!("{name}: not shown: ")), "{text}");
+        assert!(
+            !home
+                .path()
+                .join(format!("runs/tiny/analysis/{name}.svg"))
+                .exists()
+        );
+    }
+    assert!(text.contains("confusion: measured: "), "{text}");
+    // Without directions nothing moves.
+    assert!(text.contains("so drift costs 0.00 points"), "{text}");
+}
+
+#[test]
+fn the_staircase_needs_no_run_and_mistakes_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let text = out(&analyse(
+        home.path(),
+        &["--only", "staircase", "--out", "here"],
+    ));
+    assert!(text.contains("staircase: claim holds"), "{text}");
+    check_figure(&home.path().join("here/staircase.svg"));
+
+    let text = out(&analyse(home.path(), &["--only", "scale", "--out", "here"]));
+    assert!(
+        text.contains("scale: not shown: no run was given"),
+        "{text}"
+    );
+
+    for (args, part) in [
+        (&["nothing-here"][..], "plan.toml"),
+        (&[], "--out"),
+        (&["--only", "drft", "--out", "x"], "drift"),
+        (
+            &["--only", "staircase", "--out", "x", "--lr-factor", "0"],
+            "--lr-factor",
+        ),
+        (
+            &["--only", "staircase", "--out", "x", "--points", "0"],
+            "--points",
+        ),
+    ] {
+        let output = analyse(home.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));
+        assert!(err(&output).contains(part), "{args:?}: {}", err(&output));
+    }
+}

@@ -1,0 +1,164 @@
+//! Presets, files of PILOT and published numbers from the command line.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const WEIGHTS: &str = "omniglot/vit_omniglot_patch7_28.safetensors";
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
+}
+
+/// Runs `sdlora` in `folder`, without network and with an empty cache of the Hub.
+fn sdlora(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sdlora"))
+        .args(args)
+        .current_dir(folder)
+        .env("HF_HOME", folder.join("hub"))
+        .env("HF_HUB_OFFLINE", "1")
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HUGGINGFACE_HUB_CACHE")
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    assert!(output.status.success(), "{}", err(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn presets_are_listed_shown_and_compared_and_the_old_spelling_holds() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| sdlora(home.path(), args);
+    let all = out(&run(&["presets"]));
+    assert_eq!(all, out(&run(&["presets", "list"])));
+    assert!(all.lines().count() > 45 && all.contains("cub200-n10-sdlora-kd-paper"));
+    let name = "imagenet-r-n10-sdlora-reference";
+    let text = out(&run(&["presets", name]));
+    assert_eq!(text, out(&run(&["presets", "show", name])));
+    assert!(text.contains("acc = 77.34"));
+    assert_eq!(out(&run(&["presets", "list", name])).lines().count(), 1);
+    let different = out(&run(&[
+        "presets",
+        "diff",
+        name,
+        "imagenet-r-n20-sdlora-reference",
+    ]));
+    assert!(
+        different.contains("stream.split.increment.increment  20"),
+        "{different}"
+    );
+    for wrong in [
+        &["presets", "nothing"][..],
+        &["presets", "show", "nothing"],
+        &["presets", "list", "nothing"],
+        &["presets", "diff", name, "nothing"],
+    ] {
+        let output = run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(err(&output).contains("presets list"), "{}", err(&output));
+    }
+}
+
+#[test]
+fn a_preset_without_its_data_says_what_is_missing_and_where_it_comes_from() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["train", "--preset", "imagenet-r-n10-sdlora-reference"];
+    let output = sdlora(home.path(), &args);
+    let error = err(&output);
+    assert!(!output.status.success());
+    assert!(
+        error.contains("imagenet-r") && error.contains("hendrycks"),
+        "{error}"
+    );
+    assert!(!home.path().join("runs").exists());
+    // With the data, the backbone is what is missing.
+    for half in ["train", "test"] {
+        for class in ["a", "b"] {
+            let folder = home
+                .path()
+                .join("datasets/imagenet-r")
+                .join(half)
+                .join(class);
+            fs::create_dir_all(&folder).unwrap();
+            fs::copy(
+                Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("../sdlora-data/tests/images/palette.png"),
+                folder.join("0.png"),
+            )
+            .unwrap();
+        }
+    }
+    let error = err(&sdlora(home.path(), &args));
+    assert!(
+        error.contains("vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+        "{error}"
+    );
+
+    let args = ["train", "--preset", "cifar100-10x10"];
+    let error = err(&sdlora(home.path(), &args));
+    assert!(error.contains("pretrain --data tiny-imagenet"), "{error}");
+}
+
+#[test]
+fn a_file_of_pilot_trains_and_names_the_keys_it_leaves_out() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("exps.json");
+    let json = r#"{
+        "prefix": "x", "dataset": "omniglot-evaluation", "memory_size": 0, "shuffle": true,
+        "init_cls": 3, "increment": 3, "model_name": "linear", "backbone_type": "resnet18",
+        "device": ["0", "1"], "seed": [1993, 1994], "init_epoch": 2, "init_lr": 0.1, "epochs": 1,
+        "lrate": 0.05, "batch_size": 16, "weight_decay": 0.0, "optimizer": "sgd",
+        "scheduler": "constant", "lamb": 0.95
+    }"#;
+    fs::write(&file, json).unwrap();
+    let data = data();
+    let (weights, data) = (data.join(WEIGHTS), data.to_str().unwrap().to_owned());
+    let mut args = vec![
+        "train",
+        "--config",
+        "exps.json",
+        "--data-dir",
+        &data,
+        "--backbone",
+        weights.to_str().unwrap(),
+        "--set",
+        "transform={ side = 28, channels = \"gray\", polarity = \"inverted\" }",
+        "--set",
+        "stream.n_tasks=2",
+        "--set",
+        "expected=[{ acc = 88.25, source = \"a table\" }]",
+        "--name",
+        "one",
+    ];
+    let refused = sdlora(home.path(), &args);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(err(&refused).contains("--seed 1993"), "{}", err(&refused));
+    args.extend(["--seed", "1994"]);
+    let output = sdlora(home.path(), &args);
+    let text = out(&output);
+    assert!(
+        text.contains("88.25 %, here ") && text.contains("(a table)"),
+        "{text}"
+    );
+    let told = err(&output);
+    for key in ["prefix", "device", "lamb"] {
+        assert!(told.contains(&format!("exps.json: `{key}`")), "{told}");
+    }
+    let run = home.path().join("runs/one");
+    let plan = fs::read_to_string(run.join("plan.toml")).unwrap();
+    assert!(plan.contains("[first_task]\nn_epochs = 2"), "{plan}");
+    assert!(
+        plan.contains("seed = 1994") && !plan.contains("1993"),
+        "{plan}"
+    );
+    let report = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains("published final accuracy, over tasks"));
+}

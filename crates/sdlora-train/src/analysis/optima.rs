@@ -1,0 +1,139 @@
+//! The weights each task would choose for itself (paper, section 3).
+
+use super::scale::{distance, matrices};
+use super::trained::TrainedRun;
+use crate::error::TrainError;
+use crate::heads;
+use crate::methods::{self, LossOver, TaskContext};
+use crate::observer::Silent;
+use crate::trainer::{TaskData, TaskLog, Trainer};
+
+/// Weights fine-tuned on single tasks, each from the pre-trained ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskOptima {
+    /// `‖W_i − W0‖_F` over all matrices of all blocks.
+    pub to_base: Vec<f64>,
+    /// `‖W_i − W_j‖_F`, `[n_tasks][n_tasks]`.
+    pub between: Vec<Vec<f64>>,
+}
+
+impl TaskOptima {
+    /// `‖W_i − W_j‖_F / ‖W_i − W0‖_F`; NaN where a task moved nothing.
+    pub fn relative(&self, i: usize, j: usize) -> f64 {
+        self.between[i][j] / self.to_base[i]
+    }
+
+    /// Mean of [`relative`](Self::relative) over all ordered pairs of two tasks. Below 1 the optima
+    /// are nearer to each other than to the start; moves in random directions give about `√2`.
+    pub fn mean_relative(&self) -> f64 {
+        let n = self.to_base.len();
+        let pairs = (0..n).flat_map(|i| (0..n).filter(move |&j| j != i).map(move |j| (i, j)));
+        pairs.map(|(i, j)| self.relative(i, j)).sum::<f64>() / (n * n.saturating_sub(1)) as f64
+    }
+}
+
+/// Fine-tunes the whole backbone, with a head of its own, on each of the first `n_tasks` tasks, every
+/// time from the pre-trained weights: optimiser, epochs and images as in the plan, the learning rate
+/// times `lr_factor`. `progress` is told every task that is done.
+///
+/// # Errors
+///
+/// [`TrainError::Diverged`] when the learning rate is too large for full fine-tuning, and those of
+/// images.
+pub fn task_optima(
+    run: &TrainedRun,
+    n_tasks: usize,
+    lr_factor: f64,
+    progress: &mut dyn FnMut(usize),
+) -> Result<TaskOptima, TrainError> {
+    let config = run.plan().config();
+    // Any head would do; this one is trained with the weights.
+    let head = heads::build("linear", &toml::Table::new())?;
+    let method = methods::build("finetune", &toml::Table::new())?;
+    let mut optimizer = config.optimizer.clone();
+    optimizer.lr *= lr_factor;
+    let (rooms, dataset) = run.rooms();
+    let trainer = Trainer {
+        method: method.as_ref(),
+        head: head.as_ref(),
+        n_epochs: config.n_epochs,
+        optimizer: &optimizer,
+        loss: LossOver::NewClasses,
+        checkpoint_every: usize::MAX,
+        residual_every: 0,
+        mix: config.mix.as_ref(),
+        seed: config.seed,
+        device: run.device().clone(),
+    };
+    let base = matrices(&run.base().merged_backbone());
+    let mut optima = Vec::new();
+    for task_idx in 0..n_tasks.min(rooms.n_tasks()) {
+        let context = TaskContext {
+            task_idx,
+            n_tasks: rooms.n_tasks(),
+            // Labels count over all tasks: columns of earlier classes are there and take no part.
+            n_new_classes: run.labels_of(task_idx).end,
+            seed: config.seed,
+            device: run.device().clone(),
+            head: head.clone(),
+        };
+        let model = method.before_task(run.base().clone(), &context)?;
+        let loader = rooms.task_loader(task_idx, dataset, config)?;
+        let labels: Vec<usize> = run.labels_of(task_idx).collect();
+        let data = TaskData {
+            task_idx,
+            labels: &labels,
+            loader: &loader,
+            features: None,
+        };
+        let (model, _) = trainer.train(
+            model,
+            optimizer.init(),
+            TaskLog::default(),
+            &data,
+            &mut Silent,
+            &mut |_, _, _| Ok(run.folder().into()),
+        )?;
+        optima.push(matrices(&model.merged_backbone()));
+        progress(task_idx);
+    }
+    let between = |a: &[_], b: &[_]| total_distance(a, b);
+    Ok(TaskOptima {
+        to_base: optima.iter().map(|w| between(w, &base)).collect(),
+        between: optima
+            .iter()
+            .map(|a| optima.iter().map(|b| between(a, b)).collect())
+            .collect(),
+    })
+}
+
+type Matrices = [(usize, sdlora_core::Projection, Vec<f32>)];
+
+fn total_distance(a: &Matrices, b: &Matrices) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|((.., a), (.., b))| distance(a, Some(b)).powi(2))
+        .sum::<f64>()
+        .sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orthogonal_moves_are_root_two_apart_and_equal_ones_zero() {
+        let orthogonal = TaskOptima {
+            to_base: vec![1.0, 1.0],
+            between: vec![vec![0.0, 2f64.sqrt()], vec![2f64.sqrt(), 0.0]],
+        };
+        assert!((orthogonal.mean_relative() - 2f64.sqrt()).abs() < 1e-12);
+        // One step of 3 and one of 1 in the same direction.
+        let aligned = TaskOptima {
+            to_base: vec![3.0, 1.0],
+            between: vec![vec![0.0, 2.0], vec![2.0, 0.0]],
+        };
+        assert!((aligned.relative(0, 1) - 2.0 / 3.0).abs() < 1e-12);
+        assert!((aligned.mean_relative() - (2.0 / 3.0 + 2.0) / 2.0).abs() < 1e-12);
+    }
+}

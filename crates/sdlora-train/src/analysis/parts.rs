@@ -1,0 +1,70 @@
+//! What a model stores, part by part.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::model::Model;
+
+/// A part of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// Numbers it stores, each of 4 bytes.
+    pub n_stored: usize,
+    /// Those of them that received gradients in the last task.
+    pub n_trained: usize,
+}
+
+/// The parts of a model that store something.
+pub fn parts(model: &Model) -> Vec<Part> {
+    let mut directions = Count::default();
+    model.adapter.sites.visit(&mut directions);
+    let arrays = model.head.per_class.values();
+    let arrays = arrays.chain(model.head.shared.values());
+    let mut parts = vec![
+        of("backbone", Some(&model.backbone)),
+        Part {
+            name: "directions",
+            n_stored: directions.stored,
+            n_trained: directions.trained,
+        },
+        of("magnitudes", model.adapter.magnitudes.as_ref()),
+        of("head", model.head.trained.as_ref()),
+        Part {
+            name: "head statistics",
+            n_stored: arrays.map(|array| array.values.len()).sum(),
+            n_trained: 0,
+        },
+    ];
+    parts.retain(|part| part.n_stored > 0);
+    parts
+}
+
+fn of<M: Module>(name: &'static str, module: Option<&M>) -> Part {
+    let mut count = Count::default();
+    if let Some(module) = module {
+        module.visit(&mut count);
+    }
+    Part {
+        name,
+        n_stored: count.stored,
+        n_trained: count.trained,
+    }
+}
+
+#[derive(Default)]
+struct Count {
+    stored: usize,
+    trained: usize,
+}
+
+impl ModuleVisitor for Count {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let n = param.lazy_shape().num_elements();
+        self.stored += n;
+        if param.is_require_grad() {
+            self.trained += n;
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! Which directions of the inputs of a layer old tasks used, and so no later task may touch.
+//!
+//! The gradient of a linear map lies in the span of its inputs. For every block this memory keeps a
+//! subspace `M` that holds a share of at least ε of the energy of the inputs of every task so far;
+//! an update `A B` with `Mᵀ A = 0` leaves the outputs on that share as they were (Liang and Li 2024,
+//! "InfLoRA", section 3.3; Liang and Li 2023, "Adaptive Plasticity Improvement", DualGPM).
+//!
+//! `M` grows with the tasks. Up to half of the width its basis is kept, beyond that the basis of its
+//! complement, which shrinks: never more than `d_model² / 2` numbers a block.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::eigen::Eigen;
+use crate::error::TrainError;
+
+/// What is measured of the inputs `x` of a layer, whose covariance is `C = mean x xᵀ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Energy {
+    /// The squares of the singular values of `C`, as the published code has it: large directions
+    /// count for more, so the memory stays smaller.
+    #[default]
+    Covariance,
+    /// The singular values of `C`, which are the squares of those of the inputs, as the paper has
+    /// it: what is left out is a share of at most 1 − ε of the mean square of the inputs.
+    Inputs,
+}
+
+impl Energy {
+    /// The matrix whose eigenvalues are the energies, from a covariance `[n, n]`.
+    fn matrix(self, covariance: &[f64], n: usize) -> Vec<f64> {
+        match self {
+            Self::Covariance => product(covariance, covariance, n, n, n),
+            Self::Inputs => covariance.to_vec(),
+        }
+    }
+}
+
+/// Which of two complementary subspaces a basis spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keeps {
+    /// The directions in use.
+    Used,
+    /// The directions that are left.
+    Free,
+}
+
+/// One subspace per block, frozen.
+#[derive(Module, Debug)]
+pub struct GradientMemory {
+    /// Orthonormal bases `[n_vectors, d_model]`, one vector per row.
+    pub bases: Vec<Param<Tensor<2>>>,
+    #[module(skip)]
+    keeps: Vec<Keeps>,
+}
+
+impl GradientMemory {
+    /// Zeros with the structure of a saved one, to load a record into.
+    pub fn with_structure(structure: &[(Keeps, usize)], d_model: usize, device: &Device) -> Self {
+        let bases = structure.iter().map(|&(keeps, n_vectors)| Space {
+            keeps,
+            basis: vec![0.0; n_vectors * d_model],
+            width: d_model,
+        });
+        Self::of(&bases.collect::<Vec<_>>(), device)
+    }
+
+    /// What every basis spans, and its number of vectors.
+    pub fn structure(&self) -> Vec<(Keeps, usize)> {
+        let rows = self.bases.iter().map(|basis| {
+            let [n_vectors, _] = basis.lazy_shape().dims();
+            n_vectors
+        });
+        self.keeps.iter().copied().zip(rows).collect()
+    }
+
+    /// How many numbers are kept.
+    pub fn n_floats(&self) -> usize {
+        let sizes = self.bases.iter().map(|b| b.lazy_shape().num_elements());
+        sizes.sum()
+    }
+
+    pub(crate) fn of(spaces: &[Space], device: &Device) -> Self {
+        let bases = spaces.iter().map(|space| {
+            let shape = [space.n_vectors(), space.width];
+            let values: Vec<f32> = space.basis.iter().map(|&v| v as f32).collect();
+            Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
+                .set_require_grad(false)
+        });
+        Self {
+            bases: bases.collect(),
+            keeps: spaces.iter().map(|space| space.keeps).collect(),
+        }
+    }
+
+    /// The subspaces on the host.
+    pub(crate) fn to_host(&self) -> Vec<Space> {
+        let bases = self.bases.iter().zip(&self.keeps);
+        bases
+            .map(|(basis, &keeps)| {
+                let [_, width] = basis.lazy_shape().dims();
+                let values = basis.val().into_data();
+                Space {
+                    keeps,
+                    basis: values.iter::<f32>().map(f64::from).collect(),
+                    width,
+                }
+            })
+            .collect()
+    }
+}
+
+/// The subspace of one block, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Space {
+    keeps: Keeps,
+    /// `[n_vectors, width]`, orthonormal rows.
+    basis: Vec<f64>,
+    width: usize,
+}
+
+impl Space {
+    /// No direction is in use.
+    pub(crate) fn new(width: usize) -> Self {
+        Self {
+            keeps: Keeps::Used,
+            basis: Vec::new(),
+            width,
+        }
+    }
+
+    fn n_vectors(&self) -> usize {
+        self.basis.len() / self.width.max(1)
+    }
+
+    /// Number of directions in use.
+    #[cfg(test)]
+    fn n_used(&self) -> usize {
+        match self.keeps {
+            Keeps::Used => self.n_vectors(),
+            Keeps::Free => self.width - self.n_vectors(),
+        }
+    }
+
+    /// At most `rank` orthonormal directions `[n, width]` that are free and have the most energy
+    /// there, strongest first. Fewer, when fewer are left.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Numbers`] for a covariance that holds no numbers.
+    pub(crate) fn strongest_free(
+        &self,
+        covariance: &[f64],
+        energy: Energy,
+        rank: usize,
+    ) -> Result<Vec<f64>, TrainError> {
+        let mut rows = self.free_eigen(covariance, energy)?.vectors;
+        rows.truncate(rank * self.width);
+        Ok(rows)
+    }
+
+    /// The subspace that holds a share of at least `threshold` of the energy of a task too, by the
+    /// fewest more directions.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Numbers`] for a covariance that holds no numbers.
+    pub(crate) fn extended(
+        self,
+        covariance: &[f64],
+        energy: Energy,
+        threshold: f64,
+    ) -> Result<Self, TrainError> {
+        let matrix = energy.matrix(covariance, self.width);
+        let total: f64 = (0..self.width).map(|i| matrix[i * self.width + i]).sum();
+        let eigen = self.free_eigen(covariance, energy)?;
+        let mut missing: f64 = eigen.values.iter().sum();
+        let mut n_more = 0;
+        // The sum of the eigenvalues may miss the trace by a rounding, on either side.
+        while n_more < eigen.values.len() && (total - missing).max(0.0) < threshold * total {
+            missing -= eigen.values[n_more];
+            n_more += 1;
+        }
+        let (more, rest) = eigen.vectors.split_at(n_more * self.width);
+        let extended = match self.keeps {
+            Keeps::Free => Self {
+                basis: rest.to_vec(),
+                ..self
+            },
+            Keeps::Used => Self {
+                basis: [&self.basis, more].concat(),
+                ..self
+            },
+        };
+        extended.smaller()
+    }
+
+    /// Energies and directions inside the free subspace, as many as it has dimensions.
+    fn free_eigen(&self, covariance: &[f64], energy: Energy) -> Result<Eigen, TrainError> {
+        let n = self.width;
+        let matrix = energy.matrix(covariance, n);
+        let free = self.free_basis()?;
+        let Some(free) = free else {
+            return Eigen::of(matrix, n);
+        };
+        // F G Fᵀ is small where little is free, and its eigenvectors cannot leave the subspace.
+        let n_free = free.len() / n;
+        let inside = product(
+            &product(&free, &matrix, n_free, n, n),
+            &transposed(&free, n),
+            n_free,
+            n,
+            n_free,
+        );
+        let eigen = Eigen::of(inside, n_free)?;
+        Ok(Eigen {
+            vectors: product(&eigen.vectors, &free, n_free, n_free, n),
+            values: eigen.values,
+        })
+    }
+
+    /// A basis of the free subspace `[n_free, width]`; `None` when that is everything.
+    fn free_basis(&self) -> Result<Option<Vec<f64>>, TrainError> {
+        match self.keeps {
+            Keeps::Free => Ok(Some(self.basis.clone())),
+            Keeps::Used if self.basis.is_empty() => Ok(None),
+            Keeps::Used => Ok(Some(complement(&self.basis, self.width)?)),
+        }
+    }
+
+    /// The same subspace by the smaller of the two bases.
+    fn smaller(self) -> Result<Self, TrainError> {
+        if self.keeps == Keeps::Used && 2 * self.n_vectors() > self.width {
+            return Ok(Self {
+                keeps: Keeps::Free,
+                basis: complement(&self.basis, self.width)?,
+                width: self.width,
+            });
+        }
+        Ok(self)
+    }
+}
+
+/// Orthonormal rows that span what the orthonormal rows of `basis: [n, width]` do not.
+fn complement(basis: &[f64], width: usize) -> Result<Vec<f64>, TrainError> {
+    let n = basis.len() / width.max(1);
+    // I − M Mᵀ has the eigenvalue 1 on the complement and 0 on M.
+    let mut projector = product(&transposed(basis, width), basis, width, n, width);
+    projector.iter_mut().for_each(|v| *v = -*v);
+    (0..width).for_each(|i| projector[i * width + i] += 1.0);
+    let mut rows = Eigen::of(projector, width)?.vectors;
+    rows.truncate(width.saturating_sub(n) * width);
+    Ok(rows)
+}
+
+/// `a [n, k] · b [k, m]`, row-major.
+fn product(a: &[f64], b: &[f64], n: usize, k: usize, m: usize) -> Vec<f64> {
+    let mut out = vec![0.0; n * m];
+    if k == 0 || m == 0 {
+        return out;
+    }
+    for (out, a) in out.chunks_exact_mut(m).zip(a.chunks_exact(k)) {
+        for (&x, b) in a.iter().zip(b.chunks_exact(m)) {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out += x * b);
+        }
+    }
+    out
+}
+
+/// Rows `[n, width]` to `[width, n]`.
+fn transposed(rows: &[f64], width: usize) -> Vec<f64> {
+    let column = |j: usize| rows.iter().skip(j).step_by(width);
+    (0..width).flat_map(column).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_testkit::test_device;
+    use sdlora_testkit::toy::SplitMix64;
+
+    /// A diagonal covariance.
+    fn diagonal(values: &[f64]) -> Vec<f64> {
+        let n = values.len();
+        let mut matrix = vec![0.0; n * n];
+        (0..n).for_each(|i| matrix[i * n + i] = values[i]);
+        matrix
+    }
+
+    /// Squared lengths of the axes inside the used subspace.
+    fn used(space: &Space) -> Vec<f64> {
+        let inside = |i: usize| -> f64 {
+            let rows = space.basis.chunks_exact(space.width);
+            rows.map(|row| row[i] * row[i]).sum()
+        };
+        let lengths = (0..space.width).map(inside);
+        match space.keeps {
+            Keeps::Used => lengths.collect(),
+            Keeps::Free => lengths.map(|v| 1.0 - v).collect(),
+        }
+    }
+
+    fn assert_used(space: &Space, expected: &[f64]) {
+        let found = used(space);
+        let near = found
+            .iter()
+            .zip(expected)
+            .all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(near, "{found:?} instead of {expected:?}");
+    }
+
+    #[test]
+    fn directions_are_added_by_their_energy_until_the_share_is_held() {
+        // Energies 8, 1, 0.5, 0.5: 80 % need the first axis, 85 % the second too.
+        let task = diagonal(&[1.0, 8.0, 0.5, 0.5]);
+        let after = |threshold| {
+            let space = Space::new(4);
+            space.extended(&task, Energy::Inputs, threshold).unwrap()
+        };
+        assert_used(&after(0.0), &[0.0; 4]);
+        assert_used(&after(0.79), &[0.0, 1.0, 0.0, 0.0]);
+        assert_used(&after(0.85), &[1.0, 1.0, 0.0, 0.0]);
+        assert_used(&after(1.0), &[1.0; 4]);
+        // Squared, the first has 64 of 65.5: one direction holds 97 %.
+        let squared = Space::new(4).extended(&task, Energy::Covariance, 0.97);
+        assert_used(&squared.unwrap(), &[0.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_second_task_adds_only_what_is_new_and_the_smaller_basis_is_kept() {
+        let space = Space::new(4)
+            .extended(&diagonal(&[0.0, 1.0, 0.0, 0.0]), Energy::Inputs, 0.99)
+            .unwrap();
+        assert_eq!((space.keeps, space.n_used()), (Keeps::Used, 1));
+        // 90 % of this task are held already, the third axis brings it to 98 %.
+        let second = diagonal(&[0.1, 4.5, 0.4, 0.0]);
+        let same = space
+            .clone()
+            .extended(&second, Energy::Inputs, 0.9)
+            .unwrap();
+        assert_eq!(same.n_used(), 1);
+        let space = space.extended(&second, Energy::Inputs, 0.97).unwrap();
+        assert_used(&space, &[0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(space.keeps, Keeps::Used);
+        // Beyond half of the width what is left is kept, and shrinks.
+        let space = space
+            .extended(&diagonal(&[1.0, 0.0, 0.0, 0.0]), Energy::Inputs, 0.97)
+            .unwrap();
+        assert_eq!((space.keeps, space.n_vectors()), (Keeps::Free, 1));
+        assert_used(&space, &[1.0, 1.0, 1.0, 0.0]);
+        let space = space
+            .extended(&diagonal(&[0.0, 0.0, 0.0, 1.0]), Energy::Inputs, 0.97)
+            .unwrap();
+        assert_eq!(space.n_used(), 4);
+        let free = space.strongest_free(&diagonal(&[1.0; 4]), Energy::Inputs, 2);
+        assert!(free.unwrap().is_empty());
+    }
+
+    #[test]
+    fn free_directions_are_orthogonal_to_what_is_used_and_strongest_first() {
+        let width = 7;
+        let mut noise = SplitMix64::new(3);
+        let mut covariance = || {
+            let x: Vec<f64> = noise
+                .fill(width * 3, 1.0)
+                .into_iter()
+                .map(f64::from)
+                .collect();
+            product(&transposed(&x, width), &x, width, 3, width)
+        };
+        for energy in [Energy::Inputs, Energy::Covariance] {
+            // One task is held by the used basis, two by the free one.
+            for n_tasks in [1, 2] {
+                let mut space = Space::new(width);
+                for _ in 0..n_tasks {
+                    space = space.extended(&covariance(), energy, 1.0 - 1e-9).unwrap();
+                }
+                assert_eq!(space.n_used(), 3 * n_tasks);
+                let new = covariance();
+                let free = space.strongest_free(&new, energy, 10).unwrap();
+                assert_eq!(free.len() / width, width - 3 * n_tasks);
+                let basis = match space.keeps {
+                    Keeps::Used => space.basis.clone(),
+                    Keeps::Free => complement(&space.basis, width).unwrap(),
+                };
+                let overlap = product(
+                    &free,
+                    &transposed(&basis, width),
+                    free.len() / width,
+                    width,
+                    3 * n_tasks,
+                );
+                assert!(overlap.iter().all(|v| v.abs() < 1e-12), "{overlap:?}");
+                let matrix = energy.matrix(&new, width);
+                let energies: Vec<f64> = free
+                    .chunks_exact(width)
+                    .map(|row| {
+                        product(&product(row, &matrix, 1, width, width), row, 1, width, 1)[0]
+                    })
+                    .collect();
+                assert!(
+                    energies.windows(2).all(|w| w[0] >= w[1] - 1e-12),
+                    "{energies:?}"
+                );
+            }
+        }
+    }
+
+    /// The projector onto rows `[n, width]`.
+    fn projector(rows: &[f64], width: usize) -> Vec<f64> {
+        let n = rows.len() / width;
+        product(&transposed(rows, width), rows, width, n, width)
+    }
+
+    #[test]
+    fn designs_and_bases_agree_with_the_published_procedure_in_numpy() {
+        let Some(path) = sdlora_testkit::golden_file("dualgpm.json") else {
+            assert!(
+                std::env::var_os("SDLORA_GOLDEN").is_some(),
+                "the golden files are missing"
+            );
+            return;
+        };
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> {
+            let values = value.as_array().unwrap().iter();
+            values.map(|v| v.as_f64().unwrap()).collect()
+        };
+        let count = |value: &serde_json::Value| value.as_u64().unwrap() as usize;
+        let (width, rank) = (count(&golden["width"]), count(&golden["rank"]));
+        let assert_near = |found: Vec<f64>, expected: Vec<f64>, what: &str| {
+            let distances = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            let largest = distances.fold(0.0f64, f64::max);
+            assert!(largest < 1e-9, "{what}: {largest}");
+        };
+        let mut space = Space::new(width);
+        for (t, task) in golden["tasks"].as_array().unwrap().iter().enumerate() {
+            let covariance = numbers(&task["covariance"]);
+            let energy = Energy::Covariance;
+            let design = space.strongest_free(&covariance, energy, rank).unwrap();
+            let what = format!("design of task {t}");
+            assert_near(projector(&design, width), numbers(&task["design"]), &what);
+            let threshold = task["threshold"].as_f64().unwrap();
+            space = space.extended(&covariance, energy, threshold).unwrap();
+            let keeps: Keeps = serde_json::from_value(task["keeps"].clone()).unwrap();
+            let expected = (keeps, count(&task["n_vectors"]));
+            assert_eq!((space.keeps, space.n_vectors()), expected, "task {t}");
+            let what = format!("basis of task {t}");
+            assert_near(
+                projector(&space.basis, width),
+                numbers(&task["projector"]),
+                &what,
+            );
+        }
+    }
+
+    #[test]
+    fn the_memory_comes_back_and_says_what_it_stores() {
+        let device = test_device();
+        let used = Space::new(4)
+            .extended(&diagonal(&[0.0, 1.0, 0.0, 0.0]), Energy::Inputs, 0.9)
+            .unwrap();
+        let free = Space::new(4)
+            .extended(&diagonal(&[1.0; 4]), Energy::Inputs, 0.7)
+            .unwrap();
+        let spaces = [used, free];
+        let memory = GradientMemory::of(&spaces, &device);
+        assert_eq!(memory.structure(), [(Keeps::Used, 1), (Keeps::Free, 1)]);
+        assert_eq!(memory.n_floats(), 8);
+        assert_eq!(memory.to_host(), spaces);
+        let zeros = GradientMemory::with_structure(&memory.structure(), 4, &device);
+        let back = zeros.load_record(memory.into_record());
+        assert_eq!(back.to_host(), spaces);
+    }
+}

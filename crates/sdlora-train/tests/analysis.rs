@@ -1,0 +1,207 @@
+//! What is read from the checkpoints of a run agrees with what the run itself measured.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+
+mod toy;
+
+use sdlora_testkit::test_device;
+use sdlora_train::analysis::{
+    Refit, TrainedRun, Trajectory, direction_residuals, head_norms, parts, straight_path,
+    task_optima, update_scale,
+};
+use sdlora_train::{FeatureTable, Finished, RunConfig, Start, TrainError, accuracy};
+use toy::{Bench, data_dir};
+
+/// A run of two tasks of three classes, and the same run opened again.
+fn opened(bench: &Bench, method: &str, change: fn(&mut RunConfig)) -> (Finished, TrainedRun) {
+    let plan = || {
+        let mut config = bench.config(method);
+        change(&mut config);
+        config.check().unwrap()
+    };
+    let finished = bench.run("run", &plan(), Start::Fresh).unwrap();
+    let run = TrainedRun::open(&bench.path("run"), plan(), &data_dir(), &test_device()).unwrap();
+    (finished, run)
+}
+
+const SDLORA: &str = "name = \"sdlora\"\nrank = 4";
+
+#[test]
+fn the_trajectory_repeats_the_accuracies_of_the_run() {
+    let bench = Bench::new();
+    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let mut told = Vec::new();
+    let found = Trajectory::of(&run, &mut |round| told.push(round)).unwrap();
+    assert_eq!((told, &found.rounds), (vec![0, 1], &vec![0, 1]));
+    for (after, row) in found.states.iter().enumerate() {
+        assert_eq!(row.len(), after + 1);
+        for (on, state) in row.iter().enumerate() {
+            assert_eq!(Some(state.accuracy), finished.log.matrix.get(after, on));
+            assert!(state.accuracy_in_task >= state.accuracy);
+            // What a task id would repair was lost to another task.
+            let n_lost = state.n_lost_later + state.n_lost_earlier;
+            assert!(state.accuracy_in_task == state.accuracy || n_lost > 0);
+        }
+        let newest = &row[after];
+        assert!((newest.cosine - 1.0).abs() < 1e-6 && newest.relative_change < 1e-6);
+        assert!(newest.cosine_to_base < 1.0);
+    }
+    let old = &found.states[1][0];
+    assert!(old.cosine < 1.0 && old.relative_change > 0.0);
+    assert_eq!(found.states[0][0].n_lost_later, 0);
+    assert_eq!(found.last.n_classes, 6);
+    let total = accuracy(&found.last.predict(), &found.last.labels);
+    let refit = Refit::of(&run, &found.last).unwrap();
+    assert_eq!(refit.own, total);
+    for value in [refit.base, refit.stale, refit.fresh, refit.own_levelled] {
+        assert!((0.0..=1.0).contains(&value));
+    }
+}
+
+#[test]
+fn frozen_features_do_not_drift_and_the_weights_do_not_change() {
+    let bench = Bench::new();
+    let (_, run) = opened(&bench, "name = \"linear\"", |_| {});
+    let found = Trajectory::of(&run, &mut |_| {}).unwrap();
+    let old = &found.states[1][0];
+    assert!((old.cosine - 1.0).abs() < 1e-6 && (old.cosine_to_base - 1.0).abs() < 1e-6);
+    assert_eq!(old.relative_change, 0.0);
+    let refit = Refit::of(&run, &found.last).unwrap();
+    assert_eq!((refit.stale, refit.base), (refit.fresh, refit.fresh));
+    assert!(update_scale(&run).unwrap().sites.is_empty());
+    assert!(direction_residuals(&run).unwrap().1.is_empty());
+}
+
+#[test]
+fn the_ends_of_a_path_are_the_checkpoints() {
+    let bench = Bench::new();
+    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let path = straight_path(&run, 0, 1, 2, 4).unwrap().unwrap();
+    let lambdas: Vec<f64> = path.iter().map(|p| p.lambda).collect();
+    assert_eq!(lambdas, [0.0, 0.25, 0.5, 0.75, 1.0]);
+    // Only the first task is known at the start.
+    assert!(path.iter().all(|p| p.accuracy.len() == 1));
+    assert_eq!(Some(path[0].accuracy[0]), finished.log.matrix.get(0, 0));
+
+    let (model, _) = run.model_after(1).unwrap();
+    let tests = run.test_loaders().unwrap();
+    let device = test_device();
+    let table = FeatureTable::extract(&model.merged_backbone(), &tests[0], &device).unwrap();
+    let logits = run.classifier(&model).unwrap().logits(&table);
+    let n_right = logits
+        .chunks_exact(6)
+        .zip(&table.labels)
+        .filter(|(row, label)| row[..3].iter().all(|v| *v <= row[**label]))
+        .count();
+    assert_eq!(path[4].accuracy[0], n_right as f64 / table.len() as f64);
+}
+
+#[test]
+fn the_scale_is_that_of_the_update_and_only_adapted_sites_are_listed() {
+    let bench = Bench::new();
+    let (_, run) = opened(&bench, SDLORA, |_| {});
+    let scale = update_scale(&run).unwrap();
+    let names: Vec<&str> = scale.projections().iter().map(|p| p.name()).collect();
+    assert_eq!(names, ["query", "value"]);
+    assert_eq!(scale.sites.len(), 4);
+    let (model, _) = run.model_after(1).unwrap();
+    let updates = model.adapter.updates();
+    for site in &scale.sites {
+        let update = updates.get(site.block_idx, site.projection).unwrap();
+        let values = update.dense().into_data();
+        let norm = values.iter::<f32>().map(|v| f64::from(v).powi(2));
+        let norm = norm.sum::<f64>().sqrt();
+        assert!((site.update[1] - norm).abs() < 1e-4 * norm, "{site:?}");
+    }
+}
+
+#[test]
+fn parts_and_residuals_of_two_directions() {
+    let bench = Bench::new();
+    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let (model, log) = run.model_after(1).unwrap();
+    assert_eq!(log.magnitudes, finished.log.magnitudes);
+    let parts = parts(&model);
+    let trained: usize = parts.iter().map(|p| p.n_trained).sum();
+    assert_eq!(trained, finished.log.n_trained[1]);
+    let of = |name: &str| parts.iter().find(|p| p.name == name).unwrap();
+    assert_eq!(of("head").n_stored, 6 * 17);
+    assert_eq!(of("magnitudes").n_stored, 2);
+    // Trained: the running factors on two projections of two blocks.
+    assert_eq!(of("directions").n_trained, 4 * 2 * 16 * 4);
+    assert_eq!(of("backbone").n_trained, 0);
+    let norms = head_norms(&run.classifier(&model).unwrap()).unwrap();
+    assert!(norms.len() == 6 && norms.iter().all(|(length, _)| *length > 0.0));
+
+    let (names, residuals) = direction_residuals(&run).unwrap();
+    assert_eq!(names[1], "blocks.0.value");
+    for site in &residuals {
+        assert!(site.len() == 2 && site[0] == 1.0 && site[1] > 0.5 && site[1] <= 1.0);
+    }
+}
+
+#[test]
+fn residuals_by_step_are_recorded_where_asked_for_and_change_no_weight() {
+    let bench = Bench::new();
+    let run = |name: &str, every: usize| {
+        let mut config = bench.config(SDLORA);
+        config.residual_every = every;
+        bench
+            .run(name, &config.check().unwrap(), Start::Fresh)
+            .unwrap()
+    };
+    let (plain, recorded) = (run("plain", 0), run("recorded", 3));
+    assert!(plain.log.tasks.iter().all(|task| task.residuals.is_empty()));
+    // The first direction has none before it.
+    assert!(recorded.log.tasks[0].residuals.is_empty());
+    let task = &recorded.log.tasks[1];
+    assert_eq!(task.residuals.len(), task.losses.len() / 3);
+    assert_eq!(task.residuals[0].0, 2);
+    assert!(task.residuals.iter().all(|(_, r)| *r > 0.0 && *r <= 1.0));
+    assert!(toy::bits(&plain.model) == toy::bits(&recorded.model));
+    assert_eq!(plain.log.matrix, recorded.log.matrix);
+}
+
+#[test]
+fn optima_of_tasks_start_at_the_pretrained_weights_each() {
+    let bench = Bench::new();
+    let (_, run) = opened(&bench, SDLORA, |config| config.n_epochs = 1);
+    let optima = task_optima(&run, 2, 1.0, &mut |_| {}).unwrap();
+    assert!(optima.to_base.iter().all(|&d| d > 0.0));
+    assert_eq!(optima.between[0][0], 0.0);
+    assert_eq!(optima.between[0][1], optima.between[1][0]);
+    // A triangle with the start as its third corner.
+    assert!(optima.between[0][1] <= optima.to_base[0] + optima.to_base[1] + 1e-6);
+    // The second optimum does not depend on the first.
+    let smaller = task_optima(&run, 2, 0.1, &mut |_| {}).unwrap();
+    assert!(smaller.to_base[1] < optima.to_base[1]);
+}
+
+#[test]
+fn a_checkpoint_that_is_gone_is_named_and_the_others_still_answer() {
+    let bench = Bench::new();
+    let (_, run) = opened(&bench, SDLORA, |_| {});
+    drop(run);
+    let checkpoints = bench.path("run").join("checkpoints");
+    std::fs::remove_dir_all(checkpoints.join("task-000-trained")).unwrap();
+    let open = || {
+        let plan = bench.config(SDLORA).check().unwrap();
+        TrainedRun::open(&bench.path("run"), plan, &data_dir(), &test_device())
+    };
+    let run = open().unwrap();
+    assert_eq!(run.rounds(), [1]);
+    let error = run.model_after(0).unwrap_err();
+    assert!(
+        error.is_usage() && error.to_string().contains("end of task 0"),
+        "{error}"
+    );
+    assert_eq!(
+        Trajectory::of(&run, &mut |_| {}).unwrap().states[0].len(),
+        2
+    );
+    std::fs::remove_dir_all(&checkpoints).unwrap();
+    assert!(matches!(open().err(), Some(TrainError::NotKept { .. })));
+}
