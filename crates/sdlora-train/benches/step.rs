@@ -22,7 +22,7 @@ use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
-use sdlora_train::{LinearHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
 #[global_allocator]
@@ -59,12 +59,8 @@ fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
         }
     }
     let mut model = Model::new(vit, adapter);
-    model.head = Some(LinearHead::init(
-        config.d_model,
-        N_CLASSES,
-        &mut rng,
-        device,
-    ));
+    let columns = TrainedHead::draw(config.d_model, N_CLASSES, &mut rng, device);
+    model.head.trained = Some(columns);
     model
 }
 
@@ -77,7 +73,7 @@ enum Work {
     },
     Infer {
         backbone: Vit,
-        head: LinearHead,
+        head: TrainedHead,
     },
 }
 
@@ -116,7 +112,7 @@ impl Case {
             }
             "infer" => Work::Infer {
                 backbone: model.merged_backbone(),
-                head: model.head.unwrap(),
+                head: model.head.trained.unwrap(),
             },
             _ => panic!("no mode `{mode}`: train or infer"),
         };
@@ -133,13 +129,13 @@ impl Case {
             } => {
                 let net = model.take().unwrap();
                 let features = net.features(self.images.clone());
-                let logits = net.head.as_ref().unwrap().forward(features);
+                let logits = net.head.trained.as_ref().unwrap().linear(features);
                 let loss = cross_entropy(logits, labels.clone());
                 *model = Some(config.step(optimizer, net, &loss, 1.0));
             }
             Work::Infer { backbone, head } => {
                 let features = backbone.forward(self.images.clone(), &Updates::default());
-                head.forward(features).into_data();
+                head.linear(features).into_data();
             }
         }
     }
