@@ -22,7 +22,7 @@ use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
-use sdlora_train::{LinearHead, Model, OptimizerConfig, cross_entropy};
+use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
 #[global_allocator]
@@ -59,7 +59,7 @@ fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
         }
     }
     let mut model = Model::new(vit, adapter);
-    model.head = Some(LinearHead::init(
+    model.head.trained = Some(TrainedHead::draw(
         config.d_model,
         N_CLASSES,
         &mut rng,
@@ -68,6 +68,7 @@ fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
     model
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Work {
     Train {
         model: Option<Model>,
@@ -77,7 +78,7 @@ enum Work {
     },
     Infer {
         backbone: Vit,
-        head: LinearHead,
+        head: TrainedHead,
     },
 }
 
@@ -116,7 +117,7 @@ impl Case {
             }
             "infer" => Work::Infer {
                 backbone: model.merged_backbone(),
-                head: model.head.unwrap(),
+                head: model.head.trained.unwrap(),
             },
             _ => panic!("no mode `{mode}`: train or infer"),
         };
@@ -133,13 +134,13 @@ impl Case {
             } => {
                 let net = model.take().unwrap();
                 let features = net.features(self.images.clone());
-                let logits = net.head.as_ref().unwrap().forward(features);
+                let logits = net.head.trained.as_ref().unwrap().linear(features);
                 let loss = cross_entropy(logits, labels.clone());
                 *model = Some(config.step(optimizer, net, &loss, 1.0));
             }
             Work::Infer { backbone, head } => {
                 let features = backbone.forward(self.images.clone(), &Updates::default());
-                head.forward(features).into_data();
+                head.linear(features).into_data();
             }
         }
     }
