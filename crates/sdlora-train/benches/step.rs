@@ -59,11 +59,16 @@ fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
         }
     }
     let mut model = Model::new(vit, adapter);
-    let columns = TrainedHead::draw(config.d_model, N_CLASSES, &mut rng, device);
-    model.head.trained = Some(columns);
+    model.head.trained = Some(TrainedHead::draw(
+        config.d_model,
+        N_CLASSES,
+        &mut rng,
+        device,
+    ));
     model
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Work {
     Train {
         model: Option<Model>,

@@ -49,6 +49,7 @@ const SUITES: &[(&str, &str)] = &[
         "tune-omniglot-relatives",
         include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
+    ("tune-paper", include_str!("../../presets/tune-paper.toml")),
     (
         "tune-omniglot-100x5",
         include_str!("../../presets/tune-omniglot-100x5.toml"),

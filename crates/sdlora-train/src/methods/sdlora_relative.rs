@@ -11,7 +11,7 @@
 //!
 //! The head is nearest class mean where the configuration names none: columns that were trained in
 //! different tasks were never compared with each other, and with a hundred tasks that alone costs
-//! more than anything the backbone does (`docs/decisions/0013-long-streams.md`).
+//! more than anything the backbone does (`docs/decisions/0015-long-streams.md`).
 
 use sdlora_core::{
     CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig,

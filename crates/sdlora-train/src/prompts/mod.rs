@@ -25,6 +25,10 @@ pub use per_task::{ExpertStart, TaskPromptLayout, TaskPrompts};
 pub use pool::{PoolLayout, PromptPool};
 
 /// Prompts of a model.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a model holds one, and a module cannot be boxed"
+)]
 #[derive(Module, Debug)]
 pub enum Prompts {
     /// Tokens chosen from one pool (L2P).
