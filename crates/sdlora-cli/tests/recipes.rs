@@ -1,37 +1,14 @@
 //! Presets, files of PILOT and published numbers from the command line.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+
+use common::{data, err, out, sdlora};
 
 const WEIGHTS: &str = "omniglot/vit_omniglot_patch7_28.safetensors";
-
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
-}
-
-/// Runs `sdlora` in `folder`, without network and with an empty cache of the Hub.
-fn sdlora(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sdlora"))
-        .args(args)
-        .current_dir(folder)
-        .env("HF_HOME", folder.join("hub"))
-        .env("HF_HUB_OFFLINE", "1")
-        .env_remove("HF_HUB_CACHE")
-        .env_remove("HUGGINGFACE_HUB_CACHE")
-        .output()
-        .unwrap()
-}
-
-fn out(output: &Output) -> String {
-    assert!(output.status.success(), "{}", err(output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 #[test]
 fn presets_are_listed_shown_and_compared_and_the_old_spelling_holds() {

@@ -7,17 +7,19 @@
 //! on query and value.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{Adapter, Direction, Projection, Variant};
-use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_train::{Model, OptimizerConfig, cross_entropy};
+use sdlora_vit::VitConfig;
+
+use common::{N_CLASSES, RANK, model};
 
 struct Counting;
 
@@ -61,8 +63,6 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const BATCH: usize = 32;
-const N_CLASSES: usize = 10;
-const RANK: usize = 10;
 const PAST: [usize; 6] = [0, 1, 5, 10, 20, 50];
 const STEPS: usize = 2;
 
@@ -72,29 +72,6 @@ struct Case {
     optimizer: burn::optim::ModuleOptimizer,
     seconds: Vec<f64>,
     peak: usize,
-}
-
-fn model(n_past: usize, device: &Device) -> Model {
-    let mut rng = ChaCha8Rng::seed_from_u64(n_past as u64);
-    let config = VitConfig::standard(32, 4, 192, 6, 3);
-    let vit = Vit::init(&config, &mut rng, device).unwrap();
-    let sites = config.sites(&[Projection::Query, Projection::Value]);
-    let mut adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
-    for _ in 0..=n_past {
-        adapter = adapter.begin_task(RANK, &mut rng, device).unwrap();
-        for bank in &mut adapter.sites {
-            // A trained up-projection is not 0.
-            let direction = bank.current.take().unwrap();
-            let b = direction.b.val() + rng.random_range(0.01..0.02);
-            bank.current = Some(Direction {
-                b: Param::from_tensor(b.detach()),
-                ..direction
-            });
-        }
-    }
-    let mut model = Model::new(vit, adapter);
-    model.head.trained = Some(TrainedHead::draw(192, N_CLASSES, &mut rng, device));
-    model
 }
 
 fn main() {
@@ -109,11 +86,12 @@ fn main() {
     let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [BATCH]), &device);
     let config = OptimizerConfig::sgd(1e-4);
 
+    let shape = VitConfig::standard(32, 4, 192, 6, 3);
     let mut cases: Vec<Case> = PAST
         .iter()
         .map(|&n_past| Case {
             n_past,
-            model: Some(model(n_past, &device)),
+            model: Some(model(&shape, n_past, &device)),
             optimizer: config.init(),
             seconds: Vec::new(),
             peak: 0,

@@ -12,24 +12,24 @@
 //! merged model without autodiff, as evaluation and prediction do.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use burn::module::Param;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
+use sdlora_core::Updates;
 use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
+use common::{N_CLASSES, model};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const N_CLASSES: usize = 10;
-const RANK: usize = 10;
 
 /// Shape and batch of a model by its name in the table.
 fn shape(name: &str) -> (VitConfig, usize) {
@@ -39,33 +39,6 @@ fn shape(name: &str) -> (VitConfig, usize) {
         "vit-b" => (VitConfig::standard(224, 16, 768, 12, 12), 8),
         _ => panic!("no model `{name}`: small, vit-ti or vit-b"),
     }
-}
-
-fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
-    let mut rng = ChaCha8Rng::seed_from_u64(n_past as u64);
-    let vit = Vit::init(config, &mut rng, device).unwrap();
-    let sites = config.sites(&[Projection::Query, Projection::Value]);
-    let mut adapter = Adapter::new(Variant::Reference.config(), &sites).unwrap();
-    for _ in 0..=n_past {
-        adapter = adapter.begin_task(RANK, &mut rng, device).unwrap();
-        for bank in &mut adapter.sites {
-            // A trained up-projection is not 0.
-            let direction = bank.current.take().unwrap();
-            let b = direction.b.val() + rng.random_range(0.01..0.02);
-            bank.current = Some(Direction {
-                b: Param::from_tensor(b.detach()),
-                ..direction
-            });
-        }
-    }
-    let mut model = Model::new(vit, adapter);
-    model.head.trained = Some(TrainedHead::draw(
-        config.d_model,
-        N_CLASSES,
-        &mut rng,
-        device,
-    ));
-    model
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one")]

@@ -42,7 +42,7 @@ pub struct RunConfig {
     pub checkpoint_every: usize,
     /// Steps between two records of what earlier directions leave of the running one
     /// ([`TaskLog::residuals`](crate::TaskLog::residuals)); 0 records nothing. It changes no weight.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub residual_every: usize,
     /// Training images of every class that are held out and take the place of the test half: for
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
@@ -76,16 +76,8 @@ pub struct RunConfig {
     pub optimizer: OptimizerConfig,
 }
 
-fn is_default(cache: &Cache) -> bool {
-    *cache == Cache::default()
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_zero(value: &usize) -> bool {
-    *value == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_checkpoint_every() -> usize {

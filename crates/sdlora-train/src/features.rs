@@ -158,12 +158,16 @@ pub(crate) fn unit(row: &[f32]) -> impl Iterator<Item = f64> + '_ {
 
 /// 0 for a row of zeros.
 fn inverse_length(row: &[f32]) -> f64 {
-    let norm = row
-        .iter()
+    let length = length(row);
+    if length > 0.0 { 1.0 / length } else { 0.0 }
+}
+
+/// Euclidean length in double precision.
+pub(crate) fn length(row: &[f32]) -> f64 {
+    row.iter()
         .map(|&v| f64::from(v) * f64::from(v))
         .sum::<f64>()
-        .sqrt();
-    if norm > 0.0 { 1.0 / norm } else { 0.0 }
+        .sqrt()
 }
 
 #[cfg(test)]

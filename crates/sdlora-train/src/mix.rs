@@ -97,19 +97,18 @@ impl MixConfig {
             // Checked with the settings: a wrong α leaves the batch as it is.
             Beta::new(alpha, alpha).map_or(1.0, |beta| beta.sample(rng))
         };
-        match (self.mixup, self.cutmix) {
-            (Some(_), Some(alpha)) if rng.random::<f64>() < self.cutmix_share => {
-                let share = share(alpha, &mut rng);
-                Mix::paste(share, size, size.map(|n| rng.random_range(0..n.max(1))))
-            }
-            (Some(alpha), _) => Mix::Blend {
-                share: share(alpha, &mut rng),
-            },
-            (None, Some(alpha)) => {
-                let share = share(alpha, &mut rng);
-                Mix::paste(share, size, size.map(|n| rng.random_range(0..n.max(1))))
-            }
-            (None, None) => Mix::None,
+        let is_cut = match (self.mixup, self.cutmix) {
+            (Some(_), Some(_)) => rng.random::<f64>() < self.cutmix_share,
+            (_, cutmix) => cutmix.is_some(),
+        };
+        let Some(alpha) = (if is_cut { self.cutmix } else { self.mixup }) else {
+            return Mix::None;
+        };
+        let share = share(alpha, &mut rng);
+        if is_cut {
+            Mix::paste(share, size, size.map(|n| rng.random_range(0..n.max(1))))
+        } else {
+            Mix::Blend { share }
         }
     }
 }

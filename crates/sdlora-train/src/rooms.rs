@@ -75,17 +75,6 @@ impl Rooms {
         self.n_new_classes[..round].iter().sum()
     }
 
-    /// Labels of a task whose classes are all new; `None` where a class comes again.
-    pub(crate) fn new_labels_of(&self, task_idx: usize) -> Option<std::ops::Range<usize>> {
-        let first: usize = self.n_new_classes[..task_idx].iter().sum();
-        let range = first..first + self.n_new_classes[task_idx];
-        self.labels[task_idx]
-            .iter()
-            .copied()
-            .eq(range.clone())
-            .then_some(range)
-    }
-
     /// Classes of a round that no earlier one has.
     pub(crate) fn n_new_classes(&self, round: usize) -> usize {
         self.n_new_classes[self.tasks_of(round)].iter().sum()

@@ -88,7 +88,16 @@ impl Epoch {
 }
 
 type Images = (Tensor<4>, Vec<usize>);
-type Featured = (Tensor<2>, Option<Tensor<1>>, Vec<usize>);
+
+/// A batch on its way to the loss.
+struct Featured {
+    /// With gradients, `[batch, d_model]`.
+    features: Tensor<2>,
+    /// What getting the features adds to the loss.
+    auxiliary: Option<Tensor<1>>,
+    labels: Vec<usize>,
+    mix: Mix,
+}
 
 /// Settings of the trainer that hold for every task.
 #[derive(Debug, Clone)]
@@ -166,12 +175,10 @@ impl Trainer<'_> {
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            while let Some((features, auxiliary, labels)) =
-                self.next(&mut batches, &model, task, epoch, step)?
-            {
-                let n_images = labels.len();
-                let mix = self.mix_of(task, step);
-                let mut loss = self.loss_of(&model, features, &labels, task.labels, mix);
+            while let Some(mut batch) = self.next(&mut batches, &model, task, epoch, step)? {
+                let n_images = batch.labels.len();
+                let auxiliary = batch.auxiliary.take();
+                let mut loss = self.loss_of(&model, batch, task.labels);
                 for term in auxiliary.into_iter().chain(self.method.penalty(&model)) {
                     loss = loss + term;
                 }
@@ -213,8 +220,7 @@ impl Trainer<'_> {
         Ok((model, log))
     }
 
-    /// Features with gradients, what getting them adds to the loss, and labels of the next batch;
-    /// `None` at the end of the epoch.
+    /// The next batch; `None` at the end of the epoch.
     fn next(
         &self,
         batches: &mut Epoch,
@@ -227,7 +233,12 @@ impl Trainer<'_> {
             let mix = self.mix_of(task, step);
             return Ok(batches.next()?.map(|(images, labels)| {
                 let (features, auxiliary) = model.training_features(mix.apply(images));
-                (features, auxiliary, labels)
+                Featured {
+                    features,
+                    auxiliary,
+                    labels,
+                    mix,
+                }
             }));
         };
         let n_batches = task.loader.n_batches();
@@ -243,43 +254,36 @@ impl Trainer<'_> {
             .collect();
         let data = TensorData::new(values, [rows.len(), table.d_model]);
         let labels = rows.iter().map(|&i| table.labels[i]).collect();
-        Ok(Some((Tensor::from_data(data, &self.device), None, labels)))
+        Ok(Some(Featured {
+            features: Tensor::from_data(data, &self.device),
+            auxiliary: None,
+            labels,
+            mix: Mix::None,
+        }))
     }
 
     /// How the batch of a step is mixed.
     fn mix_of(&self, task: &TaskData<'_>, step: usize) -> Mix {
-        let (Some(mix), None) = (self.mix, task.features) else {
+        let (Some(mix), Some(loader)) = (self.mix, task.loader.loaders.first()) else {
             return Mix::None;
         };
-        match task.loader.loaders.first() {
-            None => Mix::None,
-            Some(loader) => {
-                let [_, height, width] = loader.source().transform().shape();
-                mix.draw(self.seed, task.task_idx, step, [height, width])
-            }
-        }
+        let [_, height, width] = loader.source().transform().shape();
+        mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 
-    fn loss_of(
-        &self,
-        model: &Model,
-        features: Tensor<2>,
-        labels: &[usize],
-        task_labels: &[usize],
-        mix: Mix,
-    ) -> Tensor<1> {
+    fn loss_of(&self, model: &Model, batch: Featured, task_labels: &[usize]) -> Tensor<1> {
         let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &self.device);
         };
-        let logits = self.head.logits(trained, features);
+        let logits = self.head.logits(trained, batch.features);
         let (logits, targets) = match self.loss {
-            LossOver::NewClasses => of_classes(logits, labels, task_labels),
-            LossOver::SeenClasses => (logits, labels.to_vec()),
+            LossOver::NewClasses => of_classes(logits, &batch.labels, task_labels),
+            LossOver::SeenClasses => (logits, batch.labels),
         };
         let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
         let shape = [targets.len()];
         let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &self.device);
-        match mix {
+        match batch.mix {
             Mix::None => cross_entropy(logits, targets),
             mix => mix.cross_entropy(logits, targets),
         }

@@ -111,8 +111,7 @@ fn compare_on(
         if !entry.is_on(base.name) || !is_asked_for(&entry.label) {
             continue;
         }
-        let (mut summaries, mut seconds) = (Vec::new(), Vec::new());
-        let (mut n_parameters, mut stored) = (0, None);
+        let mut row = Row::new(&entry.label);
         for &seed in &args.seeds {
             let folder = folder.join(format!("{}-seed{seed}", slug(&entry.label)));
             let log = run_of(args, suite, base, entry, seed, &folder, backbones)
@@ -121,31 +120,14 @@ fn compare_on(
             let trained = log.tasks.iter().map(|t| t.seconds).sum();
             say(args, &entry.label, seed, &summary, trained);
             // Methods that train in their first task only have nothing in the last.
-            n_parameters = log.n_trained.iter().copied().max().unwrap_or(0);
-            stored = log.floats_stored.last().copied();
-            seconds.push(trained);
-            summaries.push(summary);
+            row.n_parameters = log.n_trained.iter().copied().max().unwrap_or(0);
+            row.stored = log.floats_stored.last().copied();
+            row.seconds.push(trained);
+            row.summaries.push(summary);
         }
-        rows.push((
-            entry.label.clone(),
-            summaries,
-            n_parameters,
-            stored,
-            seconds,
-        ));
+        rows.push(row);
     }
-    let rows: Vec<Comparison> = rows
-        .iter()
-        .map(
-            |(label, summaries, n_parameters, stored, seconds)| Comparison {
-                method: label,
-                summaries,
-                n_parameters: Some(*n_parameters),
-                stored: *stored,
-                seconds,
-            },
-        )
-        .collect();
+    let rows: Vec<Comparison> = rows.iter().map(Row::comparison).collect();
     Ok(compare_table(&rows))
 }
 
@@ -210,14 +192,41 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
     println!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
 }
 
-/// A row of the table: label, metrics, trained parameters, floats kept of old classes, and seconds of
-/// every seed.
-type Row = (String, Vec<Summary>, usize, Option<FloatsStored>, Vec<f64>);
+/// A row of the table; metrics and seconds of training are those of every seed.
+struct Row {
+    label: String,
+    summaries: Vec<Summary>,
+    n_parameters: usize,
+    stored: Option<FloatsStored>,
+    seconds: Vec<f64>,
+}
+
+impl Row {
+    fn new(label: &str) -> Self {
+        Self {
+            label: label.to_owned(),
+            summaries: Vec::new(),
+            n_parameters: 0,
+            stored: None,
+            seconds: Vec::new(),
+        }
+    }
+
+    fn comparison(&self) -> Comparison<'_> {
+        Comparison {
+            method: &self.label,
+            summaries: &self.summaries,
+            n_parameters: Some(self.n_parameters),
+            stored: self.stored,
+            seconds: &self.seconds,
+        }
+    }
+}
 
 /// The row that shows what images give away without any backbone; kept in no run folder.
 fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
     let label = "pixels, nearest class mean";
-    let (mut summaries, mut seconds) = (Vec::new(), Vec::new());
+    let mut row = Row::new(label);
     for &seed in &args.seeds {
         let settings = settings(args, suite, &[], seed);
         let no_backbone = BackboneArgs::default();
@@ -228,11 +237,12 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
         let matrix = pixel_floor(&config.check()?, &args.common.data_dir)
             .with_context(|| format!("the floor, seed {seed}"))?;
         let summary = Summary::of(&matrix);
-        seconds.push(start.elapsed().as_secs_f64());
-        say(args, label, seed, &summary, seconds[seconds.len() - 1]);
-        summaries.push(summary);
+        let seconds = start.elapsed().as_secs_f64();
+        say(args, label, seed, &summary, seconds);
+        row.seconds.push(seconds);
+        row.summaries.push(summary);
     }
-    Ok((label.to_owned(), summaries, 0, None, seconds))
+    Ok(row)
 }
 
 /// A label as a folder name.

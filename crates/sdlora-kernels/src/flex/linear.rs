@@ -30,45 +30,22 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     buffer::tensor(out, with_last(x.layout().shape(), weight.n_columns()))
 }
 
-/// [`forward`] with its backward.
+/// [`forward`] with its backward. Where `effective` is given, the weight plus a term with a gradient
+/// of its own, it stands in for the weight: the gradient of either is `xᵀ dy`.
 pub(super) fn autodiff<C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<Flex, C>>,
     weight: FloatTensor<Autodiff<Flex, C>>,
     bias: Option<FloatTensor<Autodiff<Flex, C>>>,
+    effective: Option<FlexTensor>,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let nodes = [x.node(), weight.node()];
     match bias {
-        None => record::<C, 2>(nodes, x, weight, None, None),
-        Some(bias) => {
-            let [node_x, node_weight] = nodes;
-            let (bias, node_bias) = bias.into_parts();
-            record::<C, 3>(
-                [node_x, node_weight, node_bias],
-                x,
-                weight,
-                Some(bias),
-                None,
-            )
-        }
-    }
-}
-
-/// [`autodiff`] where `effective`, the weight plus a term with a gradient of its own, stands in for
-/// the weight: the gradient of either is `xᵀ dy`.
-pub(super) fn autodiff_effective<C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<Flex, C>>,
-    weight: FloatTensor<Autodiff<Flex, C>>,
-    bias: Option<FloatTensor<Autodiff<Flex, C>>>,
-    effective: FlexTensor,
-) -> FloatTensor<Autodiff<Flex, C>> {
-    let nodes = [x.node(), weight.node()];
-    match bias {
-        None => record::<C, 2>(nodes, x, weight, None, Some(effective)),
+        None => record::<C, 2>(nodes, x, weight, None, effective),
         Some(bias) => {
             let [node_x, node_weight] = nodes;
             let (bias, node_bias) = bias.into_parts();
             let nodes = [node_x, node_weight, node_bias];
-            record::<C, 3>(nodes, x, weight, Some(bias), Some(effective))
+            record::<C, 3>(nodes, x, weight, Some(bias), effective)
         }
     }
 }

@@ -198,11 +198,11 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear::autodiff::<C>(x, weight, Some(bias))
+        linear::autodiff::<C>(x, weight, Some(bias), None)
     }
 
     fn fused_linear_unbiased(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::autodiff::<C>(x, weight, None)
+        linear::autodiff::<C>(x, weight, None, None)
     }
 
     fn fused_linear_effective(
@@ -211,7 +211,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         bias: FloatTensor<Self>,
         effective: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear::autodiff_effective::<C>(x, weight, Some(bias), effective.into_primitive())
+        linear::autodiff::<C>(x, weight, Some(bias), Some(effective.into_primitive()))
     }
 
     fn fused_linear_effective_unbiased(
@@ -219,7 +219,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         weight: FloatTensor<Self>,
         effective: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear::autodiff_effective::<C>(x, weight, None, effective.into_primitive())
+        linear::autodiff::<C>(x, weight, None, Some(effective.into_primitive()))
     }
 
     fn fused_add_product(

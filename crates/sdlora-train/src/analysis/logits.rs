@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::features::FeatureTable;
-use crate::heads::Classifier;
+use crate::features::{FeatureTable, length};
+use crate::heads::{Classifier, argmax};
 
 /// Logits of samples with their labels.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -112,24 +112,6 @@ pub fn head_norms(classifier: &Classifier) -> Option<Vec<(f64, f64)>> {
     let d_model = rows.len() / bias.len().max(1);
     let lengths = rows.chunks_exact(d_model.max(1)).map(length);
     Some(lengths.zip(bias.iter().map(|&b| f64::from(b))).collect())
-}
-
-/// Euclidean length in double precision.
-pub(super) fn length(row: &[f32]) -> f64 {
-    row.iter()
-        .map(|&v| f64::from(v) * f64::from(v))
-        .sum::<f64>()
-        .sqrt()
-}
-
-fn argmax(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &value) in values.iter().enumerate() {
-        if value > values[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

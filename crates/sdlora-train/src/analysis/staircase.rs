@@ -5,6 +5,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::TrainError;
+use crate::linalg::{View, add_product};
 
 /// The problem `min ½‖A B − M‖_F²` with `A: [d, rank]`, `B: [rank, d]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,16 +118,15 @@ pub fn staircase(config: &StaircaseConfig) -> Result<Staircase, TrainError> {
             found.values.push(values);
         }
         // ∂/∂A = E Bᵀ and ∂/∂B = Aᵀ E with E = A B − M.
-        let mut error = product(&a, &b, d, rank, d);
-        error.iter_mut().zip(&target).for_each(|(e, m)| *e -= m);
-        let grad_a = product(&error, &transposed(&b, rank, d), d, d, rank);
-        let grad_b = product(&transposed(&a, d, rank), &error, rank, d, d);
-        a.iter_mut()
-            .zip(&grad_a)
-            .for_each(|(a, g)| *a -= config.lr * g);
-        b.iter_mut()
-            .zip(&grad_b)
-            .for_each(|(b, g)| *b -= config.lr * g);
+        let mut error: Vec<f64> = target.iter().map(|m| -m).collect();
+        add_product(&mut error, d, 1.0, View::rows(&a, rank), View::rows(&b, d));
+        let error = View::rows(&error, d);
+        let mut next_b = b.clone();
+        let a_transposed = View::rows(&a, rank).transposed();
+        add_product(&mut next_b, d, -config.lr, a_transposed, error);
+        let b_transposed = View::rows(&b, d).transposed();
+        add_product(&mut a, rank, -config.lr, error, b_transposed);
+        b = next_b;
     }
     Ok(found)
 }
@@ -151,36 +151,13 @@ fn orthonormal(d: usize, n: usize, rng: &mut impl Rng) -> Vec<Vec<f64>> {
     basis
 }
 
-/// `[n, inner] · [inner, m]`.
-fn product(a: &[f64], b: &[f64], n: usize, inner: usize, m: usize) -> Vec<f64> {
-    let mut out = vec![0.0; n * m];
-    for i in 0..n {
-        for k in 0..inner {
-            for j in 0..m {
-                out[i * m + j] += a[i * inner + k] * b[k * m + j];
-            }
-        }
-    }
-    out
-}
-
-fn transposed(a: &[f64], n_rows: usize, n_columns: usize) -> Vec<f64> {
-    let mut out = vec![0.0; a.len()];
-    for i in 0..n_rows {
-        for j in 0..n_columns {
-            out[j * n_rows + i] = a[i * n_columns + j];
-        }
-    }
-    out
-}
-
 /// The `rank` largest singular values of `A B`, descending, by one-sided Jacobi rotations on its
 /// columns: exact to rounding also for the small ones.
 fn singular_values(a: &[f64], b: &[f64], d: usize, rank: usize) -> Vec<f64> {
-    let mut columns: Vec<Vec<f64>> = transposed(&product(a, b, d, rank, d), d, d)
-        .chunks_exact(d)
-        .map(<[f64]>::to_vec)
-        .collect();
+    let mut product = vec![0.0; d * d];
+    let (a, b) = (View::rows(a, rank), View::rows(b, d));
+    add_product(&mut product, d, 1.0, b.transposed(), a.transposed());
+    let mut columns: Vec<Vec<f64>> = product.chunks_exact(d).map(<[f64]>::to_vec).collect();
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
     // Six sweeps bring 16 columns to rounding; more are only a bound.
     for _ in 0..30 {

@@ -25,7 +25,6 @@ pub struct TrainedRun {
     fresh: Model,
     folder: PathBuf,
     rounds: Vec<usize>,
-    labels: Vec<std::ops::Range<usize>>,
     class_names: Vec<String>,
 }
 
@@ -60,16 +59,13 @@ impl TrainedRun {
                 what: "of the end of a task".into(),
             });
         }
-        let labels: Option<Vec<_>> = (0..rooms.n_tasks())
-            .map(|task_idx| rooms.new_labels_of(task_idx))
-            .collect();
-        let Some(labels) = labels else {
+        if rooms.has_repeats() {
             return Err(TrainError::setting(
                 "stream",
                 "tasks whose classes come again",
                 "a class-incremental stream: what is measured here asks which task a class is of",
             ));
-        };
+        }
         let names = dataset.class_names();
         let class_names = stream.class_order().iter();
         let class_names = class_names.map(|&id| names[id].clone()).collect();
@@ -81,7 +77,6 @@ impl TrainedRun {
             fresh,
             folder: folder.into(),
             rounds,
-            labels,
             class_names,
         })
     }
@@ -138,7 +133,8 @@ impl TrainedRun {
 
     /// Labels of a task.
     pub fn labels_of(&self, task_idx: usize) -> std::ops::Range<usize> {
-        self.labels[task_idx].clone()
+        let first = self.rooms.first_label(task_idx);
+        first..first + self.rooms.class_counts()[task_idx]
     }
 
     /// Labels of every task seen after a round, in order.

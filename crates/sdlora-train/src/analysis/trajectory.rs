@@ -1,9 +1,9 @@
 //! Test features and predictions of every task at the end of every round.
 
-use super::logits::{LogitTable, length};
+use super::logits::LogitTable;
 use super::trained::TrainedRun;
 use crate::error::TrainError;
-use crate::features::{FeatureTable, accuracy};
+use crate::features::{FeatureTable, accuracy, length};
 
 /// The test images of one task at the end of one round.
 #[derive(Debug, Clone, PartialEq)]

@@ -187,7 +187,7 @@ pub(super) fn transposed(values: &[f32], n_rows: usize, n_columns: usize) -> Vec
 }
 
 /// Position of the largest entry, the first of equals.
-fn argmax(values: &[f32]) -> usize {
+pub(crate) fn argmax(values: &[f32]) -> usize {
     let mut best = 0;
     for (i, &value) in values.iter().enumerate() {
         if value > values[best] {

@@ -28,6 +28,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use classifier::Classifier;
+pub(crate) use classifier::argmax;
 pub use cosine::CosineHead;
 pub use state::{Arrays, FloatsStored, HeadState};
 pub(crate) use trained::TrainedShape;
