@@ -139,3 +139,30 @@ fn a_file_of_pilot_trains_and_names_the_keys_it_leaves_out() {
     let report = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(report.contains("published final accuracy, over tasks"));
 }
+
+#[test]
+fn a_wrong_name_or_setting_is_the_users_and_the_message_lists_what_there_is() {
+    let home = tempfile::tempdir().unwrap();
+    let data = data();
+    let data_dir = data.to_str().unwrap();
+    let show = [
+        "data",
+        "show",
+        "omniglot-evaluation",
+        "--data-dir",
+        data_dir,
+    ];
+    for (args, part) in [
+        (&["compare", "--suite", "nosuch"][..], "omniglot-relatives"),
+        (&["data", "verify", "nosuch"], "omniglot-evaluation"),
+        (&["data", "show", "nosuch"], "omniglot-evaluation"),
+        (
+            &[&show[..], &["--stream", "b0-inc0"]].concat(),
+            "init_cls` is 0",
+        ),
+    ] {
+        let found = sdlora(home.path(), args);
+        assert_eq!(found.status.code(), Some(2), "{args:?}: {}", err(&found));
+        assert!(err(&found).contains(part), "{args:?}: {}", err(&found));
+    }
+}

@@ -183,6 +183,14 @@ fn member_suffix(member: &str) -> String {
 }
 
 impl DataError {
+    /// Whether what the user typed or set is at fault rather than files or disk.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownDataset { .. } | Self::Options { .. } | Self::Setting { .. }
+        )
+    }
+
     /// Shorthand for [`DataError::Content`].
     pub(crate) fn content(
         place: impl Into<String>,

@@ -179,6 +179,9 @@ impl TrainError {
 
     /// Whether the user's input is at fault (exit code 2) rather than the run (exit code 1).
     pub fn is_usage(&self) -> bool {
+        if let Self::Data(error) = self {
+            return error.is_usage();
+        }
         matches!(
             self,
             Self::Setting { .. }

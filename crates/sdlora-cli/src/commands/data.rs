@@ -125,7 +125,7 @@ fn list(data_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn verify(args: &Verify) -> anyhow::Result<()> {
-    let entry = datasets::find(&args.which.name).map_err(|e| UsageError(e.to_string()))?;
+    let entry = datasets::find(&args.which.name)?;
     let manifest = entry.manifest()?;
     println!(
         "source   {}\nlicence  {}",
@@ -272,7 +272,6 @@ impl Which {
         if self.skip_bad {
             options = options.with("skip_bad", true);
         }
-        datasets::find(&self.name).map_err(|e| UsageError(e.to_string()))?;
         Ok(datasets::open(&self.name, &self.data_dir, &options)?)
     }
 }

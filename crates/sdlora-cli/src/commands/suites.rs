@@ -1,5 +1,6 @@
 //! The suites of `sdlora compare`: which runs stand in one table, and on which streams.
 
+use anyhow::Context;
 use serde::Deserialize;
 
 use crate::UsageError;
@@ -116,7 +117,13 @@ impl Suite {
     pub fn find(name_or_file: &str) -> anyhow::Result<Self> {
         let text = match SUITES.iter().find(|(name, _)| *name == name_or_file) {
             Some((_, text)) => (*text).to_owned(),
-            None => read_text(name_or_file.as_ref())?,
+            None => read_text(name_or_file.as_ref()).with_context(|| {
+                let known: Vec<_> = SUITES.iter().map(|(name, _)| *name).collect();
+                format!(
+                    "no suite is called `{name_or_file}`: choose one of {}, or a file",
+                    known.join(", ")
+                )
+            })?,
         };
         Ok(Self::parse(name_or_file, &text)?)
     }
