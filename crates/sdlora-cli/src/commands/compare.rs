@@ -1,6 +1,9 @@
 //! `sdlora compare`: every method of a suite on one stream, over several seeds, as one table.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -8,7 +11,7 @@ use sdlora_data::{ClassOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::write_file;
 use sdlora_train::heads::FloatsStored;
-use sdlora_train::{PLAN_FILE, RunConfig, RunLog, Silent, Start, pixel_floor};
+use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, pixel_floor};
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
@@ -17,7 +20,7 @@ use crate::commands::presets::Preset;
 use crate::commands::suites::{Entry, Suite};
 use crate::commands::train::execute;
 use crate::config::with_settings;
-use crate::report::{Comparison, compare_table};
+use crate::report::{Claim, Comparison, Outcome, claims_table, compare_table};
 use crate::results;
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
@@ -49,7 +52,11 @@ pub struct Args {
     /// Folder of the runs
     #[arg(long, default_value = "runs/compare")]
     runs: PathBuf,
-    /// File for the table, besides printing it
+    /// Runs made at the same time; each has its share of the threads
+    #[arg(long, default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
+    /// File for the tables, besides printing them; of a file with the lines `<!-- compare: begin -->` and
+    /// `<!-- compare: end -->` only what stands between them is renewed
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -73,97 +80,234 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .into());
     }
 
-    let mut text = String::new();
+    // Every plan is made before anything is trained: a mistake in the last entry costs no hours.
     let mut backbones = Backbones::default();
+    let mut streams = Vec::new();
     for base in chosen {
         let mut folder = args.runs.join(&suite.name);
         if bases.len() > 1 {
             folder.push(base.name);
+        }
+        let jobs = jobs_on(&args, &suite, base, &folder, &mut backbones)?;
+        streams.push((base, jobs));
+    }
+
+    let mut text = String::new();
+    let mut failed = Vec::new();
+    for (base, jobs) in &streams {
+        if bases.len() > 1 {
             text.push_str(&format!("## {}\n\n{}\n\n", base.name, base.summary()));
             println!("\n{}: {}", base.name, base.summary());
         }
-        let table = compare_on(&args, &suite, base, &folder, &mut backbones)?;
+        let mut rows = Vec::new();
+        if args.floor {
+            rows.push(floor(&args, &suite, base)?);
+        }
+        rows.extend(rows_of(&args, jobs, &mut failed));
+        let table = table_of(&rows, &suite.claim);
         println!("\n{table}");
         text.push_str(&table);
         text.push('\n');
         // Written after every stream: what is finished is not lost with the rest.
         if let Some(path) = &args.out {
-            write_file(path, text.trim_end().as_bytes())?;
+            write_text(path, text.trim_end())?;
         }
     }
-    Ok(())
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(anyhow::anyhow!(
+            "{} not finished, the tables stand without them:\n{}",
+            match failed.len() {
+                1 => "one run is".to_owned(),
+                n => format!("{n} runs are"),
+            },
+            failed.join("\n")
+        )),
+    }
 }
 
-/// The table of one stream, its runs in `folder`.
-fn compare_on(
+/// One run of a suite: an entry with a seed.
+struct Job<'a> {
+    entry: &'a Entry,
+    seed: u32,
+    folder: PathBuf,
+    plan: Plan,
+}
+
+/// All runs of a suite on one stream, their folders in `folder`, in the order of the table.
+fn jobs_on<'a>(
     args: &Args,
-    suite: &Suite,
+    suite: &'a Suite,
     base: &Preset,
     folder: &Path,
     backbones: &mut Backbones,
-) -> anyhow::Result<String> {
-    let mut rows: Vec<Row> = Vec::new();
-    if args.floor {
-        rows.push(floor(args, suite, base)?);
-    }
+) -> anyhow::Result<Vec<Job<'a>>> {
     let is_asked_for = |label: &str| args.only.as_ref().is_none_or(|only| label.contains(only));
+    let mut jobs = Vec::new();
     for entry in &suite.entry {
         if !entry.is_on(base.name) || !is_asked_for(&entry.label) {
             continue;
         }
-        let mut row = Row::new(&entry.label);
         for &seed in &args.seeds {
-            let folder = folder.join(format!("{}-seed{seed}", slug(&entry.label)));
-            let log = run_of(args, suite, base, entry, seed, &folder, backbones)
+            let plan = plan_of(args, suite, base, entry, seed, backbones)
                 .with_context(|| format!("entry `{}`, seed {seed}", entry.label))?;
-            let summary = Summary::of(&log.matrix);
-            let trained = log.tasks.iter().map(|t| t.seconds).sum();
-            say(args, &entry.label, seed, &summary, trained);
-            // Methods that train in their first task only have nothing in the last.
-            row.n_parameters = log.n_trained.iter().copied().max().unwrap_or(0);
-            row.stored = log.floats_stored.last().copied();
-            row.seconds.push(trained);
-            row.summaries.push(summary);
+            let folder = folder.join(format!("{}-seed{seed}", slug(&entry.label)));
+            jobs.push(Job {
+                entry,
+                seed,
+                folder,
+                plan,
+            });
         }
-        rows.push(row);
     }
-    let rows: Vec<Comparison> = rows.iter().map(Row::comparison).collect();
-    Ok(compare_table(&rows))
+    Ok(jobs)
 }
 
-/// The log of a run that is made, continued, or already finished in `folder`.
-fn run_of(
+/// The plan of one run.
+fn plan_of(
     args: &Args,
     suite: &Suite,
     base: &Preset,
     entry: &Entry,
     seed: u32,
-    folder: &Path,
     backbones: &mut Backbones,
-) -> anyhow::Result<RunLog> {
+) -> anyhow::Result<Plan> {
     let settings = settings(args, suite, &entry.set, seed);
     let mut config = with_settings(base.text, &args.backbone, &settings, &mut |backbone| {
         backbones.transform(backbone, &args.common)
     })?;
     order_classes(&mut config, seed);
     backbones.resolve(&mut config.backbone, &args.common)?;
-    let plan = config.check()?;
-    if folder.join(results::METRICS_FILE).exists() {
+    Ok(config.check()?)
+}
+
+/// The rows of finished jobs, one for each entry. What fails is told in `failed` and stops no other.
+fn rows_of(args: &Args, jobs: &[Job], failed: &mut Vec<String>) -> Vec<Row> {
+    let logs = in_parallel(args.jobs, jobs, |job| {
+        let log = finished(args, job)?;
+        let summary = Summary::of(&log.matrix);
+        say(args, &job.entry.label, job.seed, &summary, seconds_of(&log));
+        anyhow::Ok(log)
+    });
+    let mut rows: Vec<Row> = Vec::new();
+    for (job, log) in jobs.iter().zip(logs) {
+        let label = &job.entry.label;
+        if rows.last().is_none_or(|row| row.label != *label) {
+            rows.push(Row::new(label));
+        }
+        match (log, rows.last_mut()) {
+            (Ok(log), Some(row)) => row.push(job.seed, &log),
+            (Err(e), _) => {
+                let line = format!("entry `{label}`, seed {}: {e:#}", job.seed);
+                eprintln!("{line}");
+                failed.push(line);
+            }
+            _ => {}
+        }
+    }
+    rows
+}
+
+/// The log of a run that is made, continued, or already finished in its folder.
+fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
+    if job.folder.join(results::METRICS_FILE).exists() {
         // A finished run of other settings would stand in the table under a label it is not.
-        sdlora_train::check_plan(folder, &plan).with_context(|| {
+        sdlora_train::check_plan(&job.folder, &job.plan).with_context(|| {
             format!(
                 "{} holds a finished run of other settings: remove it, or choose another --runs",
-                folder.display()
+                job.folder.display()
             )
         })?;
     } else {
-        let start = match folder.join(PLAN_FILE).exists() {
+        let start = match job.folder.join(PLAN_FILE).exists() {
             true => Start::Resume,
             false => Start::Fresh,
         };
-        execute(&plan, &args.common, folder, start, &mut Silent)?;
+        execute(&job.plan, &args.common, &job.folder, start, &mut Silent)?;
     }
-    Ok(results::read(folder)?.log)
+    Ok(results::read(&job.folder)?.log)
+}
+
+/// What `work` makes of every item, in their order, `n_workers` at a time; several share the threads
+/// of the processor, so that each of them computes as one that has a smaller machine for itself.
+fn in_parallel<I: Sync, O: Send>(
+    n_workers: NonZeroUsize,
+    items: &[I],
+    work: impl Fn(&I) -> anyhow::Result<O> + Sync,
+) -> Vec<anyhow::Result<O>> {
+    let n_workers = n_workers.get().min(items.len());
+    if n_workers <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let n_threads = (rayon::current_num_threads() / n_workers).max(1);
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    let worker = || {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            .build();
+        while let Some((idx, item)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|idx| Some((idx, items.get(idx)?)))
+        {
+            let made = match &pool {
+                Ok(pool) => pool.install(|| work(item)),
+                Err(e) => Err(anyhow::anyhow!(
+                    "no threads to compute with ({e}): fewer --jobs"
+                )),
+            };
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.push((idx, made));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..n_workers {
+            scope.spawn(worker);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(idx, _)| *idx);
+    done.into_iter().map(|(_, made)| made).collect()
+}
+
+/// The table of one stream, with what becomes of the claims there.
+fn table_of(rows: &[Row], claims: &[Claim]) -> String {
+    let comparisons: Vec<Comparison> = rows.iter().map(Row::comparison).collect();
+    let mut text = compare_table(&comparisons);
+    let accuracies = |label: &str| {
+        let row = rows.iter().find(|row| row.label == label)?;
+        let accuracy = |(&seed, summary): (&u32, &Summary)| {
+            Some((seed, 100.0 * summary.final_average_accuracy?))
+        };
+        let all = row.seeds.iter().zip(&row.summaries).map(accuracy);
+        all.collect::<Option<Vec<_>>>()
+    };
+    let outcomes: Vec<_> = claims
+        .iter()
+        .filter_map(|claim| {
+            let (higher, lower) = (accuracies(&claim.higher)?, accuracies(&claim.lower)?);
+            Some(Outcome::of(claim, &higher, &lower))
+        })
+        .collect();
+    if !outcomes.is_empty() {
+        text.push('\n');
+        text.push_str(&claims_table(&outcomes));
+    }
+    text
+}
+
+/// Writes the tables: the whole of a file, or what stands between its markers.
+fn write_text(path: &Path, tables: &str) -> anyhow::Result<()> {
+    const MARKERS: [&str; 2] = ["<!-- compare: begin -->", "<!-- compare: end -->"];
+    let old = std::fs::read_to_string(path).unwrap_or_default();
+    let whole = match (old.find(MARKERS[0]), old.find(MARKERS[1])) {
+        (Some(begin), Some(end)) if begin < end => format!(
+            "{}\n{tables}\n{}",
+            &old[..begin + MARKERS[0].len()],
+            &old[end..]
+        ),
+        _ => tables.to_owned(),
+    };
+    Ok(write_file(path, whole.as_bytes())?)
 }
 
 /// The keys of one run.
@@ -192,9 +336,15 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
     println!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
 }
 
-/// A row of the table; metrics and seconds of training are those of every seed.
+/// Seconds of training of a run.
+fn seconds_of(log: &RunLog) -> f64 {
+    log.tasks.iter().map(|task| task.seconds).sum()
+}
+
+/// A row of the table; seeds, metrics and seconds of a task in the order of the runs.
 struct Row {
     label: String,
+    seeds: Vec<u32>,
     summaries: Vec<Summary>,
     n_parameters: usize,
     stored: Option<FloatsStored>,
@@ -205,11 +355,22 @@ impl Row {
     fn new(label: &str) -> Self {
         Self {
             label: label.to_owned(),
+            seeds: Vec::new(),
             summaries: Vec::new(),
             n_parameters: 0,
             stored: None,
             seconds: Vec::new(),
         }
+    }
+
+    fn push(&mut self, seed: u32, log: &RunLog) {
+        self.seeds.push(seed);
+        self.summaries.push(Summary::of(&log.matrix));
+        // Methods that train in their first task only have nothing in the last.
+        self.n_parameters = log.n_trained.iter().copied().max().unwrap_or(0);
+        self.stored = log.floats_stored.last().copied();
+        self.seconds
+            .push(seconds_of(log) / log.tasks.len().max(1) as f64);
     }
 
     fn comparison(&self) -> Comparison<'_> {
@@ -218,7 +379,7 @@ impl Row {
             summaries: &self.summaries,
             n_parameters: Some(self.n_parameters),
             stored: self.stored,
-            seconds: &self.seconds,
+            seconds_per_task: &self.seconds,
         }
     }
 }
@@ -239,7 +400,8 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
         let summary = Summary::of(&matrix);
         let seconds = start.elapsed().as_secs_f64();
         say(args, label, seed, &summary, seconds);
-        row.seconds.push(seconds);
+        row.seeds.push(seed);
+        row.seconds.push(seconds / summary.n_tasks.max(1) as f64);
         row.summaries.push(summary);
     }
     Ok(row)

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use crate::UsageError;
 use crate::commands::presets::{self, Preset};
 use crate::commands::read_text;
+use crate::report::Claim;
 
 /// The suites inside the binary.
 const SUITES: &[(&str, &str)] = &[
@@ -78,6 +79,9 @@ pub struct Suite {
     pub set: Vec<String>,
     /// The runs.
     pub entry: Vec<Entry>,
+    /// Orders of two entries that somebody has published.
+    #[serde(default)]
+    pub claim: Vec<Claim>,
 }
 
 /// One preset, or several.
@@ -145,6 +149,18 @@ impl Suite {
                 )));
             }
         }
+        let is_entry = |label: &String| suite.entry.iter().any(|entry| entry.label == *label);
+        if let Some(label) = suite
+            .claim
+            .iter()
+            .flat_map(|claim| [&claim.higher, &claim.lower])
+            .find(|label| !is_entry(label))
+        {
+            return Err(UsageError(format!(
+                "suite `{source}` is not usable: a claim is about `{label}`, which is none of its \
+                 entries"
+            )));
+        }
         Ok(suite)
     }
 
@@ -196,5 +212,20 @@ mod tests {
         assert!(suite.entry[0].is_on("omniglot-100x5") && !suite.entry[0].is_on("omniglot-10x20"));
         let error = Suite::parse("own.toml", &text("omniglot-shift")).unwrap_err();
         assert!(error.to_string().contains("`omniglot-shift`"), "{error}");
+    }
+
+    #[test]
+    fn a_claim_is_about_entries_of_the_suite() {
+        let text = |lower: &str| {
+            format!(
+                "name = \"own\"\nbase = \"omniglot-10x20\"\n\
+                 [[entry]]\nlabel = \"ncm\"\nset = []\n[[entry]]\nlabel = \"lora\"\nset = []\n\
+                 [[claim]]\nhigher = \"ncm\"\nlower = \"{lower}\"\nsource = \"Table 9\"\n"
+            )
+        };
+        let suite = Suite::parse("own.toml", &text("lora")).unwrap();
+        assert_eq!(suite.claim[0].points, None);
+        let error = Suite::parse("own.toml", &text("lara")).unwrap_err();
+        assert!(error.to_string().contains("`lara`"), "{error}");
     }
 }

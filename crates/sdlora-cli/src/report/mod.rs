@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `table.rs` | growing accuracy table, summary block, comparison of methods |
+//! | `claims.rs` | published orders of methods beside those that came out |
 //! | `expected.rs` | published numbers beside those of the run |
 //! | `html.rs` | the page `report.html` |
 //! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
@@ -13,12 +14,14 @@
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
 
 mod charts;
+mod claims;
 mod expected;
 pub mod figure;
 mod html;
 mod svg;
 mod table;
 
+pub use claims::{Claim, Outcome, claims_table};
 pub use expected::{published_block, published_numbers};
 pub use html::report_html;
 pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};

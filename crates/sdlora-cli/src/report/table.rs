@@ -94,8 +94,8 @@ pub struct Comparison<'a> {
     pub n_parameters: Option<usize>,
     /// What the head keeps after the last task, if known.
     pub stored: Option<FloatsStored>,
-    /// Training time of each run in seconds.
-    pub seconds: &'a [f64],
+    /// Training time of a task of each run, in seconds.
+    pub seconds_per_task: &'a [f64],
 }
 
 /// Markdown table with one line per method: mean over its runs ± standard error.
@@ -111,7 +111,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
         "BWT",
         "Parameters",
         "Head keeps",
-        "Seconds",
+        "s/task",
     ];
     let mut rows = vec![header.map(String::from)];
     rows.extend(comparisons.iter().map(|comparison| {
@@ -123,10 +123,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
             spread(values.collect::<Option<Vec<f64>>>().as_deref(), 2)
         };
         [
-            comparison
-                .method
-                .replace('|', "\\|")
-                .replace(['\n', '\r'], " "),
+            cell_text(comparison.method),
             comparison.summaries.len().to_string(),
             metric(|run| run.final_average_accuracy),
             metric(|run| run.average_anytime_accuracy),
@@ -134,14 +131,28 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
             metric(|run| run.backward_transfer),
             comparison.n_parameters.map_or(UNDEFINED.into(), grouped),
             comparison.stored.map_or(UNDEFINED.into(), stored),
-            spread(Some(comparison.seconds), 1),
+            spread(Some(comparison.seconds_per_task), 1),
         ]
     }));
 
+    let mut text = markdown(&rows);
+    text.push_str(
+        "\nAcc: final accuracy; AAA: average anytime accuracy; both and forgetting and backward transfer (BWT) in %, \
+         means over tasks. Parameters: most trained in one task; head keeps: numbers (32-bit floats) of \
+         earlier classes, per class + once. s/task: seconds of training a task. ±: standard error over runs.\n",
+    );
+    text
+}
+
+/// A text that stays in its cell.
+pub(super) fn cell_text(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+/// A markdown table whose first row is its header; the first column is text, the others numbers.
+pub(super) fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let width_of = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..header.len())
-        .map(|column| width_of(column).unwrap_or(0))
-        .collect();
+    let widths: Vec<usize> = (0..N).map(|column| width_of(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for (row_idx, row) in rows.iter().enumerate() {
         for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
@@ -164,11 +175,6 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
             text.push('\n');
         }
     }
-    text.push_str(
-        "\nAcc: final accuracy; AAA: average anytime accuracy; both and forgetting and backward transfer (BWT) in %, \
-         means over tasks. Parameters: most trained in one task; head keeps: numbers (32-bit floats) of \
-         earlier classes, per class + once. Seconds: of training, all tasks. ±: standard error over runs.\n",
-    );
     text
 }
 
@@ -203,7 +209,7 @@ pub fn grouped(number: usize) -> String {
     text
 }
 
-fn spread(values: Option<&[f64]>, n_decimals: usize) -> String {
+pub(super) fn spread(values: Option<&[f64]>, n_decimals: usize) -> String {
     let Some(spread) = values.and_then(|values| Spread::of(values).ok()) else {
         return UNDEFINED.into();
     };
@@ -322,20 +328,20 @@ backward transfer, over tasks                      -17.00 %
                     shared: 73728,
                     total: 189528,
                 }),
-                seconds: &[10.0, 12.0],
+                seconds_per_task: &[10.0, 12.0],
             },
             Comparison {
                 method: "joint | all",
                 summaries: &[joint],
                 n_parameters: None,
                 stored: None,
-                seconds: &[],
+                seconds_per_task: &[],
             },
         ]);
         assert_eq!(
             table.lines().take(4).collect::<Vec<_>>(),
             [
-                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |         Head keeps |    Seconds |",
+                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |         Head keeps |     s/task |",
                 "|--------------|-----:|-------------:|-------------:|------------:|-------------:|-----------:|-------------------:|-----------:|",
                 "| sdlora       |    2 | 87.00 ± 2.00 | 89.00 ± 1.50 | 8.00 ± 2.00 | -8.00 ± 2.00 |     36,864 | 579/class + 73,728 | 11.0 ± 1.0 |",
                 "| joint \\| all |    1 |        96.00 |            – |           – |            – |          – |                  – |          – |",

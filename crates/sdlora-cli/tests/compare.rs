@@ -1,0 +1,85 @@
+//! A suite of several entries and seeds from the command line.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{data, err, out, sdlora};
+
+/// Two entries on frozen features; in the first of them a rate can be set that breaks it.
+fn suite(rate: &str) -> String {
+    format!(
+        "name = \"own\"\nbase = \"omniglot-10x20\"\n\
+         set = [\"stream.n_tasks=2\", \"n_epochs=1\", \"stream.split={{ increment = {{ init_cls = 4, increment = 4 }} }}\"]\n\
+         [[entry]]\nlabel = \"linear\"\nset = [\"method={{ name = \\\"linear\\\" }}\", \"optimizer.lr={rate}\"]\n\
+         [[entry]]\nlabel = \"ncm\"\nset = [\"method={{ name = \\\"ncm\\\" }}\"]\n\
+         [[claim]]\nhigher = \"ncm\"\nlower = \"linear\"\nsource = \"one epoch\"\n"
+    )
+}
+
+fn compare(home: &Path, rate: &str, more: &[&str]) -> std::process::Output {
+    let file = home.join("suite.toml");
+    fs::write(&file, suite(rate)).unwrap();
+    let data = data();
+    let args = [
+        "compare",
+        "--suite",
+        file.to_str().unwrap(),
+        "--seeds",
+        "1,2",
+        "--data-dir",
+        data.to_str().unwrap(),
+    ];
+    sdlora(home, &[&args[..], more].concat())
+}
+
+/// The columns of a table that are no times.
+fn without_seconds(text: &str) -> Vec<String> {
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    rows.map(|line| line.split('|').take(9).collect::<Vec<_>>().join("|"))
+        .collect()
+}
+
+#[test]
+fn runs_at_the_same_time_give_the_table_of_runs_one_after_another() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let page = two.path().join("page.md");
+    let around = "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n";
+    fs::write(&page, around).unwrap();
+    let alone = out(&compare(one.path(), "0.1", &[]));
+    let more = ["--jobs", "2", "--out", page.to_str().unwrap()];
+    let parallel = out(&compare(two.path(), "0.1", &more));
+    let table = without_seconds(&alone);
+    assert_eq!(table, without_seconds(&parallel));
+    assert!(table[1].starts_with("| linear") && table[2].starts_with("| ncm"));
+    assert!(alone.contains("| ncm > linear |"), "{alone}");
+    let page = fs::read_to_string(&page).unwrap();
+    assert!(
+        page.starts_with("before\n<!-- compare: begin -->\n| Method"),
+        "{page}"
+    );
+    assert!(page.ends_with("<!-- compare: end -->\nafter\n") && !page.contains("old"));
+
+    // A second call makes nothing again.
+    let metrics = one.path().join("runs/compare/own/ncm-seed2/metrics.json");
+    let written = fs::metadata(&metrics).unwrap().modified().unwrap();
+    assert_eq!(out(&compare(one.path(), "0.1", &[])), alone);
+    assert_eq!(fs::metadata(&metrics).unwrap().modified().unwrap(), written);
+}
+
+#[test]
+fn a_run_that_fails_is_named_and_the_others_stand() {
+    let home = tempfile::tempdir().unwrap();
+    let found = compare(home.path(), "1e38", &["--jobs", "2"]);
+    assert_ne!(found.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    let table = without_seconds(&text);
+    assert!(table[1].contains("| linear |    0 |"), "{text}");
+    assert!(table[2].contains("| ncm    |    2 |"), "{text}");
+    assert!(text.contains("no seed in common"), "{text}");
+    let message = err(&found);
+    assert!(message.contains("2 runs are not finished"), "{message}");
+    assert!(message.contains("entry `linear`, seed 1: "), "{message}");
+}
