@@ -131,7 +131,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
             metric(|run| run.backward_transfer),
             comparison.n_parameters.map_or(UNDEFINED.into(), grouped),
             comparison.stored.map_or(UNDEFINED.into(), stored),
-            spread(Some(comparison.seconds_per_task), 1),
+            spread(Some(comparison.seconds_per_task), 2),
         ]
     }));
 
@@ -341,10 +341,10 @@ backward transfer, over tasks                      -17.00 %
         assert_eq!(
             table.lines().take(4).collect::<Vec<_>>(),
             [
-                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |         Head keeps |     s/task |",
-                "|--------------|-----:|-------------:|-------------:|------------:|-------------:|-----------:|-------------------:|-----------:|",
-                "| sdlora       |    2 | 87.00 ± 2.00 | 89.00 ± 1.50 | 8.00 ± 2.00 | -8.00 ± 2.00 |     36,864 | 579/class + 73,728 | 11.0 ± 1.0 |",
-                "| joint \\| all |    1 |        96.00 |            – |           – |            – |          – |                  – |          – |",
+                "| Method       | Runs |          Acc |          AAA |  Forgetting |          BWT | Parameters |         Head keeps |       s/task |",
+                "|--------------|-----:|-------------:|-------------:|------------:|-------------:|-----------:|-------------------:|-------------:|",
+                "| sdlora       |    2 | 87.00 ± 2.00 | 89.00 ± 1.50 | 8.00 ± 2.00 | -8.00 ± 2.00 |     36,864 | 579/class + 73,728 | 11.00 ± 1.00 |",
+                "| joint \\| all |    1 |        96.00 |            – |           – |            – |          – |                  – |            – |",
             ]
         );
     }
