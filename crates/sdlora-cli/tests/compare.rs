@@ -49,7 +49,7 @@ fn runs_at_the_same_time_give_the_table_of_runs_one_after_another() {
     let around = "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n";
     fs::write(&page, around).unwrap();
     let alone = out(&compare(one.path(), "0.1", &[]));
-    let more = ["--jobs", "2", "--out", page.to_str().unwrap()];
+    let more = ["--jobs", "2", "--keep-checkpoints", "--out", page.to_str().unwrap()];
     let parallel = out(&compare(two.path(), "0.1", &more));
     let table = without_seconds(&alone);
     assert_eq!(table, without_seconds(&parallel));
@@ -61,6 +61,13 @@ fn runs_at_the_same_time_give_the_table_of_runs_one_after_another() {
         "{page}"
     );
     assert!(page.ends_with("<!-- compare: end -->\nafter\n") && !page.contains("old"));
+
+    // What is only needed to look back is kept on demand.
+    let kept = |home: &Path| {
+        let folder = home.join("runs/compare/own/ncm-seed1/checkpoints");
+        fs::read_dir(folder).unwrap().count()
+    };
+    assert_eq!((kept(one.path()), kept(two.path())), (1, 2));
 
     // A second call makes nothing again.
     let metrics = one.path().join("runs/compare/own/ncm-seed2/metrics.json");

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Context;
 use sdlora_data::{ClassOrder, TaskSplit};
 use sdlora_metrics::Summary;
-use sdlora_train::checkpoint::write_file;
+use sdlora_train::checkpoint::{self, write_file};
 use sdlora_train::heads::FloatsStored;
 use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, pixel_floor};
 
@@ -55,6 +55,10 @@ pub struct Args {
     /// Runs made at the same time; each has its share of the threads
     #[arg(long, default_value_t = NonZeroUsize::MIN)]
     jobs: NonZeroUsize,
+    /// Keep the checkpoint of every task, which most of `sdlora analyse` reads; a finished run keeps its
+    /// last one otherwise, because each repeats all earlier directions
+    #[arg(long)]
+    keep_checkpoints: bool,
     /// File for the tables, besides printing them; of a file with the lines `<!-- compare: begin -->` and
     /// `<!-- compare: end -->` only what stands between them is renewed
     #[arg(long)]
@@ -224,6 +228,12 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
             false => Start::Fresh,
         };
         execute(&job.plan, &args.common, &job.folder, start, &mut Silent)?;
+        if !args.keep_checkpoints {
+            let checkpoints = job.folder.join("checkpoints");
+            let mut names = checkpoint::names(&checkpoints);
+            names.pop();
+            checkpoint::remove(&checkpoints, &names);
+        }
     }
     Ok(results::read(&job.folder)?.log)
 }
