@@ -30,8 +30,9 @@ fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
     let mut all: Vec<OsString> = ["run", "--quiet", "--release", "-p", "sdlora-cli"]
         .map(Into::into)
         .into();
-    if let Some(device) = device_of(args) {
-        let features = format!("flex,{device}");
+    let backends = backends_of(args);
+    if !backends.is_empty() {
+        let features = format!("flex,{}", backends.join(","));
         all.extend([
             "--no-default-features".into(),
             "--features".into(),
@@ -43,23 +44,30 @@ fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
     all
 }
 
-/// The device the arguments name, when it is a feature beside `flex`. A name that is no feature is
-/// left to `sdlora`, whose message lists what there is.
-fn device_of(args: &[OsString]) -> Option<&'static str> {
+/// The backends of the devices the arguments name, as far as they are features beside `flex`. A name
+/// that is no feature is left to `sdlora`, whose message lists what there is.
+fn backends_of(args: &[OsString]) -> Vec<&'static str> {
     let mut args = args.iter().map(|arg| arg.to_string_lossy());
-    let mut named = None;
+    let mut named: Vec<String> = Vec::new();
     while let Some(arg) = args.next() {
-        match arg.strip_prefix("--device") {
-            Some("") => named = args.next().map(|name| name.into_owned()),
-            Some(rest) => named = rest.strip_prefix('=').map(str::to_owned).or(named),
-            None if arg == "--" => break,
-            None => {}
+        if arg == "--" {
+            break;
+        }
+        for option in ["--device", "--devices"] {
+            match arg.strip_prefix(option) {
+                Some("") => named.extend(args.next().map(|names| names.into_owned())),
+                Some(rest) => named.extend(rest.strip_prefix('=').map(str::to_owned)),
+                None => {}
+            }
         }
     }
-    let named = named?;
-    DEVICES
-        .into_iter()
-        .find(|&device| device == named && device != "flex")
+    let names: Vec<&str> = named
+        .iter()
+        .flat_map(|names| names.split(','))
+        .map(|name| name.split(':').next().unwrap_or(name))
+        .collect();
+    let is_named = |backend: &&str| *backend != "flex" && names.contains(backend);
+    DEVICES.into_iter().filter(is_named).collect()
 }
 
 #[cfg(test)]
@@ -101,11 +109,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_lists_of_devices_name_their_backends_once() {
+        for args in [
+            &["--device", "cuda:1"][..],
+            &["--devices", "cuda:0,cuda:1"],
+            &["--devices=cuda:0,flex"],
+        ] {
+            let line = line("train", args);
+            assert!(line.contains("--features flex,cuda -- train"), "{line}");
+        }
+        let two = line("train", &["--devices", "wgpu:0,cuda"]);
+        assert!(two.contains("--features flex,wgpu,cuda -- train"), "{two}");
+    }
+
+    #[test]
     fn unknown_devices_and_look_alikes_are_left_to_the_program() {
         for args in [
             &["--device", "tpu"][..],
             &["--device"],
-            &["--devices=wgpu"],
+            &["--device-list=wgpu"],
             &["--", "--device=wgpu"],
         ] {
             assert!(!line("train", args).contains("--features"), "{args:?}");

@@ -49,7 +49,13 @@ fn runs_at_the_same_time_give_the_table_of_runs_one_after_another() {
     let around = "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n";
     fs::write(&page, around).unwrap();
     let alone = out(&compare(one.path(), "0.1", &[]));
-    let more = ["--jobs", "2", "--keep-checkpoints", "--out", page.to_str().unwrap()];
+    let more = [
+        "--jobs",
+        "2",
+        "--keep-checkpoints",
+        "--out",
+        page.to_str().unwrap(),
+    ];
     let parallel = out(&compare(two.path(), "0.1", &more));
     let table = without_seconds(&alone);
     assert_eq!(table, without_seconds(&parallel));

@@ -3,6 +3,7 @@
 //! Only a plan can run. It is written to the run folder before training starts, and a resumed run
 //! must have the same one.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,6 +31,10 @@ pub struct RunConfig {
     pub n_epochs: usize,
     /// Images per step.
     pub batch_size: usize,
+    /// Images of a step that are computed at once (gradient accumulation), for a batch that does not fit
+    /// into memory; the step is that of the whole batch up to rounding. All when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<NonZeroUsize>,
     /// What classifies; that of the method where none is named, see
     /// [`Method::default_head`](crate::methods::Method::default_head).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -39,6 +39,17 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// A device stopped in the middle of a step.
+    #[error(
+        "device {device} gave up: {problem}; leave it out of `--devices`, or make `micro_batch` smaller \
+         if its memory is full; the last checkpoint is intact"
+    )]
+    Device {
+        /// The device.
+        device: String,
+        /// What it said.
+        problem: String,
+    },
     /// Statistics that a method takes of features mean nothing any more.
     #[error(
         "{what} has {problem}: lower `optimizer.lr`, or start from another seed; the last \

@@ -47,6 +47,7 @@
 //! ```
 
 pub mod analysis;
+mod batch_split;
 pub mod checkpoint;
 mod config;
 mod eigen;
@@ -73,6 +74,7 @@ mod rooms;
 mod run;
 mod trainer;
 
+pub use batch_split::BatchSplit;
 pub use config::{BackboneConfig, FirstTask, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
@@ -95,5 +97,5 @@ pub use prompts::{
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
 pub use resume::{PLAN_FILE, check_plan};
-pub use run::{Finished, RunLog, Start, run};
+pub use run::{Finished, RunLog, Start, run, run_on_devices};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -5,8 +5,8 @@
 //! boxes and shares are those of torchvision's `transforms.v2`. What is drawn depends on the seed, the
 //! task and the step alone, so a resumed run mixes as an unbroken one.
 
-use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor};
 use rand::{Rng, RngExt};
 use rand_distr::{Beta, Distribution};
 use serde::{Deserialize, Serialize};
@@ -176,20 +176,27 @@ impl Mix {
         }
     }
 
-    /// Mean cross-entropy `[1]` of `logits: [batch, n_classes]` against the mixed labels:
-    /// `share · CE(own) + (1 − share) · CE(partner)`.
-    pub fn cross_entropy(
+    /// Mean cross-entropy `[1]` of `logits: [batch, n_classes]` against the mixed labels of a whole
+    /// batch: `share · CE(own) + (1 − share) · CE(partner)`.
+    pub fn cross_entropy(&self, logits: Tensor<2>, labels: Tensor<1, Int>) -> Tensor<1> {
+        let partners = labels.clone().roll_dim(1, 0);
+        self.cross_entropy_of(logits, labels, partners)
+    }
+
+    /// As [`cross_entropy`](Self::cross_entropy) where the labels of the partners are not those of
+    /// the same rows, because the rows are a part of a batch.
+    pub fn cross_entropy_of(
         &self,
         logits: Tensor<2>,
-        labels: Tensor<1, burn::tensor::Int>,
+        labels: Tensor<1, Int>,
+        partners: Tensor<1, Int>,
     ) -> Tensor<1> {
         let [batch, _] = logits.dims();
         let log_probabilities = log_softmax(logits, 1);
-        let of = |labels: Tensor<1, burn::tensor::Int>| {
+        let of = |labels: Tensor<1, Int>| {
             let labels = labels.reshape([batch, 1]);
             log_probabilities.clone().gather(1, labels).mean().neg()
         };
-        let partners = labels.clone().roll_dim(1, 0);
         of(labels).mul_scalar(self.share()) + of(partners).mul_scalar(1.0 - self.share())
     }
 }

@@ -229,18 +229,18 @@ impl OptimizerConfig {
         loss: &Tensor<1>,
         lr_factor: f64,
     ) -> M {
-        self.step_at(optimizer, module, loss, (self.lr * lr_factor).into())
+        let grads = GradientsParams::from_grads(loss.backward(), &module);
+        self.apply(optimizer, module, grads, (self.lr * lr_factor).into())
     }
 
-    /// As [`step`](Self::step), with the learning rate of every parameter given.
-    pub fn step_at<M: Module>(
+    /// One step with gradients that are there already, and the learning rate of every parameter.
+    pub fn apply<M: Module>(
         &self,
         optimizer: &mut ModuleOptimizer,
         module: M,
-        loss: &Tensor<1>,
+        mut grads: GradientsParams,
         rates: ModuleLearningRate,
     ) -> M {
-        let mut grads = GradientsParams::from_grads(loss.backward(), &module);
         if let Some(max_norm) = self.max_grad_norm {
             grads = clip_grad_norm(grads, &module, max_norm);
         }

@@ -11,6 +11,7 @@ use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
+use crate::batch_split::BatchSplit;
 use crate::checkpoint;
 use crate::config::{Plan, RunConfig};
 use crate::error::TrainError;
@@ -81,6 +82,39 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<Finished, TrainError> {
+    run_on_devices(
+        plan,
+        data_dir,
+        std::slice::from_ref(device),
+        folder,
+        start,
+        observer,
+    )
+}
+
+/// As [`run`], with every batch divided among `devices` of one machine: each computes the gradients of
+/// its share, the first one adds them up, makes the step, and does everything else. The order of
+/// the devices and their number change results by rounding only.
+///
+/// # Errors
+///
+/// Those of [`run`], [`TrainError::Setting`] when there is no device, and [`TrainError::Device`] when one
+/// of the others gives up.
+pub fn run_on_devices(
+    plan: &Plan,
+    data_dir: &Path,
+    devices: &[Device],
+    folder: &Path,
+    start: Start,
+    observer: &mut dyn Observer,
+) -> Result<Finished, TrainError> {
+    let Some((device, more_devices)) = devices.split_first() else {
+        return Err(TrainError::setting(
+            "devices",
+            "an empty list",
+            "one device or more",
+        ));
+    };
     let (config, method, head) = (plan.config(), plan.method(), plan.head());
     let device = device.clone().inner().autodiff();
     let dataset: Arc<dyn Dataset> =
@@ -113,6 +147,10 @@ pub fn run(
             loss: config.loss,
             mix: config.mix.as_ref(),
             seed: config.seed,
+            split: BatchSplit {
+                micro_batch: config.micro_batch,
+                more_devices: more_devices.to_vec(),
+            },
             checkpoint_every: config.checkpoint_every,
             residual_every: config.residual_every,
             device: device.clone(),

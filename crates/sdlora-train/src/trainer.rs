@@ -1,5 +1,6 @@
 //! One task of training: losses, backward, step. It reads no test image and writes no file.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use sdlora_data::{Batches, Loader};
 use serde::{Deserialize, Serialize};
 
+use crate::batch_split::{BatchSplit, Replicas};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::heads::{Head, cross_entropy};
@@ -90,13 +92,18 @@ impl Epoch {
 type Images = (Tensor<4>, Vec<usize>);
 
 /// A batch on its way to the loss.
-struct Featured {
-    /// With gradients, `[batch, d_model]`.
-    features: Tensor<2>,
-    /// What getting the features adds to the loss.
-    auxiliary: Option<Tensor<1>>,
+struct Batch {
+    inputs: Inputs,
     labels: Vec<usize>,
     mix: Mix,
+}
+
+/// What the features come from.
+enum Inputs {
+    /// Mixed, `[batch, channels, height, width]`.
+    Images(Tensor<4>),
+    /// The features themselves, `[batch, d_model]`.
+    Features(Tensor<2>),
 }
 
 /// Settings of the trainer that hold for every task.
@@ -116,6 +123,8 @@ pub struct Trainer<'a> {
     pub mix: Option<&'a MixConfig>,
     /// Seed of what is mixed.
     pub seed: u64,
+    /// How the work of a step is divided.
+    pub split: BatchSplit,
     /// Steps between two calls of `on_checkpoint`.
     pub checkpoint_every: usize,
     /// Steps between two entries of [`TaskLog::residuals`]; 0 makes none.
@@ -155,8 +164,8 @@ impl Trainer<'_> {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Diverged`] for a loss that is no number, and those of images and of
-    /// `on_checkpoint`.
+    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Device`] for a device that
+    /// gives up, and those of images and of `on_checkpoint`.
     pub fn train(
         &self,
         mut model: Model,
@@ -171,18 +180,19 @@ impl Trainer<'_> {
         let before = log.seconds;
         let start = Instant::now();
         let factors = LrFactors::of(|part| self.method.lr_factor(part));
+        let mut replicas = Replicas::of(&model, &self.device, &self.split);
         let mut step = log.losses.len();
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            while let Some(mut batch) = self.next(&mut batches, &model, task, epoch, step)? {
+            while let Some(batch) = self.next(&mut batches, task, epoch, step)? {
                 let n_images = batch.labels.len();
-                let auxiliary = batch.auxiliary.take();
-                let mut loss = self.loss_of(&model, batch, task.labels);
-                for term in auxiliary.into_iter().chain(self.method.penalty(&model)) {
-                    loss = loss + term;
-                }
-                let value = f64::from(loss.clone().into_scalar::<f32>());
+                let (value, grads) = replicas.gradients(
+                    &model,
+                    n_images,
+                    |model, device, rows| self.loss_of(model, device, &batch, rows, task.labels),
+                    self.method.penalty(&model),
+                )?;
                 if !value.is_finite() {
                     return Err(TrainError::Diverged {
                         task_idx: task.task_idx,
@@ -192,7 +202,7 @@ impl Trainer<'_> {
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
                 let rates = factors.rates(self.optimizer.lr * factor);
-                model = self.optimizer.step_at(&mut optimizer, model, &loss, rates);
+                model = self.optimizer.apply(&mut optimizer, model, grads, rates);
                 log.losses.push(value);
                 if self.residual_every > 0
                     && log.losses.len().is_multiple_of(self.residual_every)
@@ -224,21 +234,16 @@ impl Trainer<'_> {
     fn next(
         &self,
         batches: &mut Epoch,
-        model: &Model,
         task: &TaskData<'_>,
         epoch: usize,
         step: usize,
-    ) -> Result<Option<Featured>, TrainError> {
+    ) -> Result<Option<Batch>, TrainError> {
         let Some(table) = task.features else {
             let mix = self.mix_of(task, step);
-            return Ok(batches.next()?.map(|(images, labels)| {
-                let (features, auxiliary) = model.training_features(mix.apply(images));
-                Featured {
-                    features,
-                    auxiliary,
-                    labels,
-                    mix,
-                }
+            return Ok(batches.next()?.map(|(images, labels)| Batch {
+                inputs: Inputs::Images(mix.apply(images)),
+                labels,
+                mix,
             }));
         };
         let n_batches = task.loader.n_batches();
@@ -254,9 +259,8 @@ impl Trainer<'_> {
             .collect();
         let data = TensorData::new(values, [rows.len(), table.d_model]);
         let labels = rows.iter().map(|&i| table.labels[i]).collect();
-        Ok(Some(Featured {
-            features: Tensor::from_data(data, &self.device),
-            auxiliary: None,
+        Ok(Some(Batch {
+            inputs: Inputs::Features(Tensor::from_data(data, &self.device)),
             labels,
             mix: Mix::None,
         }))
@@ -271,28 +275,93 @@ impl Trainer<'_> {
         mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 
-    fn loss_of(&self, model: &Model, batch: Featured, task_labels: &[usize]) -> Tensor<1> {
+    /// Mean loss `[1]` of some rows of a batch under a model on a device.
+    fn loss_of(
+        &self,
+        model: &Model,
+        device: &Device,
+        batch: &Batch,
+        rows: Range<usize>,
+        task_labels: &[usize],
+    ) -> Tensor<1> {
+        let (features, auxiliary) = match &batch.inputs {
+            Inputs::Images(images) => {
+                model.training_features(rows_of(images, &rows).to_device(device))
+            }
+            Inputs::Features(features) => (rows_of(features, &rows).to_device(device), None),
+        };
+        let loss = self.classification_loss(model, features, batch, rows, task_labels);
+        match auxiliary {
+            None => loss,
+            Some(auxiliary) => loss + auxiliary,
+        }
+    }
+
+    fn classification_loss(
+        &self,
+        model: &Model,
+        features: Tensor<2>,
+        batch: &Batch,
+        rows: Range<usize>,
+        task_labels: &[usize],
+    ) -> Tensor<1> {
+        let device = features.device();
         let Some(trained) = &model.head.trained else {
-            return Tensor::zeros([1], &self.device);
+            return Tensor::zeros([1], &device);
         };
-        let logits = self.head.logits(trained, batch.features);
-        let (logits, targets) = match self.loss {
-            LossOver::NewClasses => of_classes(logits, &batch.labels, task_labels),
-            LossOver::SeenClasses => (logits, batch.labels),
+        let logits = self.head.logits(trained, features);
+        let (logits, columns) = match self.loss {
+            LossOver::NewClasses => of_classes(logits, task_labels),
+            LossOver::SeenClasses => (logits, Columns::Of(0)),
         };
-        let targets: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
-        let shape = [targets.len()];
-        let targets = Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &self.device);
-        match batch.mix {
-            Mix::None => cross_entropy(logits, targets),
-            mix => mix.cross_entropy(logits, targets),
+        let target = |label: usize| columns.position(label, task_labels) as i32;
+        let tensor = |targets: Vec<i32>| {
+            let shape = [targets.len()];
+            Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &device)
+        };
+        let labels = &batch.labels;
+        let targets = tensor(rows.clone().map(|row| target(labels[row])).collect());
+        if batch.mix == Mix::None {
+            return cross_entropy(logits, targets);
+        }
+        let partners = partners(rows, labels.len());
+        let partners = tensor(partners.map(|row| target(labels[row])).collect());
+        batch.mix.cross_entropy_of(logits, targets, partners)
+    }
+}
+
+/// The partners in a mixed batch of some of its rows: those before them, the last for the first.
+fn partners(rows: Range<usize>, batch: usize) -> impl Iterator<Item = usize> {
+    rows.map(move |row| (row + batch - 1) % batch)
+}
+
+/// Some rows of a tensor; the tensor itself where they are all.
+fn rows_of<const D: usize>(tensor: &Tensor<D>, rows: &Range<usize>) -> Tensor<D> {
+    match rows.len() == tensor.dims()[0] {
+        true => tensor.clone(),
+        false => tensor.clone().slice(rows.clone()),
+    }
+}
+
+/// Where the logits of labels stand.
+enum Columns {
+    /// A run that begins with this label.
+    Of(usize),
+    /// One for each class of the task, ascending.
+    Listed,
+}
+
+impl Columns {
+    fn position(&self, label: usize, classes: &[usize]) -> usize {
+        match self {
+            Self::Of(first) => label - first,
+            Self::Listed => classes.binary_search(&label).unwrap_or_default(),
         }
     }
 }
 
-/// The columns of some classes, ascending, of `logits: [batch, n_classes]`, and the position among
-/// them of each of `labels`, which are all labels of these classes.
-fn of_classes(logits: Tensor<2>, labels: &[usize], classes: &[usize]) -> (Tensor<2>, Vec<usize>) {
+/// The columns of some classes, ascending, of `logits: [batch, n_classes]`.
+fn of_classes(logits: Tensor<2>, classes: &[usize]) -> (Tensor<2>, Columns) {
     let [batch, n_classes] = logits.dims();
     let first = classes.first().copied().unwrap_or(0);
     let end = classes.last().map_or(n_classes, |&last| last + 1);
@@ -300,21 +369,31 @@ fn of_classes(logits: Tensor<2>, labels: &[usize], classes: &[usize]) -> (Tensor
         let columns: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
         let columns = TensorData::new(columns, [classes.len()]);
         let columns = Tensor::<1, Int>::from_data(columns, &logits.device());
-        let position = |label: &usize| classes.binary_search(label).unwrap_or_default();
-        let targets = labels.iter().map(position).collect();
-        return (logits.select(1, columns), targets);
+        return (logits.select(1, columns), Columns::Listed);
     }
-    let targets = labels.iter().map(|&label| label - first).collect();
     if first == 0 && end == n_classes {
-        return (logits, targets);
+        return (logits, Columns::Of(0));
     }
-    (logits.slice([0..batch, first..end]), targets)
+    (logits.slice([0..batch, first..end]), Columns::Of(first))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use sdlora_testkit::test_device;
+
+    #[test]
+    fn partners_of_labels_are_those_of_the_images() {
+        let device = test_device();
+        let images = Tensor::<1>::from_data([0.0f32, 1.0, 2.0, 3.0], &device).reshape([4, 1, 1, 1]);
+        let mixed = Mix::Blend { share: 0.0 }.apply(images).into_data();
+        let found: Vec<usize> = partners(0..4, 4).collect();
+        assert_eq!(
+            found,
+            mixed.iter().map(|v: f32| v as usize).collect::<Vec<_>>()
+        );
+        assert_eq!(partners(2..4, 4).collect::<Vec<_>>(), found[2..]);
+    }
 
     #[test]
     fn the_loss_compares_the_classes_of_the_task() {
@@ -335,7 +414,8 @@ mod tests {
                 [3, 1],
             ),
         ] {
-            let (found, positions) = of_classes(logits.clone(), &labels, classes);
+            let (found, place) = of_classes(logits.clone(), classes);
+            let positions = labels.map(|label: usize| place.position(label, classes));
             let found: Vec<f32> = found.into_data().iter().collect();
             assert_eq!(found, columns, "{classes:?}");
             assert_eq!(positions, targets, "{classes:?}");

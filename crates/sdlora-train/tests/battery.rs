@@ -133,6 +133,7 @@ impl Stage {
             loss: config.loss,
             mix: None,
             seed: config.seed,
+            split: Default::default(),
             checkpoint_every: usize::MAX,
             residual_every: 0,
             device: test_device_autodiff(),

@@ -283,6 +283,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         loss: LossOver::NewClasses,
         mix: None,
         seed: 0,
+        split: Default::default(),
         checkpoint_every: usize::MAX,
         residual_every: 0,
         device: device.clone(),

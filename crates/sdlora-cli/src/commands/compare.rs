@@ -227,7 +227,16 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
             true => Start::Resume,
             false => Start::Fresh,
         };
-        execute(&job.plan, &args.common, &job.folder, start, &mut Silent)?;
+        let devices = std::slice::from_ref(&args.common.device);
+        let data_dir = &args.common.data_dir;
+        execute(
+            &job.plan,
+            data_dir,
+            devices,
+            &job.folder,
+            start,
+            &mut Silent,
+        )?;
         if !args.keep_checkpoints {
             let checkpoints = job.folder.join("checkpoints");
             let mut names = checkpoint::names(&checkpoints);

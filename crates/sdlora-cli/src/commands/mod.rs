@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 /// Options every command that computes has.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
-    /// Where to compute: flex (CPU), ndarray, wgpu or cuda, as far as compiled in
+    /// Where to compute: flex (CPU), ndarray, cpu, wgpu or cuda as far as compiled in; one of several
+    /// with its number, cuda:1
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Folder of the data sets

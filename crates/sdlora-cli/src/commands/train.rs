@@ -26,6 +26,9 @@ pub struct Args {
     /// Folder of the runs
     #[arg(long, default_value = "runs")]
     runs: PathBuf,
+    /// Devices that share every batch, for instance cuda:0,cuda:1; the first makes the steps and evaluates
+    #[arg(long, value_delimiter = ',', conflicts_with = "device")]
+    devices: Vec<String>,
     /// Continue the run NAME where it stopped
     #[arg(long, requires = "name")]
     resume: bool,
@@ -50,7 +53,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         plan.config().dataset,
         folder.display()
     ));
-    let finished = execute(&plan, &args.common, &folder, start, &mut progress)?;
+    let names = match args.devices.is_empty() {
+        true => std::slice::from_ref(&args.common.device),
+        false => &args.devices,
+    };
+    let data_dir = &args.common.data_dir;
+    let finished = execute(&plan, data_dir, names, &folder, start, &mut progress)?;
     progress.finish();
     let summary = Summary::of(&finished.log.matrix);
     print!("\n{}", summary_block(&summary));
@@ -61,22 +69,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a plan and writes its files.
+/// Runs a plan on devices, by the names `--device` takes, and writes its files.
 ///
 /// # Errors
 ///
-/// Those of the run and of its files.
+/// A usage error for a device there is not, and those of the run and of its files.
 pub fn execute(
     plan: &Plan,
-    common: &Common,
+    data_dir: &Path,
+    devices: &[String],
     folder: &Path,
     start: Start,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Finished> {
-    let device = crate::device::open(&common.device)?;
+    let opened: Vec<_> = devices
+        .iter()
+        .map(|name| crate::device::open(name))
+        .collect::<Result<_, _>>()?;
     let mut log = RunLogger::new(folder, observer);
-    let finished = sdlora_train::run(plan, &common.data_dir, &device, folder, start, &mut log)?;
-    results::write(folder, plan, &finished, &common.device).with_context(|| {
+    let finished = sdlora_train::run_on_devices(plan, data_dir, &opened, folder, start, &mut log)?;
+    results::write(folder, plan, &finished, &devices.join(",")).with_context(|| {
         format!(
             "the run in {} is complete, its files are not",
             folder.display()

@@ -59,6 +59,7 @@ pub fn task_optima(
         n_epochs: config.n_epochs,
         optimizer: &optimizer,
         loss: LossOver::NewClasses,
+        split: Default::default(),
         checkpoint_every: usize::MAX,
         residual_every: 0,
         mix: config.mix.as_ref(),
