@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::process;
 
 /// Devices that are features of `sdlora-cli`; `flex` is always compiled in.
-const DEVICES: [&str; 5] = ["flex", "ndarray", "cpu", "wgpu", "cuda"];
+pub const DEVICES: [&str; 5] = ["flex", "ndarray", "cpu", "wgpu", "cuda"];
 
 /// Arguments of `sdlora`, passed on as they are.
 #[derive(Debug, clap::Args)]
