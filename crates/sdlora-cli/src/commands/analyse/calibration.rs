@@ -3,7 +3,7 @@
 use sdlora_metrics::Calibration;
 
 use super::Diagnostic;
-use super::finding::{Finding, Verdict, csv, not_shown, number, percent};
+use super::finding::{Finding, Verdict, csv, not_shown, number};
 use super::subject::Subject;
 use crate::report::figure::{Axis, COLOURS, Series, lines};
 
@@ -50,12 +50,17 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     Ok(Finding {
         verdict: Verdict::Measured,
         line: format!(
-            "the expected calibration error is {:.4} in {} bins, the largest {:.4}; confidence is {} \
-             above accuracy",
+            "the expected calibration error is {:.4} in {} bins, the largest {:.4}; mean \
+             confidence is {:.2} points {} accuracy",
             found.expected_error(),
             found.bins.len(),
             found.largest_error(),
-            percent(found.overconfidence()),
+            100.0 * found.overconfidence().abs(),
+            if found.overconfidence() < 0.0 {
+                "below"
+            } else {
+                "above"
+            },
         ),
         tables: vec![(
             "",

@@ -7,6 +7,8 @@ pub enum Verdict {
     Holds,
     /// It is not.
     DoesNotHold,
+    /// The numbers point neither way by more than their spread.
+    Undecided,
     /// The paper claims nothing here.
     Measured,
 }
@@ -21,14 +23,77 @@ impl Verdict {
         }
     }
 
+    /// Of a claim that each of these differences is above zero: it holds where all are by more than
+    /// twice their standard error, and does not where one is below by as much.
+    pub fn of_differences(differences: &[Difference]) -> Self {
+        if differences.iter().any(Difference::is_not_above) {
+            Self::DoesNotHold
+        } else if differences.iter().all(Difference::is_above) {
+            Self::Holds
+        } else {
+            Self::Undecided
+        }
+    }
+
     /// The words in front of the line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Holds => "claim holds",
             Self::DoesNotHold => "claim does not hold",
+            Self::Undecided => "claim undecided",
             Self::Measured => "measured",
         }
     }
+}
+
+/// How far apart two groups of numbers are, against their spread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Difference {
+    /// Mean of the one minus mean of the other.
+    pub mean: f64,
+    /// Standard error of `mean`; 0 where nothing varies, NaN of a single number.
+    pub error: f64,
+}
+
+impl Difference {
+    /// Of two groups that share no numbers (Welch).
+    pub fn between(a: &[f64], b: &[f64]) -> Self {
+        Self {
+            mean: mean(a) - mean(b),
+            error: (square_error(a) + square_error(b)).sqrt(),
+        }
+    }
+
+    /// Of each number of `a` from the one at its place in `b`.
+    pub fn paired(a: &[f64], b: &[f64]) -> Self {
+        let changes: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+        Self {
+            mean: mean(&changes),
+            error: square_error(&changes).sqrt(),
+        }
+    }
+
+    fn is_above(&self) -> bool {
+        self.mean > 0.0 && self.mean > 2.0 * self.error
+    }
+
+    /// Numbers without a spread that are equal are a claim that fails, not a doubt.
+    fn is_not_above(&self) -> bool {
+        self.mean <= 0.0 && self.mean <= -2.0 * self.error
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:+.4} ± {:.4}", self.mean, self.error)
+    }
+}
+
+/// Square of the standard error of a mean; NaN of less than two numbers.
+fn square_error(values: &[f64]) -> f64 {
+    let (n, centre) = (values.len() as f64, mean(values));
+    let squares: f64 = values.iter().map(|v| (v - centre) * (v - centre)).sum();
+    squares / (n - 1.0).max(0.0) / n
 }
 
 /// A figure, tables and one line.
@@ -126,6 +191,26 @@ mod tests {
     fn a_matrix_has_empty_cells_where_nothing_was_measured() {
         let text = matrix_csv("after", &[vec![0.5], vec![0.25, f64::NAN]]);
         assert_eq!(text, "after,0,1\n0,0.5,\n1,0.25,\n");
+    }
+
+    #[test]
+    fn a_claim_needs_twice_the_standard_error() {
+        // Means 2 and 1, standard errors √(1/3) each.
+        let wide = Difference::between(&[1.0, 2.0, 3.0], &[0.0, 1.0, 2.0]);
+        assert!((wide.error - (2.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Verdict::of_differences(&[wide]), Verdict::Undecided);
+        // The same means, each number above its own partner by 1.
+        let paired = Difference::paired(&[1.0, 2.0, 3.0], &[0.0, 1.0, 2.0]);
+        assert_eq!((paired.mean, paired.error), (1.0, 0.0));
+        assert_eq!(Verdict::of_differences(&[paired]), Verdict::Holds);
+        assert_eq!(Verdict::of_differences(&[paired, wide]), Verdict::Undecided);
+        let below = Difference::paired(&[0.0, 1.0], &[1.0, 2.1]);
+        let verdict = Verdict::of_differences(&[paired, wide, below]);
+        assert_eq!(verdict, Verdict::DoesNotHold);
+        let equal = Difference::between(&[1.0, 1.0], &[1.0, 1.0]);
+        assert_eq!(Verdict::of_differences(&[equal]), Verdict::DoesNotHold);
+        let single = Difference::between(&[2.0], &[1.0]);
+        assert_eq!(Verdict::of_differences(&[single]), Verdict::Undecided);
     }
 
     #[test]

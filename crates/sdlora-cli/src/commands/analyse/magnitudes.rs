@@ -1,7 +1,7 @@
 //! `magnitudes`: figure 2 of the paper, whether early directions weigh more than late ones.
 
 use super::Diagnostic;
-use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
+use super::finding::{Difference, Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines, shade};
 
@@ -31,13 +31,14 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     if finished.len() < 2 {
         return not_shown("there are not two finished directions with magnitudes to compare");
     }
-    let sizes: Vec<f64> = finished.iter().map(|m| m.abs()).collect();
-    let (early, late) = thirds(&sizes);
-    let learned: Vec<f64> = (0..early.len())
-        .map(|k| first_value(&rows, k).abs())
-        .collect();
-    let rise = mean(early) - mean(&learned);
-    let holds = mean(early) > mean(late) && rise > 0.0;
+    let n = finished.len();
+    let n_third = thirds(finished).0.len();
+    let (early, late) = (
+        sizes(&log.magnitudes, 0..n_third),
+        sizes(&log.magnitudes, n - n_third..n),
+    );
+    let rise = Difference::paired(&early.last, &early.learned);
+    let lead = Difference::between(&early.last, &late.last);
     let table = rows.iter().enumerate().flat_map(|(after, row)| {
         row.iter()
             .enumerate()
@@ -59,13 +60,15 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         })
         .collect();
     Ok(Finding {
-        verdict: Verdict::of(holds),
+        verdict: Verdict::of_differences(&[rise, lead]),
         line: format!(
             "early directions are said to gain weight and late ones to have less: |α| of the first \
-             third is {:.4} at the end and {:.4} when learned ({rise:+.4}), of the last third {:.4}",
-            mean(early),
-            mean(&learned),
-            mean(late),
+             third is {:.4} at the end and {:.4} when learned ({rise}), of the last third {:.4} (the \
+             first third is {lead} larger); ± is the standard error over {} magnitudes",
+            mean(&early.last),
+            mean(&early.learned),
+            mean(&late.last),
+            early.last.len(),
         ),
         tables: vec![("", csv(&["after_task", "direction", "magnitude"], table))],
         figure: lines(
@@ -91,12 +94,29 @@ fn mean_of(groups: &[Vec<f64>]) -> Vec<f64> {
         .collect()
 }
 
-/// A direction's magnitude at the end of the first task after its own: the first time it is divided
-/// by its norm.
-fn first_value(rows: &[Vec<f64>], k: usize) -> f64 {
-    let mut seen = rows.iter().filter_map(|row| row.get(k).copied());
-    let own = seen.next().unwrap_or(f64::NAN);
-    seen.next().unwrap_or(own)
+/// `|α|` of some directions, one number for each direction of each group of sites.
+#[derive(Debug, PartialEq)]
+struct Sizes {
+    last: Vec<f64>,
+    /// At the end of the first task after a direction's own: the first time it is divided by its norm.
+    learned: Vec<f64>,
+}
+
+/// Of `magnitudes[after task][group][direction]`.
+fn sizes(magnitudes: &[Vec<Vec<f64>>], directions: std::ops::Range<usize>) -> Sizes {
+    let (mut last, mut learned) = (Vec::new(), Vec::new());
+    let n_groups = magnitudes.last().map_or(0, Vec::len);
+    for group in 0..n_groups {
+        for k in directions.clone() {
+            let seen = magnitudes.iter().filter_map(|row| row.get(group)?.get(k));
+            let seen: Vec<f64> = seen.map(|magnitude| magnitude.abs()).collect();
+            if let Some(&end) = seen.last() {
+                last.push(end);
+                learned.push(*seen.get(1).unwrap_or(&end));
+            }
+        }
+    }
+    Sizes { last, learned }
 }
 
 #[cfg(test)]
@@ -104,11 +124,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_direction_is_first_seen_after_the_task_behind_its_own() {
-        let rows = [vec![0.8], vec![0.9, 0.8], vec![1.1, 0.7, 0.8]];
-        assert_eq!(first_value(&rows, 0), 0.9);
-        assert_eq!(first_value(&rows, 1), 0.7);
-        assert_eq!(first_value(&rows, 2), 0.8);
+    fn a_direction_is_first_seen_after_the_task_behind_its_own_in_every_group() {
+        let one = [vec![0.8], vec![0.9, 0.8], vec![1.1, -0.7, 0.8]];
+        let both: Vec<Vec<Vec<f64>>> = one
+            .iter()
+            .map(|row| vec![row.clone(), row.iter().map(|v| 2.0 * v).collect()])
+            .collect();
+        let first = sizes(&both, 0..1);
+        assert_eq!(
+            (first.last, first.learned),
+            (vec![1.1, 2.2], vec![0.9, 1.8])
+        );
+        assert_eq!(sizes(&both, 1..3).last, [0.7, 0.8, 1.4, 1.6]);
+        assert_eq!(sizes(&both, 2..3).learned, [0.8, 1.6]);
         assert_eq!(mean_of(&[vec![1.0, 2.0], vec![3.0, 4.0]]), [2.0, 3.0]);
     }
 }
