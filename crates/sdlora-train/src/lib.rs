@@ -93,8 +93,9 @@ pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
 pub use prompts::{
-    BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
-    PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
+    BlockComponents, ComponentLayout, Components, ExpertStart, HierarchicalLayout,
+    HierarchicalPrompts, PoolLayout, PromptComponents, PromptLayout, PromptPool, Prompts, Review,
+    TaskIdentity, TaskPromptLayout, TaskPrompts,
 };
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};

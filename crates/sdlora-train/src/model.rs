@@ -130,9 +130,12 @@ impl Model {
     /// Everything that is kept of tasks whose images are gone, the adapter aside.
     pub fn floats_stored(&self) -> FloatsStored {
         let memory = self.memory.as_ref().map_or(0, GradientMemory::n_floats);
+        let prompts = self.prompts.as_ref().map(Prompts::floats_stored);
+        let prompts = prompts.unwrap_or_default();
         let mut stored = self.head.floats_stored();
-        stored.shared += memory;
-        stored.total += memory;
+        stored.per_class += prompts.per_class;
+        stored.shared += memory + prompts.shared;
+        stored.total += memory + prompts.total;
         stored
     }
 

@@ -240,11 +240,12 @@ pub(crate) struct RoundImages<'a> {
 }
 
 impl TaskImages for RoundImages<'_> {
-    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError> {
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>, &[usize])) -> Result<(), TrainError> {
         for set in self.sets {
             let loader = plain_loader(set, self.dataset, self.config, Cache::None)?;
             for batch in loader.epoch(0, &self.device) {
-                see(batch?.images);
+                let batch = batch?;
+                see(batch.images, &batch.labels_host);
             }
         }
         Ok(())

@@ -109,7 +109,7 @@ impl Stage {
         let source = self.source(&self.stream.tasks()[task_idx].train);
         let loader = LoaderConfig::evaluation(1000).init(source, 0).unwrap();
         let batch = loader.epoch(0, &test_device()).next().unwrap().unwrap();
-        AllAtOnce(batch.images)
+        AllAtOnce(batch.images, batch.labels_host)
     }
 
     fn begin(&self, model: Model, task_idx: usize) -> Model {
@@ -166,12 +166,12 @@ impl Stage {
     }
 }
 
-/// The images of a task as one batch.
-struct AllAtOnce(Tensor<4>);
+/// The images of a task as one batch, and their labels.
+struct AllAtOnce(Tensor<4>, Vec<usize>);
 
 impl TaskImages for AllAtOnce {
-    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError> {
-        see(self.0.clone());
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>, &[usize])) -> Result<(), TrainError> {
+        see(self.0.clone(), &self.1);
         Ok(())
     }
 }

@@ -201,6 +201,14 @@ fn the_number_of_trained_parameters_follows_its_formula() {
                 2 * 10 * (2 + 8) * d + head(2 * N_NEW),
             ],
         ),
+        // Keys and values of one prefix in both blocks.
+        (
+            "hide-prompt",
+            vec![
+                2 * 2 * 20 * d + head(N_NEW),
+                2 * 2 * 20 * d + head(2 * N_NEW),
+            ],
+        ),
         (
             "finetune",
             vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],

@@ -75,6 +75,7 @@ const ON_THEIR_OWN: &[&str] = &[
     "l2p",
     "dualprompt",
     "coda-prompt",
+    "hide-prompt",
     "finetune",
     "slca",
     "ranpac",

@@ -22,7 +22,8 @@ use toy::{Bench, bits, data_dir, shape};
 const L2P: &str = "name = \"l2p\"\nlength = 2\ntop = 3\nspread = 0.5";
 const DUAL: &str = "name = \"dualprompt\"\ngeneral_length = 2\nexpert_length = 3\nspread = 0.5";
 const CODA: &str = "name = \"coda-prompt\"\nn_components = 3\nlength = 2";
-const ALL: [&str; 3] = [L2P, DUAL, CODA];
+const HIDE: &str = "name = \"hide-prompt\"\nlength = 2\nspread = 0.5";
+const ALL: [&str; 4] = [L2P, DUAL, CODA, HIDE];
 
 fn run_with(
     bench: &Bench,
@@ -101,6 +102,39 @@ fn components_of_earlier_tasks_do_not_move() {
         assert_eq!(bits(two.past.as_ref().unwrap()), bits(&one.current));
         assert_eq!(two.current.keys.val().dims(), [3, shape().d_model]);
     }
+}
+
+#[test]
+fn prefixes_and_classes_of_earlier_tasks_do_not_move_and_are_counted() {
+    let bench = Bench::new();
+    let run = |n_tasks: usize| run(&bench, &n_tasks.to_string(), HIDE, n_tasks);
+    let (one, two) = (run(1), run(2));
+    let prompts = |run: &Finished| match run.model.prompts.clone() {
+        Some(Prompts::Hierarchical(prompts)) => prompts,
+        other => panic!("{other:?}"),
+    };
+    let (first, second) = (prompts(&one), prompts(&two));
+    assert_eq!(
+        bits(second.past_experts.as_ref().unwrap()),
+        bits(&first.expert)
+    );
+    assert_ne!(bits(&second.expert), bits(&first.expert));
+    let (old, new) = (first.identity.unwrap(), second.identity.clone().unwrap());
+    for (old, new) in [
+        (&old.means, &new.means),
+        (&old.prompted_means, &new.prompted_means),
+    ] {
+        let (old, new) = (bits(old).concat(), bits(new).concat());
+        assert!(new.len() > old.len());
+        assert_eq!(new[..old.len()], old);
+    }
+    assert_ne!(bits(&new.means), bits(&new.prompted_means));
+    let (own, all) = (second.floats_stored(), two.model.floats_stored());
+    let head = two.model.head.floats_stored();
+    assert_eq!(all.per_class, head.per_class + own.per_class);
+    assert_eq!(all.total, head.total + own.total);
+    let d = shape().d_model;
+    assert_eq!((own.per_class, own.shared), (3 * d + 1, d * (d + 1) / 2));
 }
 
 #[test]

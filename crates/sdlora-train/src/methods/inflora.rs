@@ -110,7 +110,7 @@ fn covariances(vit: &Vit, images: &dyn TaskImages) -> Result<Vec<Vec<f64>>, Trai
     let (depth, d_model) = (vit.config().depth, vit.config().d_model);
     let mut sums: Vec<Vec<f64>> = vec![vec![0.0; d_model * d_model]; depth];
     let mut n_rows = 0usize;
-    images.each_batch(&mut |images| {
+    images.each_batch(&mut |images, _labels| {
         vit.attention_inputs(images, &none, |block_idx, inputs| {
             let [batch, n_tokens, d_model] = inputs.dims();
             let rows = inputs.reshape([batch * n_tokens, d_model]);

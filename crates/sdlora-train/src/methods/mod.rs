@@ -6,6 +6,7 @@
 mod coda_prompt;
 mod dualprompt;
 mod finetune;
+mod hide_prompt;
 mod inflora;
 mod joint;
 mod l2p;
@@ -85,12 +86,12 @@ impl TaskContext {
 /// The training images of a task, prepared as for evaluation, always in the same order.
 pub trait TaskImages {
     /// Calls `see` with every batch `[batch, n_channels, image_size, image_size]`, on the device
-    /// without autodiff.
+    /// without autodiff, and the labels of its images.
     ///
     /// # Errors
     ///
     /// Those of reading the images.
-    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>)) -> Result<(), TrainError>;
+    fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>, &[usize])) -> Result<(), TrainError>;
 }
 
 /// Streams of the generator, so that changing what one part draws leaves the others as they were.
@@ -232,6 +233,7 @@ pub const METHODS: &[MethodEntry] = &[
     l2p::ENTRY,
     dualprompt::ENTRY,
     coda_prompt::ENTRY,
+    hide_prompt::ENTRY,
     finetune::ENTRY,
     slca::ENTRY,
     ranpac::ENTRY,

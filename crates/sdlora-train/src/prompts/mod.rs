@@ -9,6 +9,7 @@
 
 mod components;
 mod file;
+mod hierarchical;
 mod per_task;
 mod pool;
 mod rows;
@@ -19,8 +20,11 @@ use sdlora_core::Updates;
 use sdlora_vit::{Prefix, Prompting, Vit};
 use serde::{Deserialize, Serialize};
 
+use crate::heads::FloatsStored;
+
 pub use components::{BlockComponents, ComponentLayout, Components, PromptComponents};
 pub(crate) use file::{read, write};
+pub use hierarchical::{HierarchicalLayout, HierarchicalPrompts, Review, TaskIdentity};
 pub use per_task::{ExpertStart, TaskPromptLayout, TaskPrompts};
 pub use pool::{PoolLayout, PromptPool};
 
@@ -37,6 +41,8 @@ pub enum Prompts {
     PerTask(TaskPrompts),
     /// Prefixes that are weighted sums of components (CODA-Prompt).
     Components(PromptComponents),
+    /// Prefixes of one task, found by class Gaussians (HiDe-Prompt).
+    Hierarchical(HierarchicalPrompts),
 }
 
 /// Everything about prompts but their numbers: with the width of the backbone it tells every shape.
@@ -49,6 +55,8 @@ pub enum PromptLayout {
     PerTask(TaskPromptLayout),
     /// Of [`Prompts::Components`].
     Components(ComponentLayout),
+    /// Of [`Prompts::Hierarchical`].
+    Hierarchical(HierarchicalLayout),
 }
 
 impl PromptLayout {
@@ -66,6 +74,12 @@ impl PromptLayout {
                 (blocks, vec![tasks.n_tasks, tasks.expert_length])
             }
             Self::Components(c) => (c.blocks.clone(), vec![c.length, c.n_current]),
+            Self::Hierarchical(tasks) => {
+                if let Some(task) = tasks.class_tasks.iter().find(|&&t| t >= tasks.n_tasks) {
+                    return Err(format!("a class of task {task} of {} tasks", tasks.n_tasks));
+                }
+                (tasks.blocks.clone(), vec![tasks.n_tasks, tasks.length])
+            }
         };
         if let Some(block) = blocks.iter().find(|&&block| block >= depth) {
             return Err(format!(
@@ -91,6 +105,9 @@ impl Prompts {
             PromptLayout::Components(layout) => {
                 Self::Components(PromptComponents::zeros(layout, d_model, device))
             }
+            PromptLayout::Hierarchical(layout) => {
+                Self::Hierarchical(HierarchicalPrompts::zeros(layout, d_model, device))
+            }
         }
     }
 
@@ -100,6 +117,7 @@ impl Prompts {
             Self::Pool(prompts) => PromptLayout::Pool(prompts.layout()),
             Self::PerTask(prompts) => PromptLayout::PerTask(prompts.layout()),
             Self::Components(prompts) => PromptLayout::Components(prompts.layout()),
+            Self::Hierarchical(prompts) => PromptLayout::Hierarchical(prompts.layout()),
         }
     }
 
@@ -115,8 +133,17 @@ impl Prompts {
             Self::Pool(prompts) => prompts.prompting(query).0,
             Self::PerTask(prompts) => prompts.prompting(query),
             Self::Components(prompts) => prompts.prompting(query),
+            Self::Hierarchical(prompts) => prompts.prompting(query),
         };
         vit.forward_prompted(images, updates, &prompting)
+    }
+
+    /// What is kept of classes whose images are gone, the prompts themselves aside.
+    pub fn floats_stored(&self) -> FloatsStored {
+        match self {
+            Self::Hierarchical(prompts) => prompts.floats_stored(),
+            Self::Pool(_) | Self::PerTask(_) | Self::Components(_) => FloatsStored::default(),
+        }
     }
 
     /// Features `[batch, d_model]` to train on, and what is added to the loss `[1]`.
@@ -130,19 +157,25 @@ impl Prompts {
         images: Tensor<4>,
         updates: &Updates,
     ) -> (Tensor<2>, Option<Tensor<1>>) {
-        let query = query(vit, images.clone(), updates);
+        let query = || query(vit, images.clone(), updates);
         let (prompting, auxiliary) = match self {
             Self::Pool(prompts) => {
-                let (prompting, pull) = prompts.prompting(query);
+                let (prompting, pull) = prompts.prompting(query());
                 (prompting, Some(pull))
             }
             Self::PerTask(prompts) => {
-                let (prompting, pull) = prompts.training_prompting(query);
+                let (prompting, pull) = prompts.training_prompting(query());
                 (prompting, Some(pull))
             }
-            Self::Components(prompts) => (prompts.prompting(query), None),
+            Self::Components(prompts) => (prompts.prompting(query()), None),
+            // The task is known, so nothing has to be asked for.
+            Self::Hierarchical(prompts) => (prompts.training_prompting(), None),
         };
-        let features = vit.forward_prompted(images, updates, &prompting);
+        let features = vit.forward_prompted(images.clone(), updates, &prompting);
+        let auxiliary = match self {
+            Self::Hierarchical(prompts) => prompts.contrast(features.clone()),
+            _ => auxiliary,
+        };
         (features, auxiliary)
     }
 }

@@ -3,7 +3,7 @@
 use sdlora_train::analysis::task_optima;
 
 use super::Diagnostic;
-use super::finding::{Finding, Verdict, matrix_csv};
+use super::finding::{self, Finding, Verdict, matrix_csv};
 use super::subject::Subject;
 use crate::report::figure::heat;
 
@@ -29,10 +29,11 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let mean = optima.mean_relative();
     let figure = heat(
         "Distance between the optima of two tasks, relative to that of the row's to the start",
-        ("task", "task"),
+        ("of the row, task", "of the column, task"),
         &rows,
         (0.0, largest.max(1.0)),
     );
+    let moved = finding::mean(&optima.to_base);
     rows.push(optima.to_base.clone());
     let mut table = matrix_csv("task", &rows);
     // The last row is another kind of number.
@@ -45,7 +46,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         line: format!(
             "optima of tasks are said to be nearer to each other than to the start: the relative \
              distance is {mean:.3} on average over {n} tasks, at most {largest:.3} (below 1 is nearer; \
-             moves in random directions give 1.414)"
+             moves in random directions give 1.414); tasks move the weights by {moved:.3} on average"
         ),
         tables: vec![("", table)],
         figure,

@@ -22,8 +22,8 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     for &round in run.rounds() {
         last = parts(&run.model_after(round)?.0);
         let learned = last.iter().filter(|p| p.name != "backbone");
-        stored.push(learned.map(|p| p.n_stored as f64).sum());
-        trained.push(last.iter().map(|p| p.n_trained as f64).sum());
+        stored.push(learned.map(|p| p.n_stored as f64).sum::<f64>());
+        trained.push(last.iter().map(|p| p.n_trained as f64).sum::<f64>());
         rows.extend(last.iter().map(|p| {
             vec![
                 round.to_string(),
@@ -58,13 +58,18 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
                 within: &[],
             },
             Axis {
-                title: "numbers",
+                title: "thousands of numbers",
                 within: &[0.0],
             },
             &[
-                Series::over_tasks("stored", 0, &stored),
-                Series::over_tasks("trained in the task", 1, &trained),
+                Series::over_tasks("stored", 0, &thousands(&stored)),
+                Series::over_tasks("trained in the task", 1, &thousands(&trained)),
             ],
         ),
     })
+}
+
+/// Millions would not fit beside the axis.
+fn thousands(numbers: &[f64]) -> Vec<f64> {
+    numbers.iter().map(|n| n / 1000.0).collect()
 }

@@ -1,0 +1,199 @@
+//! HiDe-Prompt: a prefix for each task in the first blocks, the task found by the classes of the
+//! backbone without it, and a head aligned on samples of class Gaussians (Wang et al., "Hierarchical
+//! Decomposition of Prompt-Based Continual Learning", NeurIPS 2023); see [`HierarchicalPrompts`].
+//!
+//! Within-task prediction: the prefix of task t and the columns of its classes are trained, against
+//! the contrast with earlier classes; behind the task the prefix is blended with the earlier ones.
+//! Task-identity inference: class Gaussians of the queries. Task-adaptive prediction: the head, which
+//! is `gaussian` where the configuration names none.
+//!
+//! Deviates as decision note 0018 says: the task is inferred in closed form; the head is aligned on
+//! features with the prefix that is found, not the one that is known, which is what it will see; and
+//! its samples come from one Gaussian a class, where the published settings have ten centroids.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Method, MethodEntry, TaskContext, TaskImages, check_blocks, check_counts, check_number,
+    default_spread, parse,
+};
+use crate::error::TrainError;
+use crate::heads::HeadConfig;
+use crate::model::Model;
+use crate::prompts::{ExpertStart, HierarchicalLayout, HierarchicalPrompts, Prompts, Review};
+
+pub(super) const ENTRY: MethodEntry = MethodEntry {
+    name: "hide-prompt",
+    summary: "a prefix for each task, found by class Gaussians, and an aligned head",
+    build: |options| {
+        let method: HidePrompt = parse("hide-prompt", options)?;
+        method.check()?;
+        Ok(Box::new(method))
+    },
+};
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HidePrompt {
+    /// Blocks with a prefix; by default the first five.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<Vec<usize>>,
+    /// Keys of a prefix in each of them, and as many values (published code: 20).
+    #[serde(default = "default_length")]
+    length: usize,
+    /// Weight of the contrast with earlier classes (published code: `reg = 0.01`).
+    #[serde(default = "default_contrast")]
+    contrast: f64,
+    /// Temperature of the contrast (published code: 0.8).
+    #[serde(default = "default_temperature")]
+    temperature: f64,
+    /// Share of the mean of earlier prefixes in a prefix behind its task, from 0 to 1 (published
+    /// code: `prompt_momentum = 0.01`).
+    #[serde(default = "default_momentum")]
+    momentum: f64,
+    /// Where the prefix of a new task starts: `previous` or `fresh`.
+    #[serde(default)]
+    start: ExpertStart,
+    /// Prefixes start in U(-spread, spread).
+    #[serde(default = "default_spread")]
+    spread: f32,
+}
+
+fn default_length() -> usize {
+    20
+}
+
+fn default_contrast() -> f64 {
+    0.01
+}
+
+fn default_temperature() -> f64 {
+    0.8
+}
+
+fn default_momentum() -> f64 {
+    0.01
+}
+
+/// Blocks with a prefix by default, from the first.
+const N_BLOCKS: usize = 5;
+
+impl HidePrompt {
+    fn check(&self) -> Result<(), TrainError> {
+        check_counts(&[("length", self.length)])?;
+        check_number("method.contrast", self.contrast, true)?;
+        check_number("method.temperature", self.temperature, false)?;
+        check_number("method.spread", f64::from(self.spread), false)?;
+        if !(0.0..=1.0).contains(&self.momentum) {
+            let expected = "a share from 0 to 1";
+            return Err(TrainError::setting(
+                "method.momentum",
+                self.momentum,
+                expected,
+            ));
+        }
+        if self.blocks.as_ref().is_some_and(Vec::is_empty) {
+            let expected = "at least one block, or none of the key to have the default";
+            return Err(TrainError::setting("method.blocks", "[]", expected));
+        }
+        Ok(())
+    }
+
+    fn layout(&self, depth: usize) -> Result<HierarchicalLayout, TrainError> {
+        let blocks = self.blocks.clone();
+        let layout = HierarchicalLayout {
+            blocks: blocks.unwrap_or_else(|| (0..N_BLOCKS.min(depth)).collect()),
+            length: self.length,
+            contrast: self.contrast,
+            temperature: self.temperature,
+            n_tasks: 1,
+            class_tasks: Vec::new(),
+            n_images: 0,
+        };
+        check_blocks("blocks", &layout.blocks, depth)?;
+        Ok(layout)
+    }
+}
+
+impl Method for HidePrompt {
+    fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        let (spread, mut rng) = (self.spread, task.prompt_rng());
+        let prompts = match model.prompts.take() {
+            Some(Prompts::Hierarchical(prompts)) => {
+                prompts.grown(self.start, spread, &mut rng, &task.device)
+            }
+            _ => {
+                let vit = model.backbone.config();
+                let layout = self.layout(vit.depth)?;
+                HierarchicalPrompts::init(&layout, vit.d_model, spread, &mut rng, &task.device)
+            }
+        };
+        model.prompts = Some(Prompts::Hierarchical(prompts));
+        Ok(task.grow_head(model))
+    }
+
+    fn review(
+        &self,
+        mut model: Model,
+        task: &TaskContext,
+        images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        let vit = model.merged_backbone();
+        let prompts = match model.prompts.take() {
+            Some(Prompts::Hierarchical(prompts)) => prompts.blended(self.momentum),
+            others => {
+                model.prompts = others;
+                return Ok(model);
+            }
+        };
+        let mut review = Review::default();
+        images.each_batch(&mut |images, labels| {
+            prompts.review(&vit, images, labels, &mut review);
+        })?;
+        let prompts = prompts.reviewed(&review, &task.device);
+        model.prompts = Some(Prompts::Hierarchical(prompts));
+        Ok(model)
+    }
+
+    fn default_head(&self) -> HeadConfig {
+        HeadConfig::named("gaussian")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(options: &str, depth: usize) -> Result<HierarchicalLayout, TrainError> {
+        let method: HidePrompt = parse("hide-prompt", &options.parse().unwrap())?;
+        method.check()?;
+        method.layout(depth)
+    }
+
+    #[test]
+    fn the_first_blocks_are_the_default_and_settings_that_cannot_work_are_refused() {
+        assert_eq!(layout("", 12).unwrap().blocks, [0, 1, 2, 3, 4]);
+        assert_eq!(layout("", 2).unwrap().blocks, [0, 1]);
+        assert_eq!(layout("contrast = 0.0", 2).unwrap().contrast, 0.0);
+        for options in [
+            "blocks = [12]",
+            "blocks = [1, 1]",
+            "blocks = []",
+            "length = 0",
+            "contrast = -1.0",
+            "temperature = 0.0",
+            "momentum = 1.5",
+            "momentum = nan",
+            "spread = 0.0",
+        ] {
+            let error = layout(options, 12).unwrap_err().to_string();
+            assert!(error.contains("setting `method."), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_head_is_aligned_unless_the_configuration_says_otherwise() {
+        let method = (ENTRY.build)(&toml::Table::new()).unwrap();
+        assert_eq!(method.default_head().name, "gaussian");
+    }
+}

@@ -1,0 +1,495 @@
+//! A prefix for each task, found by which class an image looks like without it (HiDe-Prompt: Wang et
+//! al., "Hierarchical Decomposition of Prompt-Based Continual Learning", NeurIPS 2023).
+//!
+//! The task of an image is that of its likeliest class, by Gaussians of the queries of every class
+//! about one covariance pooled within classes: task-identity inference. While task t is trained its
+//! images get its own prefix, and added to the loss is `contrast` times the mean over images `h` and
+//! earlier classes `c` of `log [exp(cos(h, μ_c)/τ) / (exp(1/τ) + Σ_c' exp(cos(h, μ_c')/τ))]`, `μ_c`
+//! the mean of the features of c with its own prefix: it drives new features away from old classes.
+//!
+//! The paper trains a linear classifier on samples of these Gaussians; with one covariance the best
+//! one is known in closed form, which is what is kept. Its contrast also has the other images of a
+//! batch below the line, and inner products for cosines; here an image's loss is its own, however a
+//! batch is cut in pieces, and does not depend on the scale of features.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
+use rand::Rng;
+use sdlora_core::Updates;
+use sdlora_vit::{Prompting, Vit};
+use serde::{Deserialize, Serialize};
+
+use super::per_task::ExpertStart;
+use super::rows::{all, drawn, frozen, trained, unit, zeros};
+use super::{query, with_prefixes};
+use crate::features::FeatureTable;
+use crate::heads::FloatsStored;
+use crate::linalg::{Symmetric, packed_len};
+
+/// Added to the diagonal of the covariance, relative to its mean: a first task of few images leaves
+/// most directions unmeasured.
+const RIDGE: f64 = 0.1;
+
+/// Everything about these prompts but their numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HierarchicalLayout {
+    /// Blocks with a prefix, from 0.
+    pub blocks: Vec<usize>,
+    /// Keys of a prefix in a block, and as many values.
+    pub length: usize,
+    /// Weight of the contrast with earlier classes; 0 for none.
+    pub contrast: f64,
+    /// Temperature `τ` of the contrast.
+    pub temperature: f64,
+    /// Tasks so far, from 1.
+    pub n_tasks: usize,
+    /// Task of every class that was reviewed, by label.
+    pub class_tasks: Vec<usize>,
+    /// Images that the covariance comes from.
+    pub n_images: usize,
+}
+
+impl HierarchicalLayout {
+    fn n_expert(&self, d_model: usize) -> usize {
+        self.blocks.len() * 2 * self.length * d_model
+    }
+}
+
+/// What tells tasks apart, of every class reviewed; nothing here is trained.
+#[derive(Module, Debug)]
+pub struct TaskIdentity {
+    /// Means of the queries, `[n_classes, d_model]`.
+    pub means: Param<Tensor<2>>,
+    /// Squares of the queries about the means of their classes, summed over all images: the rows of
+    /// the lower triangle, `[1, d_model (d_model + 1) / 2]`.
+    pub scatter: Param<Tensor<2>>,
+    /// Log-likelihood of a class up to what all share: weights and, in the last column, the bias,
+    /// `[n_classes, d_model + 1]`.
+    pub read_out: Param<Tensor<2>>,
+    /// Means of the features with the prefix of the task, `[n_classes, d_model]`.
+    pub prompted_means: Param<Tensor<2>>,
+}
+
+/// Prefixes of tasks, and the classes by which they are found.
+///
+/// A prefix is a flat row of `n_blocks · 2 · length · d_model` numbers, keys before values.
+#[derive(Module, Debug)]
+pub struct HierarchicalPrompts {
+    /// Prefixes of earlier tasks, one a row, frozen.
+    pub past_experts: Option<Param<Tensor<2>>>,
+    /// That of the last task, `[1, n_blocks · 2 · length · d_model]`.
+    pub expert: Param<Tensor<2>>,
+    /// Absent until the first task was reviewed.
+    pub identity: Option<TaskIdentity>,
+    #[module(skip)]
+    layout: HierarchicalLayout,
+}
+
+/// The images of a task without and with its prefix.
+#[derive(Debug, Default)]
+pub struct Review {
+    /// Queries.
+    pub plain: FeatureTable,
+    /// Features with the prefix of the task; the same images in the same order.
+    pub prompted: FeatureTable,
+}
+
+impl HierarchicalPrompts {
+    /// Prompts of the first task, from U(-spread, spread); of `layout` what counts tasks, classes and
+    /// images is taken to be at its start.
+    pub fn init(
+        layout: &HierarchicalLayout,
+        d_model: usize,
+        spread: f32,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Self {
+        Self {
+            past_experts: None,
+            expert: drawn([1, layout.n_expert(d_model)], spread, rng, device),
+            identity: None,
+            layout: HierarchicalLayout {
+                n_tasks: 1,
+                class_tasks: Vec::new(),
+                n_images: 0,
+                ..layout.clone()
+            },
+        }
+    }
+
+    pub(super) fn zeros(layout: &HierarchicalLayout, d_model: usize, device: &Device) -> Self {
+        let (n_past, n_classes) = (layout.n_tasks.saturating_sub(1), layout.class_tasks.len());
+        let width = layout.n_expert(d_model);
+        let rows = |width: usize| zeros([n_classes, width], device);
+        Self {
+            past_experts: (n_past > 0).then(|| zeros([n_past, width], device)),
+            expert: zeros([1, width], device),
+            identity: (n_classes > 0).then(|| TaskIdentity {
+                means: rows(d_model),
+                scatter: zeros([1, packed_len(d_model)], device),
+                read_out: rows(d_model + 1),
+                prompted_means: rows(d_model),
+            }),
+            layout: layout.clone(),
+        }
+    }
+
+    pub(super) fn layout(&self) -> HierarchicalLayout {
+        self.layout.clone()
+    }
+
+    /// With a prefix for one more task; the earlier ones are frozen.
+    #[must_use]
+    pub fn grown(
+        mut self,
+        start: ExpertStart,
+        spread: f32,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Self {
+        let [_, width] = self.expert.lazy_shape().dims();
+        let expert = match start {
+            ExpertStart::Previous => Param::from_tensor(self.expert.val().detach()),
+            ExpertStart::Fresh => drawn([1, width], spread, rng, device),
+        };
+        self.past_experts = Some(frozen(self.past_experts.take(), self.expert));
+        self.expert = expert;
+        self.layout.n_tasks += 1;
+        self
+    }
+
+    /// With the prefix of the last task moved towards the mean of the earlier ones by this share.
+    #[must_use]
+    pub fn blended(mut self, share: f64) -> Self {
+        if let Some(past) = &self.past_experts {
+            let mean = past.val().mean_dim(0);
+            self.expert = self.expert.map(|expert| {
+                let blended = expert.detach() * (1.0 - share) + mean * share;
+                blended.detach().require_grad()
+            });
+        }
+        self
+    }
+
+    /// Adds what a batch of the task that was just trained looks like; `vit` and `images` without
+    /// autodiff.
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have the size of the backbone.
+    pub fn review(&self, vit: &Vit, images: Tensor<4>, labels: &[usize], review: &mut Review) {
+        let inner = self.valid();
+        let none = Updates::default();
+        let plain = query(vit, images.clone(), &none);
+        let prompting = inner.with_expert(inner.expert.val());
+        let prompted = vit.forward_prompted(images, &none, &prompting);
+        for (table, features) in [(&mut review.plain, plain), (&mut review.prompted, prompted)] {
+            table.d_model = vit.config().d_model;
+            table.features.extend(features.into_data().iter::<f32>());
+            table.labels.extend_from_slice(labels);
+        }
+    }
+
+    /// With the classes of the last task. One that comes again belongs to the last task from now on,
+    /// whose prefix its newest images were trained with.
+    #[must_use]
+    pub fn reviewed(mut self, review: &Review, device: &Device) -> Self {
+        let (plain, d) = (&review.plain, review.plain.d_model);
+        let old = self.identity.take();
+        let host = |rows: &Param<Tensor<2>>| rows.val().into_data().iter::<f32>().collect();
+        let known = |part: fn(&TaskIdentity) -> &Param<Tensor<2>>| -> Vec<f32> {
+            old.as_ref().map_or_else(Vec::new, |old| host(part(old)))
+        };
+        let n_known = self.layout.class_tasks.len();
+        let n_classes = plain
+            .labels
+            .iter()
+            .fold(n_known, |n, &label| n.max(label + 1));
+        self.layout
+            .class_tasks
+            .resize(n_classes, self.layout.n_tasks - 1);
+        let (mut means, mut prompted) = (known(|i| &i.means), known(|i| &i.prompted_means));
+        for (means, table) in [(&mut means, plain), (&mut prompted, &review.prompted)] {
+            means.resize(n_classes * d, 0.0);
+            for (label, mean) in class_means(table) {
+                means[label * d..(label + 1) * d].copy_from_slice(&mean);
+                self.layout.class_tasks[label] = self.layout.n_tasks - 1;
+            }
+        }
+        let mut scatter = Symmetric::unpacked(&known(|i| &i.scatter), d);
+        let rows = plain.labels.iter().enumerate().flat_map(|(i, &label)| {
+            let mean = &means[label * d..(label + 1) * d];
+            let row = plain.row(i).iter().zip(mean);
+            row.map(|(v, m)| f64::from(*v) - f64::from(*m))
+        });
+        scatter.add_gram(&rows.collect::<Vec<f64>>());
+        self.layout.n_images += plain.len();
+        let packed = scatter.packed();
+        let read_out = read_out(&means, scatter, self.layout.n_images, d);
+        let kept = |values: Vec<f32>, shape: [usize; 2]| {
+            trained(values, shape, device).set_require_grad(false)
+        };
+        self.identity = Some(TaskIdentity {
+            means: kept(means, [n_classes, d]),
+            scatter: kept(packed, [1, packed_len(d)]),
+            read_out: kept(read_out, [n_classes, d + 1]),
+            prompted_means: kept(prompted, [n_classes, d]),
+        });
+        self
+    }
+
+    /// What is kept of classes whose images are gone; the prefixes are parameters of the model.
+    pub fn floats_stored(&self) -> FloatsStored {
+        let Some(identity) = &self.identity else {
+            return FloatsStored::default();
+        };
+        let [n_classes, d] = identity.means.lazy_shape().dims();
+        let (per_class, shared) = (3 * d + 1, packed_len(d));
+        FloatsStored {
+            per_class,
+            shared,
+            total: per_class * n_classes + shared,
+        }
+    }
+
+    /// The task that each row of `query: [batch, d_model]` belongs to; the last one before the first
+    /// was reviewed.
+    pub fn chosen(&self, query: Tensor<2>) -> Vec<usize> {
+        let chosen = self.task_of(query).into_data();
+        chosen.iter::<i64>().map(|task| task as usize).collect()
+    }
+
+    fn task_of(&self, query: Tensor<2>) -> Tensor<1, Int> {
+        let ([batch, d], device) = (query.dims(), query.device());
+        let Some(identity) = &self.identity else {
+            return Tensor::zeros([batch], &device) + (self.layout.n_tasks as i32 - 1);
+        };
+        let read_out = identity.read_out.val();
+        let weight = read_out.clone().narrow(1, 0, d).transpose();
+        let bias = read_out.narrow(1, d, 1).transpose();
+        let class = (query.matmul(weight) + bias).argmax(1).reshape([batch]);
+        let tasks: Vec<i32> = self.layout.class_tasks.iter().map(|&t| t as i32).collect();
+        let n_classes = tasks.len();
+        let tasks = TensorData::new(tasks, [n_classes]);
+        Tensor::<1, Int>::from_data(tasks, &device).select(0, class)
+    }
+
+    /// For every image the prefix of the task it seems to be of.
+    pub(super) fn prompting(&self, query: Tensor<2>) -> Prompting {
+        let chosen = self.task_of(query);
+        let experts = all(self.past_experts.as_ref(), &self.expert);
+        self.with_expert(experts.select(0, chosen))
+    }
+
+    /// The prefix of the last task for all images.
+    pub(super) fn training_prompting(&self) -> Prompting {
+        self.with_expert(self.expert.val())
+    }
+
+    /// What features `[batch, d_model]` of the task that is trained add to the loss; nothing in the
+    /// first task.
+    pub(super) fn contrast(&self, features: Tensor<2>) -> Option<Tensor<1>> {
+        let (weight, temperature) = (self.layout.contrast, self.layout.temperature);
+        let identity = self.identity.as_ref().filter(|_| weight > 0.0)?;
+        let old = unit(identity.prompted_means.val());
+        let closeness = unit(features).matmul(old.transpose());
+        let [batch, n_old] = closeness.dims();
+        let itself = Tensor::ones([batch, 1], &closeness.device());
+        let logits = Tensor::cat(vec![itself, closeness], 1) / temperature;
+        let of_old = log_softmax(logits, 1).narrow(1, 1, n_old);
+        Some(of_old.mean().mul_scalar(weight))
+    }
+
+    fn with_expert(&self, expert: Tensor<2>) -> Prompting {
+        let (blocks, length) = (&self.layout.blocks, self.layout.length);
+        with_prefixes(Prompting::default(), expert, blocks, length)
+    }
+}
+
+/// Labels in a table with the means of their rows.
+fn class_means(table: &FeatureTable) -> impl Iterator<Item = (usize, Vec<f32>)> {
+    let mut sums = std::collections::BTreeMap::new();
+    for (i, &label) in table.labels.iter().enumerate() {
+        let (sum, n) = sums
+            .entry(label)
+            .or_insert_with(|| (vec![0.0f64; table.d_model], 0usize));
+        *n += 1;
+        for (sum, &v) in sum.iter_mut().zip(table.row(i)) {
+            *sum += f64::from(v);
+        }
+    }
+    sums.into_iter().map(|(label, (sum, n))| {
+        let mean = sum.iter().map(|v| (v / n as f64) as f32);
+        (label, mean.collect())
+    })
+}
+
+/// Of classes with these means `[n_classes, d]` about the covariance `scatter / n_images`: `Σ⁻¹ μ`,
+/// and behind it `-μᵀ Σ⁻¹ μ / 2`. Where all images lie on their means, `Σ` is the identity.
+fn read_out(means: &[f32], scatter: Symmetric, n_images: usize, d: usize) -> Vec<f32> {
+    let mut weights: Vec<f64> = means.iter().map(|&m| f64::from(m)).collect();
+    let ridge = RIDGE * scatter.mean_diagonal();
+    let factor = (ridge > 0.0).then(|| scatter.cholesky(ridge)).flatten();
+    if let Some(factor) = factor {
+        factor.solve(&mut weights);
+        weights.iter_mut().for_each(|w| *w *= n_images as f64);
+    }
+    let rows = weights
+        .chunks_exact(d.max(1))
+        .zip(means.chunks_exact(d.max(1)));
+    rows.flat_map(|(row, mean)| {
+        let inner: f64 = row.iter().zip(mean).map(|(w, &m)| w * f64::from(m)).sum();
+        row.iter().copied().chain([-0.5 * inner]).map(|v| v as f32)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use sdlora_testkit::test_device_autodiff;
+
+    fn layout() -> HierarchicalLayout {
+        HierarchicalLayout {
+            blocks: vec![0],
+            length: 2,
+            contrast: 0.5,
+            temperature: 0.8,
+            n_tasks: 1,
+            class_tasks: Vec::new(),
+            n_images: 0,
+        }
+    }
+
+    /// Twenty images about each of two means, much wider along the second axis.
+    fn images(first_label: usize, means: [[f32; 2]; 2], rng: &mut ChaCha8Rng) -> FeatureTable {
+        use rand::RngExt;
+        let mut table = FeatureTable {
+            d_model: 2,
+            ..FeatureTable::default()
+        };
+        for (i, mean) in means.iter().enumerate() {
+            for _ in 0..20 {
+                let mut around = |mean: f32, width: f32| mean + width * rng.random_range(-1.0..1.0);
+                table.features.push(around(mean[0], 0.3));
+                table.features.push(around(mean[1], 2.0));
+                table.labels.push(first_label + i);
+            }
+        }
+        table
+    }
+
+    fn review(table: &FeatureTable) -> Review {
+        Review {
+            plain: table.clone(),
+            prompted: table.clone(),
+        }
+    }
+
+    /// Two tasks, whose classes lie at 0 and 2 and at 1 and 3 along the first axis.
+    fn two_tasks(rng: &mut ChaCha8Rng) -> HierarchicalPrompts {
+        let device = test_device_autodiff();
+        let first = images(0, [[0.0, 0.0], [2.0, 1.0]], rng);
+        let second = images(2, [[1.0, 0.0], [3.0, 1.0]], rng);
+        HierarchicalPrompts::init(&layout(), 2, 0.5, rng, &device)
+            .reviewed(&review(&first), &device)
+            .grown(ExpertStart::Previous, 0.5, rng, &device)
+            .reviewed(&review(&second), &device)
+    }
+
+    fn share_of(prompts: &HierarchicalPrompts, table: &FeatureTable, task: usize) -> f64 {
+        let data = TensorData::new(table.features.clone(), [table.len(), 2]);
+        let chosen = prompts.chosen(Tensor::from_data(data, &test_device_autodiff()));
+        let n_right = chosen.iter().filter(|&&c| c == task).count();
+        n_right as f64 / table.len() as f64
+    }
+
+    #[test]
+    fn tasks_that_differ_are_told_apart_and_those_that_do_not_are_not() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let prompts = two_tasks(&mut rng);
+        let first = images(0, [[0.0, 0.0], [2.0, 1.0]], &mut rng);
+        let second = images(2, [[1.0, 0.0], [3.0, 1.0]], &mut rng);
+        assert!(share_of(&prompts, &first, 0) > 0.95);
+        assert!(share_of(&prompts, &second, 1) > 0.95);
+        // By the nearest mean the wide axis drowns what tells them apart.
+        let mut by_distance = prompts.clone();
+        if let Some(identity) = &mut by_distance.identity {
+            let means: Vec<f32> = identity.means.val().into_data().iter().collect();
+            let plain = read_out(&means, Symmetric::zeros(2), 1, 2);
+            let device = test_device_autodiff();
+            identity.read_out = trained(plain, [4, 3], &device);
+        }
+        assert!(share_of(&by_distance, &first, 0) < 0.9);
+        // The same classes in both tasks: nothing tells the task.
+        let device = test_device_autodiff();
+        let again = images(2, [[0.0, 0.0], [2.0, 1.0]], &mut rng);
+        let same = HierarchicalPrompts::init(&layout(), 2, 0.5, &mut rng, &device)
+            .reviewed(&review(&first), &device)
+            .grown(ExpertStart::Previous, 0.5, &mut rng, &device)
+            .reviewed(&review(&again), &device);
+        let share = share_of(&same, &first, 0);
+        assert!((0.2..0.8).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn a_class_that_comes_again_belongs_to_the_last_task() {
+        let (mut rng, device) = (ChaCha8Rng::seed_from_u64(1), test_device_autodiff());
+        let prompts = two_tasks(&mut rng);
+        assert_eq!(prompts.layout().class_tasks, [0, 0, 1, 1]);
+        assert_eq!(prompts.layout().n_images, 80);
+        assert_eq!(prompts.floats_stored().total, 4 * 7 + 3);
+        let again = images(1, [[2.0, 1.0], [1.0, 0.0]], &mut rng);
+        let prompts = prompts
+            .grown(ExpertStart::Fresh, 0.5, &mut rng, &device)
+            .reviewed(&review(&again), &device);
+        assert_eq!(prompts.layout().class_tasks, [0, 2, 2, 1]);
+        assert_eq!(prompts.past_experts.unwrap().val().dims()[0], 2);
+    }
+
+    #[test]
+    fn contrast_drives_features_away_from_old_classes() {
+        let (mut rng, device) = (ChaCha8Rng::seed_from_u64(1), test_device_autodiff());
+        let first = HierarchicalPrompts::init(&layout(), 2, 0.5, &mut rng, &device);
+        let feature = |x: f32, y: f32| Tensor::<2>::from_data([[x, y]], &device);
+        assert!(first.contrast(feature(1.0, 0.0)).is_none());
+        let mut table = images(0, [[4.0, 0.0], [4.0, 0.0]], &mut rng);
+        table
+            .features
+            .iter_mut()
+            .skip(1)
+            .step_by(2)
+            .for_each(|y| *y = 0.0);
+        let prompts = first.reviewed(&review(&table), &device);
+        let at = |x: f32, y: f32| -> f64 {
+            let value = prompts.contrast(feature(x, y)).unwrap();
+            value.into_data().iter::<f64>().next().unwrap()
+        };
+        // Two old classes in one direction: log(e / 3e) beside them, log(1 / (e^(1/τ) + 2)) across.
+        assert!((at(3.0, 0.0) - 0.5 * (1.0f64 / 3.0).ln()).abs() < 1e-5);
+        let across = -(1.25f64.exp() + 2.0).ln();
+        assert!((at(0.0, 2.0) - 0.5 * across).abs() < 1e-5);
+        assert!(at(-1.0, 0.0) < at(0.0, 1.0));
+    }
+
+    #[test]
+    fn a_blend_moves_the_last_prefix_alone_and_keeps_it_trainable() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let device = test_device_autodiff();
+        let host = |rows: &Param<Tensor<2>>| rows.val().into_data().iter().collect::<Vec<f32>>();
+        let prompts = HierarchicalPrompts::init(&layout(), 2, 0.5, &mut rng, &device);
+        let alone = prompts.clone().blended(0.5);
+        assert_eq!(host(&alone.expert), host(&prompts.expert), "none before it");
+        let prompts = prompts.grown(ExpertStart::Fresh, 0.5, &mut rng, &device);
+        let past = prompts.past_experts.clone().unwrap();
+        let blended = prompts.clone().blended(0.25);
+        let rows = host(&blended.expert).into_iter().zip(host(&prompts.expert));
+        for ((found, own), past) in rows.zip(host(&past)) {
+            assert!((found - (0.75 * own + 0.25 * past)).abs() < 1e-6);
+        }
+        assert!(blended.expert.is_require_grad());
+        assert_eq!(host(&blended.past_experts.unwrap()), host(&past));
+    }
+}
