@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use crate::process;
 use crate::sdlora::DEVICES;
+use crate::{cuda, process};
 
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
     if args.device != "flex" {
         cargo.args(["--features", &format!("sdlora-testkit/{}", args.device)]);
+    }
+    if args.device == "cuda" {
+        cargo.arg("--manifest-path").arg(cuda::manifest()?);
+        cargo.arg("--target-dir").arg(cuda::target_dir());
     }
     cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
     if let Some(dir) = &args.dir {
