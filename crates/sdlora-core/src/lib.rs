@@ -46,6 +46,7 @@ mod direction;
 mod error;
 mod linear;
 mod magnitude;
+mod precision;
 mod residual;
 mod site;
 mod update;
@@ -56,6 +57,7 @@ pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLora
 pub use direction::{Direction, HostFactors, PastDirections};
 pub use error::CoreError;
 pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
+pub use precision::{Precision, cast};
 pub use magnitude::Magnitudes;
 pub use residual::span_residuals;
 pub use site::{Projection, Site};

@@ -4,9 +4,10 @@
 //! [`Update`] then covers the columns from `first_column` on (query and value of a fused qkv
 //! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use sdlora_kernels::{GradientPath, LowRank, linear, low_rank_linear};
 
+use crate::precision::cast;
 use crate::update::{Update, UpdateForm};
 
 /// An update and the columns of the weight it belongs to.
@@ -22,6 +23,10 @@ pub struct ColumnUpdate<'a> {
 ///
 /// The updates must be sorted by column and must not overlap.
 ///
+/// Weight and bias are taken in the number type of `x`, and so are the factors. In a half type an
+/// update is never added to the weight, whatever the form: what is smaller than the last place of
+/// the weight would be lost.
+///
 /// # Panics
 ///
 /// If an update does not fit into the columns of the weight.
@@ -35,9 +40,12 @@ pub fn adapted_linear(
     let [batch, n_tokens, d_input] = x.dims();
     let [_, d_output] = weight.dims();
     check_columns(updates, d_output);
+    let dtype = x.dtype();
+    let (weight, bias) = (cast(weight, dtype), bias.map(|bias| cast(bias, dtype)));
     if updates.is_empty() {
         return linear(x, weight, bias);
     }
+    let is_half = matches!(dtype, DType::BF16 | DType::F16);
     let updates: Vec<LowRank> = updates
         .iter()
         .map(|columns| LowRank {
@@ -46,9 +54,10 @@ pub fn adapted_linear(
                 .update
                 .terms()
                 .iter()
-                .map(|term| (term.a.clone(), term.b.clone()))
+                .map(|term| (cast(term.a.clone(), dtype), cast(term.b.clone(), dtype)))
                 .collect(),
             path: match form.resolve(batch * n_tokens, d_input, columns.update) {
+                _ if is_half => GradientPath::Rows,
                 UpdateForm::Factored => GradientPath::Rows,
                 _ => GradientPath::Weight,
             },

@@ -69,6 +69,7 @@ mod optimizer;
 mod options;
 pub mod pretrain;
 mod prompts;
+mod recompute;
 mod resume;
 mod rooms;
 mod run;
@@ -96,6 +97,7 @@ pub use prompts::{
     BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
+pub use sdlora_core::Precision;
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
