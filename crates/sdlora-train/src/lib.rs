@@ -98,6 +98,7 @@ pub use prompts::{
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
 pub use sdlora_core::Precision;
+pub use recompute::Recompute;
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -17,7 +17,7 @@ use crate::model::Model;
 
 /// What the backward pass needs of the blocks of a forward pass.
 #[derive(Debug)]
-pub(crate) struct Recompute {
+pub struct Recompute {
     /// Images, where the embedding is trained.
     images: Option<Tensor<4>>,
     /// First block that gets a gradient.
@@ -30,8 +30,13 @@ pub(crate) struct Recompute {
 
 impl Recompute {
     /// Features `[batch, d_model]` of a model without prompts, and what gives the gradients of its
-    /// blocks once that of the features is there. `None` where no block gets a gradient.
-    pub(crate) fn features(model: &Model, images: &Tensor<4>) -> Option<(Tensor<2>, Self)> {
+    /// blocks once that of the features is there. `images` is `[batch, n_channels, image_size,
+    /// image_size]` with autodiff. `None` where no block gets a gradient.
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have the size of the backbone.
+    pub fn features(model: &Model, images: &Tensor<4>) -> Option<(Tensor<2>, Self)> {
         let trains_backbone = is_trained(&model.backbone);
         let adapted = model.adapter.sites.iter().map(|bank| bank.site().block_idx);
         let first = match trains_backbone {
@@ -61,9 +66,10 @@ impl Recompute {
         Some((features, kept))
     }
 
-    /// Adds the gradients of all blocks, given those of the features: `add` gets the gradients of
-    /// the parameters part by part, some parameters more than once.
-    pub(crate) fn backward(
+    /// The gradients of all blocks, given those of a loss of the features: `add` gets the gradients
+    /// of the parameters part by part, some parameters more than once; their sum counts. Those of
+    /// what stands behind the blocks are in `gradients` and stay there.
+    pub fn backward(
         mut self,
         model: &Model,
         gradients: &mut Gradients,
