@@ -57,8 +57,8 @@ pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLora
 pub use direction::{Direction, HostFactors, PastDirections};
 pub use error::CoreError;
 pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
-pub use precision::{Precision, cast};
 pub use magnitude::Magnitudes;
+pub use precision::{Precision, cast};
 pub use residual::span_residuals;
 pub use site::{Projection, Site};
 pub use update::{ScaledFactors, Update, UpdateForm};

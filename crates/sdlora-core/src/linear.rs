@@ -196,6 +196,38 @@ mod tests {
     }
 
     #[test]
+    fn in_half_precision_an_update_below_the_last_place_of_the_weight_is_not_lost() {
+        let device = test_device();
+        let d = 8;
+        // 1 + 0.0001 is 1 in either half type. Signs alternate, so that the weight itself gives 0.
+        let signs: Vec<f32> = (0..d * d)
+            .map(|i| if (i / d) % 2 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let weight = Tensor::from_data(TensorData::new(signs, [d, d]), &device);
+        let small = Update::new(vec![ScaledFactors {
+            a: Tensor::full([d, 1], 1e-4, &device),
+            b: Tensor::ones([1, d], &device),
+        }]);
+        let columns = [ColumnUpdate {
+            first_column: 0,
+            update: &small,
+        }];
+        for dtype in [DType::BF16, DType::F16] {
+            let x = cast(Tensor::ones([1, 1, d], &device), dtype);
+            for form in [UpdateForm::Dense, UpdateForm::Factored, UpdateForm::Auto] {
+                let y = adapted_linear(x.clone(), weight.clone(), None, &columns, form);
+                assert_eq!(y.dtype(), dtype);
+                let y: Vec<f32> = y.into_data().iter().collect();
+                let expected = 8.0 * 1e-4;
+                assert!(
+                    y.iter().all(|y| (y - expected).abs() < 0.02 * expected),
+                    "{dtype:?} {form:?}: {y:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "does not fit")]
     fn an_update_past_the_last_column_panics_with_the_numbers() {
         let device = test_device();

@@ -79,7 +79,10 @@ mod tests {
         assert_eq!(grad.dtype(), DType::F32);
         let grad: Vec<f32> = grad.into_data().iter().collect();
         // 2 x to 8 bits.
-        assert!((grad[0] - 0.2).abs() < 0.2 / 256.0 && grad[1] == 6.0, "{grad:?}");
+        assert!(
+            (grad[0] - 0.2).abs() < 0.2 / 256.0 && grad[1] == 6.0,
+            "{grad:?}"
+        );
     }
 
     #[test]

@@ -100,7 +100,9 @@ impl Case {
                 backbone: model.merged_backbone(),
                 head: model.head.trained.unwrap(),
             },
-            _ => panic!("no mode `{mode}`: infer, train, train-checkpointing, train-burn-checkpointing or train-bf16"),
+            _ => panic!(
+                "no mode `{mode}`: infer, train, train-checkpointing, train-burn-checkpointing or train-bf16"
+            ),
         };
         Self { work, images }
     }

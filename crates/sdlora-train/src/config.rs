@@ -42,7 +42,7 @@ pub struct RunConfig {
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
     /// Keeps only the inputs of blocks in memory and computes blocks again in the backward pass
-    /// (gradient checkpointing): the same step up to rounding, for a third more time.
+    /// (gradient checkpointing): the same step up to rounding, for a third to a half more time.
     #[serde(default, skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
     /// What classifies; that of the method where none is named, see

@@ -97,8 +97,8 @@ pub use prompts::{
     BlockComponents, ComponentLayout, Components, ExpertStart, PoolLayout, PromptComponents,
     PromptLayout, PromptPool, Prompts, TaskPromptLayout, TaskPrompts,
 };
-pub use sdlora_core::Precision;
 pub use recompute::Recompute;
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};
+pub use sdlora_core::Precision;
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -10,7 +10,7 @@ use sdlora_core::Precision;
 use sdlora_data::{Batches, Loader};
 use serde::{Deserialize, Serialize};
 
-use crate::batch_split::{with_trained, BatchSplit, Replicas};
+use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::heads::{Head, cross_entropy};
@@ -18,7 +18,7 @@ use crate::methods::{LossOver, Method};
 use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::optimizer::{LrFactors, OptimizerConfig};
+use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
 
 /// Position and log of a task in training.
@@ -171,7 +171,8 @@ impl Trainer<'_> {
     /// # Errors
     ///
     /// [`TrainError::Setting`] for gradient checkpointing of a model with prompts,
-    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Device`] for a device that
+    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::GradientRange`] for gradients
+    /// beyond `f16`, [`TrainError::Device`] for a device that
     /// gives up, and those of images and of `on_checkpoint`.
     pub fn train(
         &self,
@@ -226,6 +227,13 @@ impl Trainer<'_> {
                         task_idx: task.task_idx,
                         step,
                         loss: value,
+                    });
+                }
+                // A loss may be finite where its gradients have left the range of `f16`.
+                if self.precision == Precision::F16 && !are_finite(&grads, &model) {
+                    return Err(TrainError::GradientRange {
+                        task_idx: task.task_idx,
+                        step,
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);

@@ -20,8 +20,8 @@ use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStre
 use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 use sdlora_train::methods::{METHODS, TaskContext, TaskImages};
 use sdlora_train::{
-    Event, HeadConfig, Model, Observer, Plan, Precision, Silent, Start, TaskData, TaskLoader, TaskLog,
-    TrainError, Trainer, checkpoint,
+    Event, HeadConfig, Model, Observer, Plan, Precision, Silent, Start, TaskData, TaskLoader,
+    TaskLog, TrainError, Trainer, checkpoint,
 };
 use toy::{Bench, bits, copy_folder, shape};
 

@@ -22,7 +22,8 @@ use sdlora_testkit::{
 use sdlora_train::heads;
 use sdlora_train::methods::{self, LossOver};
 use sdlora_train::{
-    Model, OptimizerConfig, Precision, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer, evaluate,
+    Model, OptimizerConfig, Precision, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer,
+    evaluate,
 };
 use sdlora_vit::{Vit, VitConfig};
 

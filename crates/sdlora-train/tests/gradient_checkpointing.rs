@@ -13,7 +13,15 @@ fn run(bench: &Bench, name: &str, config: RunConfig, n_devices: usize) -> Finish
     let plan = config.check().unwrap();
     let devices = vec![test_device(); n_devices];
     let folder = bench.path(name);
-    run_on_devices(&plan, &data_dir(), &devices, &folder, Start::Fresh, &mut Silent).unwrap()
+    run_on_devices(
+        &plan,
+        &data_dir(),
+        &devices,
+        &folder,
+        Start::Fresh,
+        &mut Silent,
+    )
+    .unwrap()
 }
 
 fn losses(run: &Finished) -> Vec<f64> {

@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use sdlora_testkit::test_device_autodiff;
 use sdlora_train::{
-    Event, Finished, Model, Observer, Precision, RunConfig, Start, TrainError, checkpoint,
+    Event, Finished, Observer, Precision, RunConfig, Start, TrainError, checkpoint,
 };
 use sdlora_vit::Vit;
 use toy::{Bench, bits};
@@ -61,13 +61,20 @@ fn images() -> Tensor<4> {
     let values: Vec<f32> = (0..3 * 14 * 14)
         .map(|i| ((i * 7) % 13) as f32 / 6.0 - 1.0)
         .collect();
-    Tensor::from_data(TensorData::new(values, [3, 1, 14, 14]), &test_device_autodiff())
+    Tensor::from_data(
+        TensorData::new(values, [3, 1, 14, 14]),
+        &test_device_autodiff(),
+    )
 }
 
 fn on_autodiff(bench: &Bench) -> Vit {
-    Vit::load(&bench.path("vit.safetensors"), None, &test_device_autodiff())
-        .unwrap()
-        .0
+    Vit::load(
+        &bench.path("vit.safetensors"),
+        None,
+        &test_device_autodiff(),
+    )
+    .unwrap()
+    .0
 }
 
 #[test]
@@ -105,20 +112,36 @@ fn features_in_half_precision_are_near_those_in_single() {
 fn a_run_in_half_precision_follows_the_one_in_single_and_keeps_single() {
     let bench = Bench::new();
     for method in METHODS {
-        let name = |kind: &str| format!("{}-{kind}", method.lines().next().unwrap().replace('"', ""));
+        let name =
+            |kind: &str| format!("{}-{kind}", method.lines().next().unwrap().replace('"', ""));
         let single = run(&bench, &name("f32"), config(&bench, method, Precision::F32));
         for (precision, _, unit) in HALVES {
             let what = format!("{method} in {precision:?}");
-            let half = run(&bench, &name(precision.name()), config(&bench, method, precision));
-            assert!(dtypes(&half.model).iter().all(|&d| d == DType::F32), "{what}");
+            let half = run(
+                &bench,
+                &name(precision.name()),
+                config(&bench, method, precision),
+            );
+            assert!(
+                dtypes(&half.model).iter().all(|&d| d == DType::F32),
+                "{what}"
+            );
             let (a, b) = (losses(&single), losses(&half));
             assert_ne!(a, b, "{what}: no half precision at all");
             let difference = |x: &[f64], y: &[f64]| {
-                let differences = x.iter().zip(y).map(|(x, y)| (x - y).abs() / x.abs().max(1.0));
+                let differences = x
+                    .iter()
+                    .zip(y)
+                    .map(|(x, y)| (x - y).abs() / x.abs().max(1.0));
                 differences.fold(0.0, f64::max)
             };
             // The first step differs by the forward pass alone, later ones by all that came before.
-            assert!(difference(&a[..1], &b[..1]) < 8.0 * unit, "{what}: {} {}", a[0], b[0]);
+            assert!(
+                difference(&a[..1], &b[..1]) < 8.0 * unit,
+                "{what}: {} {}",
+                a[0],
+                b[0]
+            );
             assert!(difference(&a, &b) < 0.1, "{what}: {a:?} {b:?}");
         }
     }
@@ -147,9 +170,14 @@ impl Observer for Stop {
 #[test]
 fn a_resumed_run_ends_in_the_bits_of_an_unbroken_one() {
     let bench = Bench::new();
-    for (i, method) in ["name = \"sdlora\"\nrank = 4", "name = \"finetune\""].iter().enumerate() {
+    for (i, method) in ["name = \"sdlora\"\nrank = 4", "name = \"finetune\""]
+        .iter()
+        .enumerate()
+    {
         let plan = config(&bench, method, Precision::Bf16).check().unwrap();
-        let whole = bench.run(&format!("{i} whole"), &plan, Start::Fresh).unwrap();
+        let whole = bench
+            .run(&format!("{i} whole"), &plan, Start::Fresh)
+            .unwrap();
         let broken = format!("{i} broken");
         let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             bench.run_observed(&broken, &plan, Start::Fresh, &mut Stop(0))
@@ -157,31 +185,15 @@ fn a_resumed_run_ends_in_the_bits_of_an_unbroken_one() {
         assert!(stopped.is_err());
         let checkpoints = bench.path(&broken).join("checkpoints");
         let latest = checkpoint::latest(&checkpoints).unwrap();
-        assert!(latest.to_string_lossy().contains("-step-"), "{}", latest.display());
+        assert!(
+            latest.to_string_lossy().contains("-step-"),
+            "{}",
+            latest.display()
+        );
         let resumed = bench.run(&broken, &plan, Start::Resume).unwrap();
         assert_eq!(losses(&whole), losses(&resumed), "{method}");
         assert!(bits(&whole.model) == bits(&resumed.model), "{method}");
     }
-}
-
-#[test]
-fn a_small_update_is_not_lost_in_a_large_weight() {
-    let bench = Bench::new();
-    let vit = on_autodiff(&bench).no_grad();
-    let method = "name = \"sdlora\"\nrank = 4";
-    let trained: Model = run(&bench, "run", config(&bench, method, Precision::F32)).model;
-    let updates = trained.adapter.updates();
-    let change = |precision| -> Vec<f32> {
-        let vit = vit.clone().with_precision(precision);
-        let with = vit.forward(images(), &updates);
-        let without = vit.forward(images(), &Default::default());
-        (with - without).into_data().iter().collect()
-    };
-    let (single, half) = (change(Precision::F32), change(Precision::Bf16));
-    let norm = |x: &[f32]| x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
-    let dot: f64 = single.iter().zip(&half).map(|(a, b)| f64::from(a * b)).sum();
-    let cosine = dot / (norm(&single) * norm(&half));
-    assert!(cosine > 0.95, "{cosine}");
 }
 
 #[test]
