@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-use crate::process;
+use crate::sdlora::DEVICES;
+use crate::{cuda, process};
 
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
 #[derive(Debug, clap::Args)]
@@ -14,6 +15,9 @@ pub struct Args {
     /// Folder of golden files; the variable SDLORA_GOLDEN does the same
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Backend to compute on, built into the tests: flex, ndarray, cpu, wgpu or cuda
+    #[arg(long, default_value = "flex", value_parser = DEVICES)]
+    device: String,
     /// Passed to the tests, for instance `--nocapture` or part of a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
@@ -26,7 +30,15 @@ pub struct Args {
 /// When the folder does not exist or cargo cannot be started.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // By convention every such test is an integration test whose name starts with `golden`.
-    let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*", "--"]);
+    let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
+    if args.device != "flex" {
+        cargo.args(["--features", &format!("sdlora-testkit/{}", args.device)]);
+    }
+    if args.device == "cuda" {
+        cargo.arg("--manifest-path").arg(cuda::manifest()?);
+        cargo.arg("--target-dir").arg(cuda::target_dir());
+    }
+    cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
     if let Some(dir) = &args.dir {
         let dir = process::root().join(dir);
         if !dir.is_dir() {

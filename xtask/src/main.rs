@@ -8,6 +8,7 @@
 mod architecture;
 mod bench;
 mod check;
+mod cuda;
 #[cfg(test)]
 mod documents;
 mod golden;

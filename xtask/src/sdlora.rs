@@ -1,12 +1,12 @@
 //! The commands of the program `sdlora`, built in release mode for the device they name.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use crate::process;
+use crate::{cuda, process};
 
 /// Devices that are features of `sdlora-cli`; `flex` is always compiled in.
-const DEVICES: [&str; 5] = ["flex", "ndarray", "cpu", "wgpu", "cuda"];
+pub const DEVICES: [&str; 5] = ["flex", "ndarray", "cpu", "wgpu", "cuda"];
 
 /// Arguments of `sdlora`, passed on as they are.
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,45 @@ pub struct Args {
 ///
 /// When cargo cannot be started.
 pub fn run(command: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    process::run(&mut process::cargo(cargo_args(command, &args.args)))
+    if !backends_of(&args.args).contains(&"cuda") {
+        return process::run(&mut process::cargo(cargo_args(command, &args.args)));
+    }
+    let folder = cuda::target_dir();
+    let mut build = process::cargo(cuda_build_args(&args.args));
+    build.arg("--manifest-path").arg(cuda::manifest()?);
+    build.arg("--target-dir").arg(&folder);
+    let code = process::run(&mut build)?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    let program = folder
+        .join("release")
+        .join(format!("sdlora{}", std::env::consts::EXE_SUFFIX));
+    let mut sdlora = Command::new(program);
+    process::run(sdlora.arg(command).args(&args.args))
+}
+
+/// How `sdlora` is built with CUDA; the second package brings the feature for NVRTC.
+fn cuda_build_args(args: &[OsString]) -> Vec<OsString> {
+    let features: Vec<String> = ["flex"]
+        .into_iter()
+        .chain(backends_of(args))
+        .map(|backend| format!("sdlora-cli/{backend}"))
+        .collect();
+    [
+        "build",
+        "--quiet",
+        "--release",
+        "-p",
+        "sdlora-cli",
+        "-p",
+        "sdlora-nvrtc",
+        "--no-default-features",
+        "--features",
+        &features.join(","),
+    ]
+    .map(Into::into)
+    .into()
 }
 
 fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
@@ -72,6 +110,8 @@ fn backends_of(args: &[OsString]) -> Vec<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     fn line(command: &str, args: &[&str]) -> String {
@@ -110,16 +150,26 @@ mod tests {
 
     #[test]
     fn numbers_and_lists_of_devices_name_their_backends_once() {
+        let backends = |args: &[&str]| {
+            let args: Vec<OsString> = args.iter().map(Into::into).collect();
+            backends_of(&args)
+        };
         for args in [
             &["--device", "cuda:1"][..],
             &["--devices", "cuda:0,cuda:1"],
             &["--devices=cuda:0,flex"],
         ] {
-            let line = line("train", args);
-            assert!(line.contains("--features flex,cuda -- train"), "{line}");
+            assert_eq!(backends(args), ["cuda"], "{args:?}");
         }
-        let two = line("train", &["--devices", "wgpu:0,cuda"]);
-        assert!(two.contains("--features flex,wgpu,cuda -- train"), "{two}");
+        assert_eq!(backends(&["--devices", "wgpu:0,cuda"]), ["wgpu", "cuda"]);
+        assert!(backends(&["--device", "flex"]).is_empty());
+        let args = ["--device", "cuda"].map(OsString::from);
+        let build = cuda_build_args(&args).join(OsStr::new(" "));
+        let build = build.to_string_lossy();
+        assert!(
+            build.ends_with("--features sdlora-cli/flex,sdlora-cli/cuda"),
+            "{build}"
+        );
     }
 
     #[test]

@@ -6,7 +6,17 @@ use burn::tensor::Device;
 pub const DEVICE_VAR: &str = "SDLORA_TEST_DEVICE";
 
 /// Names accepted in `SDLORA_TEST_DEVICE` by this build.
-const COMPILED: &[&str] = &["flex"];
+const COMPILED: &[&str] = &[
+    "flex",
+    #[cfg(feature = "ndarray")]
+    "ndarray",
+    #[cfg(feature = "cpu")]
+    "cpu",
+    #[cfg(feature = "wgpu")]
+    "wgpu",
+    #[cfg(feature = "cuda")]
+    "cuda",
+];
 
 /// Device on which all tests run: the one named by `SDLORA_TEST_DEVICE`, `flex` if the variable is unset or empty.
 ///
@@ -32,9 +42,18 @@ pub fn test_device_autodiff() -> Device {
 fn device_named(name: Option<&str>) -> Device {
     match name.map(str::trim) {
         None | Some("" | "flex") => Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated, reason = "a backend of the project's charter")]
+        Some("ndarray") => Device::ndarray(),
+        #[cfg(feature = "cpu")]
+        Some("cpu") => Device::cpu(),
+        #[cfg(feature = "wgpu")]
+        Some("wgpu") => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        #[cfg(feature = "cuda")]
+        Some("cuda") => Device::cuda(0),
         Some(other) => panic!(
-            "{DEVICE_VAR}=`{other}` is not compiled into the tests: use one of {COMPILED:?}, or enable the backend \
-             in sdlora-testkit/Cargo.toml and add it to device.rs"
+            "{DEVICE_VAR}=`{other}` is not compiled into the tests: use one of {COMPILED:?}, or enable its feature \
+             of sdlora-testkit as `cargo xtask golden --device` does"
         ),
     }
 }

@@ -1,0 +1,1 @@
+//! Nothing: this crate exists for the feature its manifest turns on.
