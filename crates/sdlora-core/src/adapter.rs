@@ -311,11 +311,20 @@ impl Adapter {
     /// The updates of all sites for one forward pass; gradients flow to the current factors and to
     /// every trainable magnitude.
     pub fn updates(&self) -> Updates {
+        self.updates_where(|_| true)
+    }
+
+    /// As [`updates`](Self::updates), those of one block only.
+    pub fn block_updates(&self, block_idx: usize) -> Updates {
+        self.updates_where(|site| site.block_idx == block_idx)
+    }
+
+    fn updates_where(&self, is_wanted: impl Fn(Site) -> bool) -> Updates {
         let mut updates = Updates::default();
         let Some(magnitudes) = &self.magnitudes else {
             return updates;
         };
-        for bank in &self.sites {
+        for bank in self.sites.iter().filter(|bank| is_wanted(bank.site)) {
             let group = self.group(bank.site);
             let mut terms = Vec::with_capacity(2);
             if let Some(past) = &bank.past {

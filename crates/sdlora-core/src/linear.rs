@@ -4,9 +4,10 @@
 //! [`Update`] then covers the columns from `first_column` on (query and value of a fused qkv
 //! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use sdlora_kernels::{GradientPath, LowRank, linear, low_rank_linear};
 
+use crate::precision::cast;
 use crate::update::{Update, UpdateForm};
 
 /// An update and the columns of the weight it belongs to.
@@ -22,6 +23,10 @@ pub struct ColumnUpdate<'a> {
 ///
 /// The updates must be sorted by column and must not overlap.
 ///
+/// Weight and bias are taken in the number type of `x`, and so are the factors. In a half type an
+/// update is never added to the weight, whatever the form: what is smaller than the last place of
+/// the weight would be lost.
+///
 /// # Panics
 ///
 /// If an update does not fit into the columns of the weight.
@@ -35,9 +40,12 @@ pub fn adapted_linear(
     let [batch, n_tokens, d_input] = x.dims();
     let [_, d_output] = weight.dims();
     check_columns(updates, d_output);
+    let dtype = x.dtype();
+    let (weight, bias) = (cast(weight, dtype), bias.map(|bias| cast(bias, dtype)));
     if updates.is_empty() {
         return linear(x, weight, bias);
     }
+    let is_half = matches!(dtype, DType::BF16 | DType::F16);
     let updates: Vec<LowRank> = updates
         .iter()
         .map(|columns| LowRank {
@@ -46,9 +54,10 @@ pub fn adapted_linear(
                 .update
                 .terms()
                 .iter()
-                .map(|term| (term.a.clone(), term.b.clone()))
+                .map(|term| (cast(term.a.clone(), dtype), cast(term.b.clone(), dtype)))
                 .collect(),
             path: match form.resolve(batch * n_tokens, d_input, columns.update) {
+                _ if is_half => GradientPath::Rows,
                 UpdateForm::Factored => GradientPath::Rows,
                 _ => GradientPath::Weight,
             },
@@ -184,6 +193,38 @@ mod tests {
         let expected: Vec<f32> = base.into_data().iter().collect();
         let key = run(UpdateForm::Dense).slice([0..2, 0..n, d..2 * d]);
         assert_close(key, &expected, Tolerance::Abs(0.0), "key columns");
+    }
+
+    #[test]
+    fn in_half_precision_an_update_below_the_last_place_of_the_weight_is_not_lost() {
+        let device = test_device();
+        let d = 8;
+        // 1 + 0.0001 is 1 in either half type. Signs alternate, so that the weight itself gives 0.
+        let signs: Vec<f32> = (0..d * d)
+            .map(|i| if (i / d) % 2 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let weight = Tensor::from_data(TensorData::new(signs, [d, d]), &device);
+        let small = Update::new(vec![ScaledFactors {
+            a: Tensor::full([d, 1], 1e-4, &device),
+            b: Tensor::ones([1, d], &device),
+        }]);
+        let columns = [ColumnUpdate {
+            first_column: 0,
+            update: &small,
+        }];
+        for dtype in [DType::BF16, DType::F16] {
+            let x = cast(Tensor::ones([1, 1, d], &device), dtype);
+            for form in [UpdateForm::Dense, UpdateForm::Factored, UpdateForm::Auto] {
+                let y = adapted_linear(x.clone(), weight.clone(), None, &columns, form);
+                assert_eq!(y.dtype(), dtype);
+                let y: Vec<f32> = y.into_data().iter().collect();
+                let expected = 8.0 * 1e-4;
+                assert!(
+                    y.iter().all(|y| (y - expected).abs() < 0.02 * expected),
+                    "{dtype:?} {form:?}: {y:?}"
+                );
+            }
+        }
     }
 
     #[test]

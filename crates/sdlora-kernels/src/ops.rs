@@ -1,6 +1,6 @@
 //! The public operations: each picks its fused or its generic form for the tensors it is given.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 #[cfg(feature = "flex")]
 use crate::flex;
@@ -28,6 +28,8 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 ///
 /// `σ²` is the biased variance (divided by `d_model`), as in PyTorch.
 /// Gradients of `gamma` and `beta` are computed only where they are tracked.
+/// An `x` of another number type is normed in the type of `gamma` and given back in its own: means
+/// and variances of half-precision tokens are those of `f32`.
 ///
 /// # Panics
 ///
@@ -45,6 +47,11 @@ pub fn layer_norm<const D: usize>(
         "layer_norm: gamma has width {d_gamma} and beta {d_beta}, the last axis of x has \
          {d_model}: pass parameters of that width"
     );
+    let (dtype, within) = (x.dtype(), gamma.dtype());
+    if dtype != within {
+        let x = x.cast(FloatDType::from(within));
+        return layer_norm(x, gamma, beta, eps).cast(FloatDType::from(dtype));
+    }
     #[cfg(feature = "flex")]
     if flex::takes(&x) && flex::takes(&gamma) && flex::takes(&beta) {
         return flex::layer_norm(x, gamma, beta, eps);

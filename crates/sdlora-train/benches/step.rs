@@ -5,6 +5,8 @@
 //! `step MODEL MODE PAST THREADS` builds one case, then answers every line `N` of its input, a
 //! number of steps, with one line `WALL PROCESSOR PEAK`: seconds of one step by the clock and by
 //! the processor (all threads together), and the bytes the process grew since the model stood.
+//! Modes are `infer`, `train`, and of training `train-checkpointing` (blocks computed again),
+//! `train-burn-checkpointing` (burn's strategy) and `train-bf16`.
 //! Without these arguments (`cargo xtask bench --bench step`) it prints a table of the smallest
 //! model.
 //!
@@ -17,13 +19,13 @@ mod common;
 use std::io::{BufRead, Write};
 use std::time::Instant;
 
-use burn::optim::ModuleOptimizer;
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::Updates;
-use sdlora_train::{Model, OptimizerConfig, TrainedHead, cross_entropy};
+use sdlora_train::{Model, OptimizerConfig, Precision, Recompute, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
 use common::{N_CLASSES, model};
@@ -47,6 +49,8 @@ enum Work {
         model: Option<Model>,
         optimizer: ModuleOptimizer,
         config: OptimizerConfig,
+        /// Whether blocks are computed again in the backward pass.
+        checkpoints: bool,
         labels: Tensor<1, Int>,
     },
     Infer {
@@ -64,10 +68,10 @@ impl Case {
     fn new(name: &str, mode: &str, n_past: usize) -> Self {
         let (config, batch) = shape(name);
         let device = Device::flex();
-        let device = if mode == "train" {
-            device.autodiff()
-        } else {
-            device
+        let device = match mode {
+            "infer" => device,
+            "train-burn-checkpointing" => device.autodiff().gradient_checkpointing(),
+            _ => device.autodiff(),
         };
         let side = config.image_size;
         let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -76,15 +80,19 @@ impl Case {
             .collect();
         let data = TensorData::new(pixels, [batch, 3, side, side]);
         let images = Tensor::from_data(data, &device);
-        let model = model(&config, n_past, &device);
+        let mut model = model(&config, n_past, &device);
+        if mode == "train-bf16" {
+            model.backbone = model.backbone.with_precision(Precision::Bf16);
+        }
         let work = match mode {
-            "train" => {
+            "train" | "train-checkpointing" | "train-burn-checkpointing" | "train-bf16" => {
                 let labels: Vec<i32> = (0..batch).map(|i| (i % N_CLASSES) as i32).collect();
                 let config = OptimizerConfig::sgd(1e-4);
                 Work::Train {
                     model: Some(model),
                     optimizer: config.init(),
                     config,
+                    checkpoints: mode == "train-checkpointing",
                     labels: Tensor::from_data(TensorData::new(labels, [batch]), &device),
                 }
             }
@@ -92,7 +100,9 @@ impl Case {
                 backbone: model.merged_backbone(),
                 head: model.head.trained.unwrap(),
             },
-            _ => panic!("no mode `{mode}`: train or infer"),
+            _ => panic!(
+                "no mode `{mode}`: infer, train, train-checkpointing, train-burn-checkpointing or train-bf16"
+            ),
         };
         Self { work, images }
     }
@@ -103,13 +113,28 @@ impl Case {
                 model,
                 optimizer,
                 config,
+                checkpoints,
                 labels,
             } => {
                 let net = model.take().unwrap();
-                let features = net.features(self.images.clone());
+                let (features, blocks) = match checkpoints {
+                    true => {
+                        let (features, blocks) = Recompute::features(&net, &self.images).unwrap();
+                        (features, Some(blocks))
+                    }
+                    false => (net.features(self.images.clone()), None),
+                };
                 let logits = net.head.trained.as_ref().unwrap().linear(features);
                 let loss = cross_entropy(logits, labels.clone());
-                *model = Some(config.step(optimizer, net, &loss, 1.0));
+                let Some(blocks) = blocks else {
+                    *model = Some(config.step(optimizer, net, &loss, 1.0));
+                    return;
+                };
+                let mut found = loss.backward();
+                let mut sum = GradientsAccumulator::new();
+                sum.accumulate(&net, GradientsParams::from_module(&mut found, &net));
+                blocks.backward(&net, &mut found, |new| sum.accumulate(&net, new));
+                *model = Some(config.apply(optimizer, net, sum.grads(), config.lr.into()));
             }
             Work::Infer { backbone, head } => {
                 let features = backbone.forward(self.images.clone(), &Updates::default());

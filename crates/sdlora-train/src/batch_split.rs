@@ -15,6 +15,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::error::TrainError;
 use crate::model::Model;
+use crate::recompute::Recompute;
 
 /// How the work of a step is divided; not at all by default.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +73,9 @@ impl Replicas {
     }
 
     /// Loss and gradients of a batch of `n_images`: `loss` gives the mean loss `[1]` of some of its
-    /// images under a model on a device, and `once` what is added to that of the whole batch.
+    /// images under a model on a device, and `once` what is added to that of the whole batch. The
+    /// loss is multiplied by `loss_scale` before the backward pass and the gradients are divided by
+    /// it after.
     ///
     /// Gradients lie on the device of `model`.
     ///
@@ -83,8 +86,9 @@ impl Replicas {
         &mut self,
         model: &Model,
         n_images: usize,
-        loss: impl Fn(&Model, &Device, Range<usize>) -> Tensor<1> + Sync,
+        loss: impl Fn(&Model, &Device, Range<usize>) -> (Tensor<1>, Option<Recompute>) + Sync,
         once: Option<Tensor<1>>,
+        loss_scale: f64,
     ) -> Result<(f64, GradientsParams), TrainError> {
         let pieces = self.split.pieces(n_images);
         let devices = &self.devices;
@@ -93,7 +97,7 @@ impl Replicas {
             let mut gradients = GradientsAccumulator::new();
             for piece in &pieces[idx] {
                 let share = piece.len() as f64 / n_images as f64;
-                let mut part = loss(model, &devices[idx], piece.clone());
+                let (mut part, recompute) = loss(model, &devices[idx], piece.clone());
                 if share < 1.0 {
                     part = part.mul_scalar(share);
                 }
@@ -101,10 +105,16 @@ impl Replicas {
                     part = part + once;
                 }
                 sum += f64::from(part.clone().into_scalar::<f32>());
-                let new = GradientsParams::from_grads(part.backward(), model);
-                gradients.accumulate(model, new);
+                if loss_scale != 1.0 {
+                    part = part.mul_scalar(loss_scale);
+                }
+                let mut found = part.backward();
+                gradients.accumulate(model, GradientsParams::from_module(&mut found, model));
+                if let Some(recompute) = recompute {
+                    recompute.backward(model, &mut found, |new| gradients.accumulate(model, new));
+                }
             }
-            (sum, gradients.grads())
+            (sum, divided(gradients.grads(), model, loss_scale))
         };
         if self.models.is_empty() {
             return Ok(on(model, 0, once));
@@ -137,8 +147,32 @@ impl Replicas {
     }
 }
 
+/// Gradients by a number.
+fn divided<M: Module>(mut gradients: GradientsParams, module: &M, by: f64) -> GradientsParams {
+    struct Divide<'a>(&'a mut GradientsParams, f64);
+    impl ModuleVisitor for Divide<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.0.remove::<D>(param.id) {
+                self.0.register(param.id, gradient.div_scalar(self.1));
+            }
+        }
+    }
+    if by != 1.0 {
+        module.visit(&mut Divide(&mut gradients, by));
+    }
+    gradients
+}
+
 /// Gives the replicas the trained parameters as they are now; the others have not changed.
 fn follow(replicas: &mut Vec<Model>, model: &Model) {
+    *replicas = std::mem::take(replicas)
+        .into_iter()
+        .map(|replica| with_trained(replica, model))
+        .collect();
+}
+
+/// A module with the parameters that `trained` trains, on its own device; the others are its own.
+pub(crate) fn with_trained<M: Module>(module: M, trained: &M) -> M {
     struct Trained(HashMap<ParamId, Box<dyn Any>>);
     impl ModuleVisitor for Trained {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -162,12 +196,9 @@ fn follow(replicas: &mut Vec<Model>, model: &Model) {
             }
         }
     }
-    let mut trained = Trained(HashMap::new());
-    model.visit(&mut trained);
-    *replicas = std::mem::take(replicas)
-        .into_iter()
-        .map(|replica| replica.map(&mut Renew(&trained)))
-        .collect();
+    let mut values = Trained(HashMap::new());
+    trained.visit(&mut values);
+    module.map(&mut Renew(&values))
 }
 
 /// What a thread that gave up said.

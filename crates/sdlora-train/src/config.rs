@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use sdlora_core::Precision;
 use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
 use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,15 @@ pub struct RunConfig {
     /// into memory; the step is that of the whole batch up to rounding. All when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<NonZeroUsize>,
+    /// Number type of frozen weights and activations in training: `f32`, `bf16` or `f16`. What is
+    /// trained, layer norms and losses are `f32` in any case, and so is all that is not a step:
+    /// evaluation, fitted heads, checkpoints, exports.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+    /// Keeps only the inputs of blocks in memory and computes blocks again in the backward pass
+    /// (gradient checkpointing): the same step up to rounding, for a third to a half more time.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gradient_checkpointing: bool,
     /// What classifies; that of the method where none is named, see
     /// [`Method::default_head`](crate::methods::Method::default_head).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -39,6 +39,17 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// Gradients left the range of `f16`.
+    #[error(
+        "a gradient in task {task_idx}, step {step} is beyond the range of `f16`: take `precision = \"bf16\"`, \
+         or lower `optimizer.lr`; the last checkpoint is intact"
+    )]
+    GradientRange {
+        /// The task.
+        task_idx: usize,
+        /// The step.
+        step: usize,
+    },
     /// A device stopped in the middle of a step.
     #[error(
         "device {device} gave up: {problem}; leave it out of `--devices`, or make `micro_batch` smaller \

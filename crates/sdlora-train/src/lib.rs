@@ -69,6 +69,7 @@ mod optimizer;
 mod options;
 pub mod pretrain;
 mod prompts;
+mod recompute;
 mod resume;
 mod rooms;
 mod run;
@@ -97,6 +98,8 @@ pub use prompts::{
     HierarchicalPrompts, PoolLayout, PromptComponents, PromptLayout, PromptPool, Prompts, Review,
     TaskIdentity, TaskPromptLayout, TaskPrompts,
 };
+pub use recompute::Recompute;
 pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};
+pub use sdlora_core::Precision;
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -248,9 +248,8 @@ impl OptimizerConfig {
     }
 }
 
-/// Scales all gradients by one factor so that their norm together is at most `max_norm`
-/// (`torch.nn.utils.clip_grad_norm_`).
-fn clip_grad_norm<M: Module>(grads: GradientsParams, module: &M, max_norm: f64) -> GradientsParams {
+/// The sum of the squares of all gradients `[1]`; `None` where there is none.
+fn sum_of_squares<M: Module>(grads: &GradientsParams, module: &M) -> Option<Tensor<1>> {
     struct SumOfSquares<'a> {
         grads: &'a GradientsParams,
         sum: Option<Tensor<1>>,
@@ -267,6 +266,19 @@ fn clip_grad_norm<M: Module>(grads: GradientsParams, module: &M, max_norm: f64) 
             });
         }
     }
+    let mut squares = SumOfSquares { grads, sum: None };
+    module.visit(&mut squares);
+    squares.sum
+}
+
+/// Whether no gradient is infinite or not a number.
+pub(crate) fn are_finite<M: Module>(grads: &GradientsParams, module: &M) -> bool {
+    sum_of_squares(grads, module).is_none_or(|sum| sum.into_scalar::<f32>().is_finite())
+}
+
+/// Scales all gradients by one factor so that their norm together is at most `max_norm`
+/// (`torch.nn.utils.clip_grad_norm_`).
+fn clip_grad_norm<M: Module>(grads: GradientsParams, module: &M, max_norm: f64) -> GradientsParams {
     struct Scale<'a> {
         grads: &'a mut GradientsParams,
         factor: Tensor<1>,
@@ -279,12 +291,7 @@ fn clip_grad_norm<M: Module>(grads: GradientsParams, module: &M, max_norm: f64) 
             }
         }
     }
-    let mut squares = SumOfSquares {
-        grads: &grads,
-        sum: None,
-    };
-    module.visit(&mut squares);
-    let Some(sum) = squares.sum else {
+    let Some(sum) = sum_of_squares(&grads, module) else {
         return grads;
     };
     // PyTorch's guard against a division by 0.
@@ -341,6 +348,16 @@ mod tests {
         config.max_grad_norm = Some(1.0);
         let model = config.step(&mut config.init(), model, &loss, 1.0);
         assert_eq!(model.x.val().into_scalar::<f32>(), 2.5);
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_is_seen() {
+        let model = two();
+        for (factor, expected) in [(1.0f32, true), (f32::INFINITY, false), (f32::NAN, false)] {
+            let loss = model.x.val().sum().mul_scalar(factor);
+            let grads = GradientsParams::from_grads(loss.backward(), &model);
+            assert_eq!(are_finite(&grads, &model), expected, "{factor}");
+        }
     }
 
     #[test]

@@ -116,6 +116,15 @@ pub fn run_on_devices(
         ));
     };
     let (config, method, head) = (plan.config(), plan.method(), plan.head());
+    for device in devices {
+        if !device.supports_dtype(config.precision.dtype()) {
+            return Err(TrainError::setting(
+                "precision",
+                config.precision.name(),
+                format!("`f32`, because the device {device:?} has no such numbers"),
+            ));
+        }
+    }
     let device = device.clone().inner().autodiff();
     let dataset: Arc<dyn Dataset> =
         sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
@@ -151,6 +160,8 @@ pub fn run_on_devices(
                 micro_batch: config.micro_batch,
                 more_devices: more_devices.to_vec(),
             },
+            precision: config.precision,
+            gradient_checkpointing: config.gradient_checkpointing,
             checkpoint_every: config.checkpoint_every,
             residual_every: config.residual_every,
             device: device.clone(),

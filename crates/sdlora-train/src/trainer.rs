@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use sdlora_core::Precision;
 use sdlora_data::{Batches, Loader};
 use serde::{Deserialize, Serialize};
 
-use crate::batch_split::{BatchSplit, Replicas};
+use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::heads::{Head, cross_entropy};
@@ -17,7 +18,8 @@ use crate::methods::{LossOver, Method};
 use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::optimizer::{LrFactors, OptimizerConfig};
+use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
+use crate::recompute::Recompute;
 
 /// Position and log of a task in training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -129,6 +131,10 @@ pub struct Trainer<'a> {
     pub checkpoint_every: usize,
     /// Steps between two entries of [`TaskLog::residuals`]; 0 makes none.
     pub residual_every: usize,
+    /// Number type of the backbone in training.
+    pub precision: Precision,
+    /// Whether blocks are computed again in the backward pass, to keep less in memory.
+    pub gradient_checkpointing: bool,
     /// Device with autodiff.
     pub device: Device,
 }
@@ -164,7 +170,9 @@ impl Trainer<'_> {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Device`] for a device that
+    /// [`TrainError::Setting`] for gradient checkpointing of a model with prompts,
+    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::GradientRange`] for gradients
+    /// beyond `f16`, [`TrainError::Device`] for a device that
     /// gives up, and those of images and of `on_checkpoint`.
     pub fn train(
         &self,
@@ -175,11 +183,31 @@ impl Trainer<'_> {
         observer: &mut dyn Observer,
         on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
+        if self.gradient_checkpointing && model.prompts.is_some() {
+            return Err(TrainError::setting(
+                "gradient_checkpointing",
+                true,
+                "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
+            ));
+        }
         let n_batches = task.loader.n_batches();
         let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
         let start = Instant::now();
         let factors = LrFactors::of(|part| self.method.lr_factor(part));
+        // Only steps are computed in the other type: the weights come back as they were, and what is
+        // trained never leaves `f32`.
+        let is_other = self.precision != Precision::F32 && task.features.is_none();
+        let exact = (is_other && log.losses.len() < n_steps).then(|| model.backbone.clone());
+        let with_exact = |mut model: Model| {
+            if let Some(exact) = &exact {
+                model.backbone = with_trained(exact.clone(), &model.backbone);
+            }
+            model
+        };
+        if exact.is_some() {
+            model.backbone = model.backbone.with_precision(self.precision);
+        }
         let mut replicas = Replicas::of(&model, &self.device, &self.split);
         let mut step = log.losses.len();
         while step < n_steps {
@@ -192,12 +220,20 @@ impl Trainer<'_> {
                     n_images,
                     |model, device, rows| self.loss_of(model, device, &batch, rows, task.labels),
                     self.method.penalty(&model),
+                    self.precision.loss_scale(),
                 )?;
                 if !value.is_finite() {
                     return Err(TrainError::Diverged {
                         task_idx: task.task_idx,
                         step,
                         loss: value,
+                    });
+                }
+                // A loss may be finite where its gradients have left the range of `f16`.
+                if self.precision == Precision::F16 && !are_finite(&grads, &model) {
+                    return Err(TrainError::GradientRange {
+                        task_idx: task.task_idx,
+                        step,
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
@@ -222,12 +258,12 @@ impl Trainer<'_> {
                 });
                 step += 1;
                 if step.is_multiple_of(self.checkpoint_every) && step < n_steps {
-                    let path = on_checkpoint(&model, &optimizer, &log)?;
+                    let path = on_checkpoint(&with_exact(model.clone()), &optimizer, &log)?;
                     observer.event(&Event::Checkpointed { path: &path });
                 }
             }
         }
-        Ok((model, log))
+        Ok((with_exact(model), log))
     }
 
     /// The next batch; `None` at the end of the epoch.
@@ -275,7 +311,8 @@ impl Trainer<'_> {
         mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 
-    /// Mean loss `[1]` of some rows of a batch under a model on a device.
+    /// Mean loss `[1]` of some rows of a batch under a model on a device, and what gives the gradients
+    /// of its blocks where they are computed again.
     fn loss_of(
         &self,
         model: &Model,
@@ -283,18 +320,31 @@ impl Trainer<'_> {
         batch: &Batch,
         rows: Range<usize>,
         task_labels: &[usize],
-    ) -> Tensor<1> {
+    ) -> (Tensor<1>, Option<Recompute>) {
+        let mut recompute = None;
         let (features, auxiliary) = match &batch.inputs {
-            Inputs::Images(images) => {
-                model.training_features(rows_of(images, &rows).to_device(device))
-            }
             Inputs::Features(features) => (rows_of(features, &rows).to_device(device), None),
+            Inputs::Images(images) => {
+                let images = rows_of(images, &rows).to_device(device);
+                let by_blocks = match self.gradient_checkpointing {
+                    true => Recompute::features(model, &images),
+                    false => None,
+                };
+                match by_blocks {
+                    None => model.training_features(images),
+                    Some((features, blocks)) => {
+                        recompute = Some(blocks);
+                        (features, None)
+                    }
+                }
+            }
         };
         let loss = self.classification_loss(model, features, batch, rows, task_labels);
-        match auxiliary {
+        let loss = match auxiliary {
             None => loss,
             Some(auxiliary) => loss + auxiliary,
-        }
+        };
+        (loss, recompute)
     }
 
     fn classification_loss(

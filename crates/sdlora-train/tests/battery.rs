@@ -20,8 +20,8 @@ use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStre
 use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 use sdlora_train::methods::{METHODS, TaskContext, TaskImages};
 use sdlora_train::{
-    Event, HeadConfig, Model, Observer, Plan, Silent, Start, TaskData, TaskLoader, TaskLog,
-    TrainError, Trainer, checkpoint,
+    Event, HeadConfig, Model, Observer, Plan, Precision, Silent, Start, TaskData, TaskLoader,
+    TaskLog, TrainError, Trainer, checkpoint,
 };
 use toy::{Bench, bits, copy_folder, shape};
 
@@ -136,6 +136,8 @@ impl Stage {
             split: Default::default(),
             checkpoint_every: usize::MAX,
             residual_every: 0,
+            precision: Precision::F32,
+            gradient_checkpointing: false,
             device: test_device_autodiff(),
         };
         let loader = TaskLoader::new(vec![loader]);

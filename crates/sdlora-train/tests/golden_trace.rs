@@ -22,7 +22,8 @@ use sdlora_testkit::{
 use sdlora_train::heads;
 use sdlora_train::methods::{self, LossOver};
 use sdlora_train::{
-    Model, OptimizerConfig, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer, evaluate,
+    Model, OptimizerConfig, Precision, Silent, TaskData, TaskLoader, TaskLog, TrainedHead, Trainer,
+    evaluate,
 };
 use sdlora_vit::{Vit, VitConfig};
 
@@ -286,6 +287,8 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         split: Default::default(),
         checkpoint_every: usize::MAX,
         residual_every: 0,
+        precision: Precision::F32,
+        gradient_checkpointing: false,
         device: device.clone(),
     };
     let losses = trace.golden.f32("losses").0;

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
-use sdlora_core::{ColumnUpdate, Projection, Update, Updates};
+use sdlora_core::{ColumnUpdate, Projection, Update, Updates, cast};
 
 use crate::config::VitConfig;
 use crate::layers::Linear;
@@ -66,7 +66,8 @@ impl Attention {
             None => sdlora_kernels::qkv_attention(qkv, self.n_heads),
             // As rows of the packed projection, so that the same kernel serves.
             Some(prefix) => {
-                let packed = Tensor::cat(vec![prefix.packed(batch), qkv], 1);
+                let front = cast(prefix.packed(batch), qkv.dtype());
+                let packed = Tensor::cat(vec![front, qkv], 1);
                 sdlora_kernels::qkv_attention(packed, self.n_heads).narrow(
                     1,
                     prefix.len(),

@@ -1,8 +1,8 @@
 //! What the query, key and value projections of every block see: for methods that design an update
 //! from it.
 
-use burn::tensor::Tensor;
-use sdlora_core::Updates;
+use burn::tensor::{DType, Tensor};
+use sdlora_core::{Updates, cast};
 
 use crate::model::Vit;
 
@@ -24,7 +24,10 @@ impl Vit {
         let last = self.blocks.len().saturating_sub(1);
         for (block_idx, block) in self.blocks.iter().enumerate() {
             // The block norms its tokens again: one norm more, and one way through a block.
-            see(block_idx, block.norm1.forward(tokens.clone()));
+            see(
+                block_idx,
+                cast(block.norm1.forward(tokens.clone()), DType::F32),
+            );
             if block_idx < last {
                 tokens = block.forward(tokens, block_idx, updates);
             }

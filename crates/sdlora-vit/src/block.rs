@@ -4,7 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
-use sdlora_core::{Projection, Updates};
+use sdlora_core::{Projection, Updates, cast};
 
 use crate::attention::{Attention, whole};
 use crate::config::VitConfig;
@@ -133,7 +133,10 @@ impl Block {
 
 fn scaled(x: Tensor<3>, scale: Option<&Param<Tensor<1>>>) -> Tensor<3> {
     match scale {
-        Some(scale) => x * scale.val().unsqueeze(),
+        Some(scale) => {
+            let scale = cast(scale.val(), x.dtype());
+            x * scale.unsqueeze()
+        }
         None => x,
     }
 }

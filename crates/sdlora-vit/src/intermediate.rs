@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
-use sdlora_core::Updates;
+use burn::tensor::{DType, Tensor};
+use sdlora_core::{Updates, cast};
 
 use crate::error::VitError;
 use crate::model::Vit;
@@ -41,7 +41,7 @@ impl Vit {
         for (block_idx, block) in self.blocks[..n_needed].iter().enumerate() {
             tokens = block.forward(tokens, block_idx, updates);
             if block_indices.contains(&block_idx) {
-                kept.insert(block_idx, tokens.clone());
+                kept.insert(block_idx, cast(tokens.clone(), DType::F32));
             }
         }
         Ok(block_indices.iter().map(|i| kept[i].clone()).collect())

@@ -1,9 +1,9 @@
 //! The Vision Transformer: patches, class token, positions, blocks, final norm, pooling.
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::Rng;
-use sdlora_core::Updates;
+use sdlora_core::{Precision, Updates, cast};
 
 use crate::block::Block;
 use crate::config::{Pooling, PosEmbed, VitConfig};
@@ -29,6 +29,8 @@ pub struct Vit {
     pub blocks: Vec<Block>,
     /// After the last block, or on the pooled feature where the shape says `fc_norm`.
     pub norm: LayerNorm,
+    #[module(skip)]
+    precision: Precision,
     #[module(skip)]
     config: VitConfig,
 }
@@ -78,6 +80,7 @@ impl Vit {
                 .map(|_| Block::blank(config, device))
                 .collect(),
             norm: norm(),
+            precision: Precision::F32,
             config: config.clone(),
         })
     }
@@ -102,16 +105,17 @@ impl Vit {
             c.image_size,
             c.image_size
         );
-        let mut tokens = self.patch_embed.forward(images);
+        let dtype = self.precision.dtype();
+        let mut tokens = self.patch_embed.forward(cast(images, dtype));
         if c.pos_embed == PosEmbed::Patches {
-            tokens = tokens + self.pos_embed.val();
+            tokens = tokens + cast(self.pos_embed.val(), dtype);
         }
         let mut parts: Vec<Tensor<3>> = [&self.cls_token, &self.reg_token]
             .into_iter()
             .flatten()
             .map(|token| {
                 let [_, n, d_model] = token.lazy_shape().dims();
-                token.val().expand([batch, n, d_model])
+                cast(token.val(), dtype).expand([batch, n, d_model])
             })
             .collect();
         if !parts.is_empty() {
@@ -119,7 +123,7 @@ impl Vit {
             tokens = Tensor::cat(parts, 1);
         }
         if c.pos_embed == PosEmbed::All {
-            tokens = tokens + self.pos_embed.val();
+            tokens = tokens + cast(self.pos_embed.val(), dtype);
         }
         match &self.norm_pre {
             Some(norm) => norm.forward(tokens),
@@ -144,11 +148,47 @@ impl Vit {
             let prefix = prompting.prefix(block_idx);
             tokens = block.forward_prefixed(tokens, block_idx, updates, prefix);
         }
+        self.normed(tokens)
+    }
+
+    /// The final norm of tokens, unless it is the pooled feature that is normed.
+    fn normed(&self, tokens: Tensor<3>) -> Tensor<3> {
         if self.config.fc_norm {
             tokens
         } else {
             self.norm.forward(tokens)
         }
+    }
+
+    /// Features `[batch, d_model]` of what [`Vit::embed`] and then every block of `blocks` make of
+    /// images.
+    pub fn read_out(&self, tokens: Tensor<3>) -> Tensor<2> {
+        self.pool(self.normed(tokens))
+    }
+
+    /// The model computing in `precision`; what goes in and comes out, images and features, is `f32`.
+    ///
+    /// Frozen weights are kept in that type. Trained ones are kept in `f32` and cast where they are
+    /// used, and layer norms compute in `f32`.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self.patch_embed = kept(self.patch_embed, precision);
+        self.cls_token = kept(self.cls_token, precision);
+        self.reg_token = kept(self.reg_token, precision);
+        self.pos_embed = kept(self.pos_embed, precision);
+        for block in &mut self.blocks {
+            block.attn = kept(block.attn.clone(), precision);
+            block.mlp = kept(block.mlp.clone(), precision);
+            block.scale1 = kept(block.scale1.take(), precision);
+            block.scale2 = kept(block.scale2.take(), precision);
+        }
+        self
+    }
+
+    /// The number type of activations.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`, with
@@ -174,7 +214,7 @@ impl Vit {
                 } else {
                     tokens.slice([0..batch, first..n_tokens, 0..d_model])
                 };
-                patches.mean_dim(1)
+                cast(patches, DType::F32).mean_dim(1)
             }
         };
         self.finish(pooled)
@@ -188,7 +228,7 @@ impl Vit {
         } else {
             pooled
         };
-        pooled.reshape([batch, d_model])
+        cast(pooled, DType::F32).reshape([batch, d_model])
     }
 
     /// The model with the updates inside its weights: the same function at the cost of the plain
@@ -202,6 +242,20 @@ impl Vit {
             .collect();
         self
     }
+}
+
+/// A part with its frozen parameters in a number type.
+fn kept<M: Module>(part: M, precision: Precision) -> M {
+    struct Keep(DType);
+    impl ModuleMapper for Keep {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if param.is_require_grad() {
+                return param;
+            }
+            param.map(|value| cast(value, self.0))
+        }
+    }
+    part.map(&mut Keep(precision.dtype()))
 }
 
 /// Base of the geometric sequence of wavelengths (Vaswani et al. 2017, section 3.5).

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
-use sdlora_core::Updates;
+use burn::tensor::{DType, Tensor};
+use sdlora_core::{Updates, cast};
 
 use crate::model::Vit;
 
@@ -127,10 +127,13 @@ impl Vit {
             return self.pool(self.encode(tokens, updates, prompting));
         };
         let [_, n_front, _] = front.dims();
-        let front = front.clone().expand([batch, n_front, d_model]);
+        let front = cast(front.clone(), tokens.dtype()).expand([batch, n_front, d_model]);
         let tokens = self.encode(Tensor::cat(vec![front, tokens], 1), updates, prompting);
         match prompting.read_out {
-            ReadOut::Prompts => self.finish(tokens.narrow(1, 0, n_front).mean_dim(1)),
+            ReadOut::Prompts => {
+                let read = cast(tokens.narrow(1, 0, n_front), DType::F32);
+                self.finish(read.mean_dim(1))
+            }
             ReadOut::Backbone => self.pool(tokens.narrow(1, n_front, n_tokens)),
         }
     }

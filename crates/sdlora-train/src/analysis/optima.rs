@@ -1,5 +1,7 @@
 //! The weights each task would choose for itself (paper, section 3).
 
+use sdlora_core::Precision;
+
 use super::scale::{distance, matrices};
 use super::trained::TrainedRun;
 use crate::error::TrainError;
@@ -64,6 +66,8 @@ pub fn task_optima(
         residual_every: 0,
         mix: config.mix.as_ref(),
         seed: config.seed,
+        precision: Precision::F32,
+        gradient_checkpointing: false,
         device: run.device().clone(),
     };
     let base = matrices(&run.base().merged_backbone());
