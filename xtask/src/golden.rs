@@ -8,6 +8,7 @@ use anyhow::bail;
 
 use crate::process;
 use crate::sdlora::DEVICES;
+use crate::software_vulkan::SoftwareVulkan;
 
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
 #[derive(Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub struct Args {
     /// Backend to compute on, built into the tests: flex, ndarray, cpu, wgpu or cuda
     #[arg(long, default_value = "flex", value_parser = DEVICES)]
     device: String,
+    /// With `--device wgpu`: compute on the processor, with a Vulkan driver that is fetched where it is missing
+    #[arg(long)]
+    software: bool,
     /// Passed to the tests, for instance `--nocapture` or part of a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
@@ -27,14 +31,24 @@ pub struct Args {
 ///
 /// # Errors
 ///
-/// When the folder does not exist or cargo cannot be started.
+/// When the folder does not exist, `--software` is given for another backend than `wgpu` or its driver
+/// cannot be had, or cargo cannot be started.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.software && args.device != "wgpu" {
+        bail!(
+            "`--software` is a driver for wgpu, not for {}: add `--device wgpu` or leave it out",
+            args.device
+        );
+    }
     // By convention every such test is an integration test whose name starts with `golden`.
     let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
     if args.device != "flex" {
         cargo.args(["--features", &format!("sdlora-testkit/{}", args.device)]);
     }
     cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
+    if args.software {
+        SoftwareVulkan::find_or_fetch()?.give_to(&mut cargo);
+    }
     if let Some(dir) = &args.dir {
         let dir = process::root().join(dir);
         if !dir.is_dir() {

@@ -14,6 +14,7 @@ mod golden;
 mod interop;
 mod process;
 mod sdlora;
+mod software_vulkan;
 
 use std::process::ExitCode;
 
