@@ -1,4 +1,4 @@
-//! A Vulkan driver that computes on the processor: SwiftShader, as Debian's package `chromium` carries it.
+//! A Vulkan driver that computes on the processor: SwiftShader, as Debian's package `chromium-common` carries it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ impl SoftwareVulkan {
         match Self::in_folder(&unpacked) {
             Some(found) => Ok(found),
             None => bail!(
-                "the package chromium has no {DRIVER} with {DESCRIPTION} in {IN_PACKAGE}: install a \
+                "the package chromium-common has no {DRIVER} with {DESCRIPTION} in {IN_PACKAGE}: install a \
                  Vulkan driver yourself, name its description in VK_DRIVER_FILES, and leave `--software` out"
             ),
         }
@@ -76,7 +76,9 @@ fn fetch(folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
     let mut download = Command::new("apt-get");
-    run(download.args(["download", "chromium"]).current_dir(folder))?;
+    run(download
+        .args(["download", "chromium-common"])
+        .current_dir(folder))?;
     let package = std::fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -87,7 +89,7 @@ fn fetch(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
-    let advice = "SwiftShader is taken from Debian's package chromium: run `apt-get update`, or install \
+    let advice = "SwiftShader is taken from Debian's package chromium-common: run `apt-get update`, or install \
                   the package, or a Vulkan driver of your own without `--software`";
     let status = command
         .status()
