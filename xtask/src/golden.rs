@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use crate::sdlora::DEVICES;
+use crate::sdlora::DEVICES;
+use crate::software_vulkan::SoftwareVulkan;
 use crate::{cuda, process};
 
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
@@ -18,6 +20,9 @@ pub struct Args {
     /// Backend to compute on, built into the tests: flex, ndarray, cpu, wgpu or cuda
     #[arg(long, default_value = "flex", value_parser = DEVICES)]
     device: String,
+    /// With `--device wgpu`: compute on the processor, with a Vulkan driver that is fetched where it is missing
+    #[arg(long)]
+    software: bool,
     /// Passed to the tests, for instance `--nocapture` or part of a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
@@ -27,8 +32,15 @@ pub struct Args {
 ///
 /// # Errors
 ///
-/// When the folder does not exist or cargo cannot be started.
+/// When the folder does not exist, `--software` is given for another backend than `wgpu` or its driver
+/// cannot be had, or cargo cannot be started.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.software && args.device != "wgpu" {
+        bail!(
+            "`--software` is a driver for wgpu, not for {}: add `--device wgpu` or leave it out",
+            args.device
+        );
+    }
     // By convention every such test is an integration test whose name starts with `golden`.
     let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
     if args.device != "flex" {
@@ -39,6 +51,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         cargo.arg("--target-dir").arg(cuda::target_dir());
     }
     cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
+    if args.software {
+        SoftwareVulkan::find_or_fetch()?.give_to(&mut cargo);
+    }
     if let Some(dir) = &args.dir {
         let dir = process::root().join(dir);
         if !dir.is_dir() {

@@ -15,6 +15,7 @@ mod golden;
 mod interop;
 mod process;
 mod sdlora;
+mod software_vulkan;
 
 use std::process::ExitCode;
 
