@@ -85,7 +85,10 @@ impl Difference {
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:+.4} ± {:.4}", self.mean, self.error)
+        match self.error.is_finite() {
+            true => write!(f, "{:+.4} ± {:.4}", self.mean, self.error),
+            false => write!(f, "{:+.4}, a single number", self.mean),
+        }
     }
 }
 
@@ -211,6 +214,8 @@ mod tests {
         assert_eq!(Verdict::of_differences(&[equal]), Verdict::DoesNotHold);
         let single = Difference::between(&[2.0], &[1.0]);
         assert_eq!(Verdict::of_differences(&[single]), Verdict::Undecided);
+        assert_eq!(single.to_string(), "+1.0000, a single number");
+        assert_eq!(paired.to_string(), "+1.0000 ± 0.0000");
     }
 
     #[test]

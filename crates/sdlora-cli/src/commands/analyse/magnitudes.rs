@@ -64,7 +64,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         line: format!(
             "early directions are said to gain weight and late ones to have less: |α| of the first \
              third is {:.4} at the end and {:.4} when learned ({rise}), of the last third {:.4} (the \
-             first third is {lead} larger); ± is the standard error over {} magnitudes",
+             first third less it: {lead}); ± is the standard error, over {} magnitudes a third",
             mean(&early.last),
             mean(&early.learned),
             mean(&late.last),
