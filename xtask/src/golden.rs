@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use crate::sdlora::DEVICES;
-use crate::sdlora::DEVICES;
 use crate::software_vulkan::SoftwareVulkan;
 use crate::{cuda, process};
 
