@@ -2,8 +2,6 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -16,6 +14,7 @@ use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, pixel_floo
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::Common;
+use crate::commands::in_parallel::in_parallel;
 use crate::commands::presets::Preset;
 use crate::commands::suites::{Entry, Suite};
 use crate::commands::train::execute;
@@ -245,47 +244,6 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
         }
     }
     Ok(results::read(&job.folder)?.log)
-}
-
-/// What `work` makes of every item, in their order, `n_workers` at a time; several share the threads
-/// of the processor, so that each of them computes as one that has a smaller machine for itself.
-fn in_parallel<I: Sync, O: Send>(
-    n_workers: NonZeroUsize,
-    items: &[I],
-    work: impl Fn(&I) -> anyhow::Result<O> + Sync,
-) -> Vec<anyhow::Result<O>> {
-    let n_workers = n_workers.get().min(items.len());
-    if n_workers <= 1 {
-        return items.iter().map(work).collect();
-    }
-    let n_threads = (rayon::current_num_threads() / n_workers).max(1);
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
-    let worker = || {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .build();
-        while let Some((idx, item)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|idx| Some((idx, items.get(idx)?)))
-        {
-            let made = match &pool {
-                Ok(pool) => pool.install(|| work(item)),
-                Err(e) => Err(anyhow::anyhow!(
-                    "no threads to compute with ({e}): fewer --jobs"
-                )),
-            };
-            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.push((idx, made));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..n_workers {
-            scope.spawn(worker);
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(idx, _)| *idx);
-    done.into_iter().map(|(_, made)| made).collect()
 }
 
 /// The table of one stream, with what becomes of the claims there.

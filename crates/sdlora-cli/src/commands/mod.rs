@@ -7,6 +7,7 @@ pub mod data;
 mod data_fetch;
 pub mod export;
 pub mod features;
+mod in_parallel;
 pub mod inspect;
 pub mod predict;
 pub mod presets;
