@@ -3,13 +3,19 @@
 //!
 //! They define what the fused forms must compute and are the reference of their tests.
 
-use burn::tensor::{Tensor, activation, module, ops::AttentionModuleOptions};
+use core::f64::consts::FRAC_1_SQRT_2;
+
+use burn::tensor::{Tensor, module, ops::AttentionModuleOptions};
 
 use crate::low_rank::{GradientPath, LowRank};
 
 /// Exact GELU, see [`crate::gelu`].
+///
+/// Composed of `erf`, not burn's own operation: the backward of that is the derivative of the `tanh`
+/// approximation on every backend but `flex` (burn 0.22.1, `burn-backend/src/backend/ops/activation.rs`).
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activation::gelu(x)
+    let twice_share = x.clone().mul_scalar(FRAC_1_SQRT_2).erf() + 1.0;
+    x * twice_share * 0.5
 }
 
 /// Layer norm over the last axis, see [`crate::layer_norm`].

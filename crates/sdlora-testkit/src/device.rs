@@ -38,17 +38,6 @@ pub fn test_device_autodiff() -> Device {
     test_device().autodiff()
 }
 
-/// By what the error of many steps one after another may exceed what `flex` is held to.
-///
-/// Single operations have one tolerance on every backend. Over a run, rounding in another order grows from
-/// step to step: three tasks of 20 steps came out 22 times further from the reference with wgpu.
-pub fn drift_allowance() -> f64 {
-    match std::env::var(DEVICE_VAR).as_deref() {
-        Err(_) | Ok("" | "flex") => 1.0,
-        _ => 30.0,
-    }
-}
-
 #[track_caller]
 fn device_named(name: Option<&str>) -> Device {
     match name.map(str::trim) {

@@ -30,5 +30,5 @@ pub mod toy;
 
 pub use cases::{ExpectedMetrics, MetricsCase, MetricsFile, OptimCase, OptimConfig, OptimFile};
 pub use close::{Tolerance, Values, assert_close};
-pub use device::{drift_allowance, test_device, test_device_autodiff};
+pub use device::{test_device, test_device_autodiff};
 pub use golden::{Golden, golden_dir, golden_file, golden_matching};

@@ -17,8 +17,7 @@ use sdlora_data::{
     Normalise, Sample, SampleSet, Split, StreamConfig, TaskSplit, TaskStream, TransformConfig,
 };
 use sdlora_testkit::{
-    Golden, Tolerance, assert_close, drift_allowance, golden_file, test_device,
-    test_device_autodiff,
+    Golden, Tolerance, assert_close, golden_file, test_device, test_device_autodiff,
 };
 use sdlora_train::heads;
 use sdlora_train::methods::{self, LossOver};
@@ -37,14 +36,9 @@ const ACCURACY: [&[f64]; N_TASKS] = [&[100.0], &[87.5, 93.75], &[75.0, 56.25, 68
 
 // What float32 may differ from float64 (golden README, section 3); a deviation in the method is
 // seen at 1.5e-3 or more in the losses.
-const LOSSES: f64 = 1e-5;
-const WEIGHTS: f64 = 1e-5;
-const LOGITS: f64 = 1e-4;
-
-/// A limit on the device of the tests.
-fn within(limit: f64) -> Tolerance {
-    Tolerance::Abs(limit * drift_allowance())
-}
+const LOSSES: Tolerance = Tolerance::Abs(1e-5);
+const WEIGHTS: Tolerance = Tolerance::Abs(1e-5);
+const LOGITS: Tolerance = Tolerance::Abs(1e-4);
 
 /// The images of the trace as a data set.
 struct Images {
@@ -195,12 +189,12 @@ impl Trace {
         let head = model.head.trained.as_ref().unwrap();
         let name = format!("task{t}.head_weight{when}");
         let weight = head.weight.val().inner().transpose();
-        assert_close(weight, self.golden.f32(&name), within(WEIGHTS), &name);
+        assert_close(weight, self.golden.f32(&name), WEIGHTS, &name);
         let name = format!("task{t}.head_bias{when}");
         assert_close(
             head.bias.as_ref().unwrap().val().inner(),
             self.golden.f32(&name),
-            within(WEIGHTS),
+            WEIGHTS,
             &name,
         );
     }
@@ -214,7 +208,7 @@ impl Trace {
         assert_close(
             alpha.as_slice(),
             self.golden.f32(&name).0.as_slice(),
-            within(WEIGHTS),
+            WEIGHTS,
             &name,
         );
         for bank in &model.adapter.sites {
@@ -224,7 +218,7 @@ impl Trace {
                 let letter = letter(site.projection);
                 let name = format!("task{t}.block{}.{factor}_{letter}_final", site.block_idx);
                 let values = param.val().inner().transpose();
-                assert_close(values, self.golden.f32(&name), within(WEIGHTS), &name);
+                assert_close(values, self.golden.f32(&name), WEIGHTS, &name);
             }
         }
         self.check_head(model, t, "");
@@ -246,11 +240,11 @@ impl Trace {
         let expected = self.golden.f32(&name);
         let beside = Tensor::cat(beside, 0);
         let predictions: Vec<i64> = beside.clone().argmax(1).into_data().iter::<i64>().collect();
-        assert_close(beside, expected.clone(), within(LOGITS), &name);
+        assert_close(beside, expected.clone(), LOGITS, &name);
         assert_close(
             Tensor::cat(inside, 0),
             expected,
-            within(LOGITS),
+            LOGITS,
             &format!("{name}, merged"),
         );
         assert_eq!(
@@ -331,7 +325,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
         assert_close(
             actual.as_slice(),
             expected,
-            within(LOSSES),
+            LOSSES,
             &format!("losses of task {t}"),
         );
         trace.check_trained(&model, t);
