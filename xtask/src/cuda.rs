@@ -41,9 +41,13 @@ pub fn manifest() -> anyhow::Result<PathBuf> {
     let Some(text) = with_nvrtc(&text) else {
         bail!("Cargo.toml has no line that begins with `members = [`: mend xtask/src/cuda.rs");
     };
-    // The lock is copied when the manifest changes: cargo then replaces what differs, and nothing else.
-    if read(&path).ok().as_ref() != Some(&text) || !folder.join("Cargo.lock").exists() {
+    // Cargo replaces in the copied lock what differs here, and nothing else. It is copied when the manifest
+    // or the lock it was copied from changes, which a second copy tells.
+    let copied = folder.join("Cargo.lock.copied");
+    let is = |path: &Path, text: &String| read(path).ok().as_ref() == Some(text);
+    if !is(&path, &text) || !is(&copied, &lock) {
         write(&folder.join("Cargo.lock"), &lock)?;
+        write(&copied, &lock)?;
         write(&path, &text)?;
     }
     Ok(path)

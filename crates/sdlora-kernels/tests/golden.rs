@@ -29,9 +29,8 @@ const POINTS: [[f64; 3]; 12] = [
 
 #[test]
 fn gelu_has_the_exact_value_and_slope() {
-    let forms: [(&str, fn(Tensor<1>) -> Tensor<1>); 2] =
-        [("fused", gelu), ("generic", generic::gelu)];
-    for (name, form) in forms {
+    type Form = fn(Tensor<1>) -> Tensor<1>;
+    for (name, form) in [("fused", gelu as Form), ("generic", generic::gelu)] {
         let device = test_device_autodiff();
         let x = Tensor::<1>::from_data(POINTS.map(|[x, _, _]| x as f32), &device).require_grad();
         let y = form(x.clone());

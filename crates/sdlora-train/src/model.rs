@@ -100,17 +100,7 @@ impl Model {
 
     /// Number of parameters that receive gradients.
     pub fn n_trained(&self) -> usize {
-        struct Count(usize);
-        impl ModuleVisitor for Count {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-                if param.is_require_grad() {
-                    self.0 += param.lazy_shape().num_elements();
-                }
-            }
-        }
-        let mut count = Count(0);
-        self.visit(&mut count);
-        count.0
+        n_trained(self)
     }
 
     /// What evaluates and predicts: the merged backbone with the prompts, without autodiff.
@@ -153,6 +143,21 @@ impl Model {
             )
         })
     }
+}
+
+/// Numbers in the parameters of a module that receive gradients.
+pub(crate) fn n_trained<M: Module>(module: &M) -> usize {
+    struct Count(usize);
+    impl ModuleVisitor for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0 += param.lazy_shape().num_elements();
+            }
+        }
+    }
+    let mut count = Count(0);
+    module.visit(&mut count);
+    count.0
 }
 
 /// A generator for one purpose in one task: nothing has to be carried from task to task, so a

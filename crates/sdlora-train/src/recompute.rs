@@ -9,11 +9,11 @@
 //! burn's own strategy (`Device::gradient_checkpointing`) recomputes single operations that it knows
 //! to be cheap. It saves little of a transformer, whose memory lies with products and attention.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
-use crate::model::Model;
+use crate::model::{Model, n_trained};
 
 /// What the backward pass needs of the blocks of a forward pass.
 #[derive(Debug)]
@@ -37,11 +37,11 @@ impl Recompute {
     ///
     /// If the images do not have the size of the backbone.
     pub fn features(model: &Model, images: &Tensor<4>) -> Option<(Tensor<2>, Self)> {
-        let trains_backbone = is_trained(&model.backbone);
+        let trains_backbone = n_trained(&model.backbone) > 0;
         let adapted = model.adapter.sites.iter().map(|bank| bank.site().block_idx);
         let first = match trains_backbone {
             true => 0,
-            false if !is_trained(&model.adapter) => return None,
+            false if n_trained(&model.adapter) == 0 => return None,
             false => adapted.min()?,
         };
         let constant = model.backbone.valid();
@@ -102,16 +102,4 @@ impl Recompute {
 /// A number `[1]` whose gradient with respect to `output` is `gradient`.
 fn pulled(output: Tensor<3>, gradient: Tensor<3>) -> Tensor<1> {
     (output * Tensor::from_inner(gradient)).sum()
-}
-
-fn is_trained<M: Module>(module: &M) -> bool {
-    struct Any(bool);
-    impl ModuleVisitor for Any {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0 |= param.is_require_grad();
-        }
-    }
-    let mut any = Any(false);
-    module.visit(&mut any);
-    any.0
 }

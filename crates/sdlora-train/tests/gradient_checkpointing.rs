@@ -5,44 +5,8 @@ mod toy;
 
 use std::num::NonZeroUsize;
 
-use sdlora_testkit::test_device;
-use sdlora_train::{Finished, Precision, RunConfig, Silent, Start, TrainError, run_on_devices};
-use toy::{Bench, bits, data_dir};
-
-fn run(bench: &Bench, name: &str, config: RunConfig, n_devices: usize) -> Finished {
-    let plan = config.check().unwrap();
-    let devices = vec![test_device(); n_devices];
-    let folder = bench.path(name);
-    run_on_devices(
-        &plan,
-        &data_dir(),
-        &devices,
-        &folder,
-        Start::Fresh,
-        &mut Silent,
-    )
-    .unwrap()
-}
-
-fn losses(run: &Finished) -> Vec<f64> {
-    let tasks = run.log.tasks.iter();
-    tasks.flat_map(|task| task.losses.clone()).collect()
-}
-
-/// The largest difference of two runs in a loss or a parameter, relative to those above 1.
-fn difference(a: &Finished, b: &Finished) -> f64 {
-    let values = |finished: &Finished| -> Vec<f64> {
-        let parameters = bits(&finished.model).into_iter().flatten();
-        let parameters = parameters.map(|bits| f64::from(f32::from_bits(bits)));
-        losses(finished).into_iter().chain(parameters).collect()
-    };
-    let (a, b) = (values(a), values(b));
-    assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(&b)
-        .map(|(a, b)| (a - b).abs() / a.abs().max(1.0))
-        .fold(0.0, f64::max)
-}
+use sdlora_train::{Precision, Start, TrainError};
+use toy::{Bench, difference};
 
 #[test]
 fn a_step_is_the_one_with_everything_kept() {
@@ -62,13 +26,13 @@ fn a_step_is_the_one_with_everything_kept() {
     for (i, (method, n_devices)) in methods.into_iter().enumerate() {
         let mut config = bench.config(method);
         config.n_epochs = 1;
-        let kept = run(&bench, &format!("{i} kept"), config.clone(), 1);
+        let kept = bench.run_on(&format!("{i} kept"), &config, 1);
         config.gradient_checkpointing = true;
-        let again = run(&bench, &format!("{i} again"), config.clone(), n_devices);
+        let again = bench.run_on(&format!("{i} again"), &config, n_devices);
         let found = difference(&kept, &again);
         assert!(found < 5e-6, "{method}: {found:e}");
         config.micro_batch = NonZeroUsize::new(5);
-        let parts = run(&bench, &format!("{i} parts"), config, n_devices);
+        let parts = bench.run_on(&format!("{i} parts"), &config, n_devices);
         let found = difference(&kept, &parts);
         assert!(found < 2e-5, "{method} in parts: {found:e}");
     }
@@ -81,9 +45,9 @@ fn it_goes_with_half_precision() {
         let mut config = bench.config("name = \"sdlora\"\nrank = 4");
         config.n_epochs = 1;
         config.precision = precision;
-        let kept = run(&bench, &format!("{precision:?} kept"), config.clone(), 1);
+        let kept = bench.run_on(&format!("{precision:?} kept"), &config, 1);
         config.gradient_checkpointing = true;
-        let again = run(&bench, &format!("{precision:?} again"), config, 1);
+        let again = bench.run_on(&format!("{precision:?} again"), &config, 1);
         // Gradients are added in halves in another order.
         let found = difference(&kept, &again);
         assert!(found < 0.02, "{precision:?}: {found:e}");

@@ -4,14 +4,14 @@
 
 mod toy;
 
+use std::num::NonZeroUsize;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use sdlora_testkit::test_device_autodiff;
-use sdlora_train::{
-    Event, Finished, Observer, Precision, RunConfig, Start, TrainError, checkpoint,
-};
+use sdlora_train::{Event, Observer, Precision, RunConfig, Start, TrainError, checkpoint};
 use sdlora_vit::Vit;
-use toy::{Bench, bits};
+use toy::{Bench, bits, difference, largest_difference, losses};
 
 /// Methods whose steps go through a backbone in different ways.
 const METHODS: &[&str] = &[
@@ -32,16 +32,6 @@ fn config(bench: &Bench, method: &str, precision: Precision) -> RunConfig {
     let mut config = bench.config(method);
     config.precision = precision;
     config
-}
-
-fn run(bench: &Bench, name: &str, config: RunConfig) -> Finished {
-    let plan = config.check().unwrap();
-    bench.run(name, &plan, Start::Fresh).unwrap()
-}
-
-fn losses(run: &Finished) -> Vec<f64> {
-    let tasks = run.log.tasks.iter();
-    tasks.flat_map(|task| task.losses.clone()).collect()
 }
 
 /// Number types of all parameters.
@@ -114,13 +104,13 @@ fn a_run_in_half_precision_follows_the_one_in_single_and_keeps_single() {
     for method in METHODS {
         let name =
             |kind: &str| format!("{}-{kind}", method.lines().next().unwrap().replace('"', ""));
-        let single = run(&bench, &name("f32"), config(&bench, method, Precision::F32));
+        let single = bench.run_on(&name("f32"), &config(&bench, method, Precision::F32), 1);
         for (precision, _, unit) in HALVES {
             let what = format!("{method} in {precision:?}");
-            let half = run(
-                &bench,
+            let half = bench.run_on(
                 &name(precision.name()),
-                config(&bench, method, precision),
+                &config(&bench, method, precision),
+                1,
             );
             assert!(
                 dtypes(&half.model).iter().all(|&d| d == DType::F32),
@@ -128,22 +118,31 @@ fn a_run_in_half_precision_follows_the_one_in_single_and_keeps_single() {
             );
             let (a, b) = (losses(&single), losses(&half));
             assert_ne!(a, b, "{what}: no half precision at all");
-            let difference = |x: &[f64], y: &[f64]| {
-                let differences = x
-                    .iter()
-                    .zip(y)
-                    .map(|(x, y)| (x - y).abs() / x.abs().max(1.0));
-                differences.fold(0.0, f64::max)
-            };
             // The first step differs by the forward pass alone, later ones by all that came before.
             assert!(
-                difference(&a[..1], &b[..1]) < 8.0 * unit,
+                largest_difference(&a[..1], &b[..1]) < 8.0 * unit,
                 "{what}: {} {}",
                 a[0],
                 b[0]
             );
-            assert!(difference(&a, &b) < 0.1, "{what}: {a:?} {b:?}");
+            assert!(largest_difference(&a, &b) < 0.1, "{what}: {a:?} {b:?}");
         }
+    }
+}
+
+#[test]
+fn parts_and_devices_make_the_step_of_the_whole_batch() {
+    let bench = Bench::new();
+    for precision in [Precision::Bf16, Precision::F16] {
+        let mut config = bench.config("name = \"sdlora\"\nrank = 4");
+        config.n_epochs = 1;
+        config.precision = precision;
+        let whole = bench.run_on(&format!("{precision:?} whole"), &config, 1);
+        config.micro_batch = NonZeroUsize::new(5);
+        let parts = bench.run_on(&format!("{precision:?} parts"), &config, 2);
+        // Activations are halves in either case; their gradients are added in another order.
+        let found = difference(&whole, &parts);
+        assert!(found < 0.02, "{precision:?}: {found:e}");
     }
 }
 
@@ -151,7 +150,7 @@ fn a_run_in_half_precision_follows_the_one_in_single_and_keeps_single() {
 fn what_is_frozen_ends_in_the_bits_of_the_file() {
     let bench = Bench::new();
     let method = "name = \"sdlora\"\nrank = 4";
-    let run = run(&bench, "run", config(&bench, method, Precision::Bf16));
+    let run = bench.run_on("run", &config(&bench, method, Precision::Bf16), 1);
     assert!(bits(&run.model.backbone.valid()) == bits(&bench.backbone()));
 }
 

@@ -22,9 +22,9 @@ pub fn in_parallel<I: Sync, O: Send>(
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .build();
-        while let Some((idx, item)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|idx| Some((idx, items.get(idx)?)))
-        {
+        loop {
+            let idx = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(idx) else { return };
             let made = match &pool {
                 Ok(pool) => pool.install(|| work(item)),
                 Err(e) => Err(anyhow::anyhow!(

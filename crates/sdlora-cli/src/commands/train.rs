@@ -41,6 +41,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(name) => args.runs.join(name),
         None => free_folder(&args.runs, &stem(&args.config)),
     };
+    let names = match args.devices.is_empty() {
+        true => std::slice::from_ref(&args.common.device),
+        false => &args.devices,
+    };
+    // Before a folder is announced that will not come to be.
+    for name in names {
+        crate::device::open(name)?;
+    }
     let start = if args.resume {
         Start::Resume
     } else {
@@ -53,10 +61,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         plan.config().dataset,
         folder.display()
     ));
-    let names = match args.devices.is_empty() {
-        true => std::slice::from_ref(&args.common.device),
-        false => &args.devices,
-    };
     let data_dir = &args.common.data_dir;
     let finished = execute(&plan, data_dir, names, &folder, start, &mut progress)?;
     progress.finish();

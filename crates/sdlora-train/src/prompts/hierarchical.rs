@@ -147,11 +147,7 @@ impl HierarchicalPrompts {
         rng: &mut impl Rng,
         device: &Device,
     ) -> Self {
-        let [_, width] = self.expert.lazy_shape().dims();
-        let expert = match start {
-            ExpertStart::Previous => Param::from_tensor(self.expert.val().detach()),
-            ExpertStart::Fresh => drawn([1, width], spread, rng, device),
-        };
+        let expert = start.next(&self.expert, spread, rng, device);
         self.past_experts = Some(frozen(self.past_experts.take(), self.expert));
         self.expert = expert;
         self.layout.n_tasks += 1;

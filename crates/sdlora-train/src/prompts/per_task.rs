@@ -72,6 +72,22 @@ pub enum ExpertStart {
     Fresh,
 }
 
+impl ExpertStart {
+    /// The prefix `[1, width]` of a task after one whose prefix was `previous`.
+    pub(super) fn next(
+        self,
+        previous: &Param<Tensor<2>>,
+        spread: f32,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Param<Tensor<2>> {
+        match self {
+            Self::Previous => Param::from_tensor(previous.val().detach()),
+            Self::Fresh => drawn(previous.lazy_shape().dims::<2>(), spread, rng, device),
+        }
+    }
+}
+
 impl TaskPrompts {
     /// Prompts of the first task, from U(-spread, spread); `layout.n_tasks` is taken to be 1.
     pub fn init(
@@ -122,12 +138,8 @@ impl TaskPrompts {
         rng: &mut impl Rng,
         device: &Device,
     ) -> Self {
-        let [_, n_expert] = self.expert.lazy_shape().dims();
         let [_, d_model] = self.key.lazy_shape().dims();
-        let expert = match start {
-            ExpertStart::Previous => Param::from_tensor(self.expert.val().detach()),
-            ExpertStart::Fresh => drawn([1, n_expert], spread, rng, device),
-        };
+        let expert = start.next(&self.expert, spread, rng, device);
         self.past_experts = Some(frozen(self.past_experts.take(), self.expert));
         self.past_keys = Some(frozen(self.past_keys.take(), self.key));
         self.expert = expert;

@@ -10,7 +10,9 @@ use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
-use sdlora_train::{Finished, Observer, Plan, RunConfig, Silent, Start, TrainError, run};
+use sdlora_train::{
+    Finished, Observer, Plan, RunConfig, Silent, Start, TrainError, run, run_on_devices,
+};
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;
 
@@ -124,6 +126,47 @@ impl Bench {
             observer,
         )
     }
+
+    /// Runs a configuration on the same device several times over.
+    pub fn run_on(&self, name: &str, config: &RunConfig, n_devices: usize) -> Finished {
+        let plan = config.clone().check().unwrap();
+        let devices = vec![test_device(); n_devices];
+        let folder = self.path(name);
+        run_on_devices(
+            &plan,
+            &data_dir(),
+            &devices,
+            &folder,
+            Start::Fresh,
+            &mut Silent,
+        )
+        .unwrap()
+    }
+}
+
+/// The loss of every step of every task.
+pub fn losses(run: &Finished) -> Vec<f64> {
+    let tasks = run.log.tasks.iter();
+    tasks.flat_map(|task| task.losses.clone()).collect()
+}
+
+/// The largest difference of two lists, relative to values above 1.
+pub fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs() / a.abs().max(1.0))
+        .fold(0.0, f64::max)
+}
+
+/// That of two runs in a loss or a parameter of the model they end with.
+pub fn difference(a: &Finished, b: &Finished) -> f64 {
+    let values = |finished: &Finished| -> Vec<f64> {
+        let parameters = bits(&finished.model).into_iter().flatten();
+        let parameters = parameters.map(|bits| f64::from(f32::from_bits(bits)));
+        losses(finished).into_iter().chain(parameters).collect()
+    };
+    largest_difference(&values(a), &values(b))
 }
 
 /// Every parameter of a module in its order, as bits: equal means bit-equal.

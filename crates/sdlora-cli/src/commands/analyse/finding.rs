@@ -60,7 +60,7 @@ impl Difference {
     pub fn between(a: &[f64], b: &[f64]) -> Self {
         Self {
             mean: mean(a) - mean(b),
-            error: (square_error(a) + square_error(b)).sqrt(),
+            error: error_of_mean(a).hypot(error_of_mean(b)),
         }
     }
 
@@ -69,7 +69,7 @@ impl Difference {
         let changes: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
         Self {
             mean: mean(&changes),
-            error: square_error(&changes).sqrt(),
+            error: error_of_mean(&changes),
         }
     }
 
@@ -92,11 +92,9 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Square of the standard error of a mean; NaN of less than two numbers.
-fn square_error(values: &[f64]) -> f64 {
-    let (n, centre) = (values.len() as f64, mean(values));
-    let squares: f64 = values.iter().map(|v| (v - centre) * (v - centre)).sum();
-    squares / (n - 1.0).max(0.0) / n
+/// Standard error; NaN of less than two numbers.
+fn error_of_mean(values: &[f64]) -> f64 {
+    sdlora_metrics::standard_error(values).unwrap_or(f64::NAN)
 }
 
 /// A figure, tables and one line.
