@@ -10,6 +10,9 @@ use crate::sdlora::DEVICES;
 use crate::software_vulkan::SoftwareVulkan;
 use crate::{cuda, process};
 
+/// Backends whose work is code that cargo builds, so that it must be optimised.
+const ON_THE_HOST: [&str; 2] = ["flex", "ndarray"];
+
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,6 +47,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
     if args.device != "flex" {
         cargo.args(["--features", &format!("sdlora-testkit/{}", args.device)]);
+    }
+    if !ON_THE_HOST.contains(&args.device.as_str()) {
+        cargo.args(["--profile", "quick"]);
     }
     if args.device == "cuda" {
         cargo.arg("--manifest-path").arg(cuda::manifest()?);
