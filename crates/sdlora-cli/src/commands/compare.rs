@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use sdlora_data::{ClassOrder, TaskSplit};
+use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::{self, write_file};
 use sdlora_train::heads::FloatsStored;
@@ -296,11 +296,19 @@ fn settings(args: &Args, suite: &Suite, of_entry: &[String], seed: u32) -> Vec<S
     settings
 }
 
-/// The seed also orders the classes; listed groups are an order of their own.
+/// The seed also orders the classes, and groups and domains that are not in an order of their own;
+/// listed tasks are such an order.
 fn order_classes(config: &mut RunConfig, seed: u32) {
-    if !matches!(config.stream.split, TaskSplit::Groups(_)) {
-        config.stream.class_order = ClassOrder::Numpy { seed };
+    match &mut config.stream.split {
+        TaskSplit::Groups(_) => return,
+        TaskSplit::PerGroup { order } | TaskSplit::PerDomain { order } => {
+            if let GroupOrder::Numpy { seed: of_order } = order {
+                *of_order = seed;
+            }
+        }
+        _ => {}
     }
+    config.stream.class_order = ClassOrder::Numpy { seed };
 }
 
 fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
@@ -395,4 +403,45 @@ fn slug(label: &str) -> String {
         }
     }
     out.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_orders_classes_and_groups_but_no_order_that_is_listed() {
+        let ordered = |split: &str| {
+            let preset = include_str!("../../presets/omniglot-alphabets.toml");
+            let mut table: toml::Table = preset.parse().unwrap();
+            let split: toml::Table = format!("split = {split}").parse().unwrap();
+            table.insert("stream".into(), split.into());
+            let text = table.to_string();
+            let mut config = RunConfig::parse(&text).unwrap();
+            order_classes(&mut config, 7);
+            config.stream
+        };
+        let by_seed = ClassOrder::Numpy { seed: 7 };
+        for (kind, drawn) in [
+            ("per_group", true),
+            ("per_domain", true),
+            ("per_group", false),
+        ] {
+            let order = match drawn {
+                true => "{ numpy = { seed = 1 } }",
+                false => "{ named = [\"b\", \"a\"] }",
+            };
+            let stream = ordered(&format!("{{ {kind} = {{ order = {order} }} }}"));
+            assert_eq!(stream.class_order, by_seed, "{kind}");
+            let (TaskSplit::PerGroup { order } | TaskSplit::PerDomain { order }) = stream.split
+            else {
+                panic!("{kind} became another split");
+            };
+            assert_eq!(order == GroupOrder::Numpy { seed: 7 }, drawn, "{kind}");
+        }
+        assert_eq!(
+            ordered("{ groups = [[0], [1]] }").class_order,
+            ClassOrder::Natural
+        );
+    }
 }
