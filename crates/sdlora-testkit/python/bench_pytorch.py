@@ -1,14 +1,18 @@
 # The counterpart of crates/sdlora-train/benches/step.rs in PyTorch, for cargo xtask bench --against pytorch.
 #
-# python bench_pytorch.py MODEL MODE PAST THREADS VARIANT
-#   MODEL    small, vit-ti, vit-b: the shapes of step.rs
-#   MODE     train or infer
-#   VARIANT  optimised: fused attention, past factors side by side, the effective weight formed once per step,
-#            merged once for inference
-#            published: every past direction in activation space, divided by its norms on every forward, as the code
-#            published with the paper computes it
+# python bench_pytorch.py MODEL MODE PAST THREADS BATCH PRECISION DEVICE VARIANT
+#   MODEL      small, vit-ti, vit-b: the shapes of step.rs
+#   MODE       train or infer
+#   PRECISION  f32, or with autocast and frozen weights in the type: bf16, f16
+#   DEVICE     cpu or cuda
+#   VARIANT    optimised: fused attention, past factors side by side, the effective weight formed once per step,
+#              merged once for inference
+#              compiled: the same through torch.compile
+#              published: every past direction in activation space, divided by its norms on every forward, as the code
+#              published with the paper computes it
 # Answers every line N of the input, a number of steps, with WALL PROCESSOR PEAK: seconds of one step by the clock and by
-# the processor (all threads together), and the bytes the process grew since the model stood.
+# the processor (all threads together), and the bytes the process grew since the model stood, or those its device held
+# at most.
 import sys
 import time
 
@@ -16,16 +20,22 @@ import torch
 import torch.nn.functional as F
 
 N_CLASSES, RANK, MAGNITUDE = 10, 10, 0.8
-#         side patch width depth heads batch
+NAME, MODE, N_PAST, THREADS, BATCH, PRECISION, DEVICE, VARIANT = sys.argv[1:]
+#         side patch width depth heads
 SHAPES = {
-    "small": (32, 4, 192, 6, 3, 32),
-    "vit-ti": (224, 16, 192, 12, 3, 16),
-    "vit-b": (224, 16, 768, 12, 12, 8),
+    "small": (32, 4, 192, 6, 3),
+    "vit-ti": (224, 16, 192, 12, 3),
+    "vit-b": (224, 16, 768, 12, 12),
 }
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
-def frozen(*shape, scale=0.02):
+def drawn(*shape, scale=0.02):
     return torch.randn(*shape) * scale
+
+
+def frozen(*shape):
+    return drawn(*shape).to(DTYPES[PRECISION])
 
 
 class Site:
@@ -33,9 +43,9 @@ class Site:
 
     def __init__(self, d, n_past, train):
         self.past_a = torch.empty(n_past, RANK, d).uniform_(-(d ** -0.5), d ** -0.5)
-        self.past_b = frozen(n_past, d, RANK)
+        self.past_b = drawn(n_past, d, RANK)
         self.a = torch.empty(RANK, d).uniform_(-(d ** -0.5), d ** -0.5).requires_grad_(train)
-        self.b = frozen(d, RANK).requires_grad_(train)
+        self.b = drawn(d, RANK).requires_grad_(train)
         norms = self.past_a.flatten(1).norm(dim=1) * self.past_b.flatten(1).norm(dim=1)
         self.inverse_norms = 1.0 / norms
         # Side by side, so that all past directions are one product.
@@ -61,10 +71,10 @@ class Block:
     def __init__(self, d, n_heads, n_past, train):
         self.n_heads = n_heads
         self.ones, self.zeros = torch.ones(d), torch.zeros(d)
-        self.qkv, self.qkv_bias = frozen(3 * d, d), torch.zeros(3 * d)
-        self.proj, self.proj_bias = frozen(d, d), torch.zeros(d)
-        self.fc1, self.fc1_bias = frozen(4 * d, d), torch.zeros(4 * d)
-        self.fc2, self.fc2_bias = frozen(d, 4 * d), torch.zeros(d)
+        self.qkv, self.qkv_bias = frozen(3 * d, d), frozen(3 * d)
+        self.proj, self.proj_bias = frozen(d, d), frozen(d)
+        self.fc1, self.fc1_bias = frozen(4 * d, d), frozen(4 * d)
+        self.fc2, self.fc2_bias = frozen(d, 4 * d), frozen(d)
         self.q, self.v = Site(d, n_past, train), Site(d, n_past, train)
         self.merged = None
 
@@ -75,7 +85,7 @@ class Block:
     def project(self, x, past, current, variant):
         if self.merged is not None:
             return F.linear(x, self.merged, self.qkv_bias)
-        if variant == "optimised":
+        if variant != "published":
             return F.linear(x, self.effective(past, current), self.qkv_bias)
         d = x.shape[-1]
         qkv = F.linear(x, self.qkv, self.qkv_bias)
@@ -96,15 +106,16 @@ class Block:
 
 class Model:
     def __init__(self, name, n_past, train, variant):
-        side, patch, d, depth, n_heads, self.batch = SHAPES[name]
+        side, patch, d, depth, n_heads = SHAPES[name]
+        self.batch = int(BATCH)
         self.patch, self.d, self.variant = patch, d, variant
-        self.embed, self.embed_bias = frozen(d, 3, patch, patch), torch.zeros(d)
+        self.embed, self.embed_bias = frozen(d, 3, patch, patch), frozen(d)
         self.cls, self.positions = frozen(1, 1, d), frozen(1, (side // patch) ** 2 + 1, d)
         self.blocks = [Block(d, n_heads, n_past, train) for _ in range(depth)]
         self.past = torch.full((n_past,), MAGNITUDE, requires_grad=train and n_past > 0)
         self.current = torch.full((1,), MAGNITUDE, requires_grad=train)
         self.ones, self.zeros = torch.ones(d), torch.zeros(d)
-        self.head = frozen(N_CLASSES, d).requires_grad_(train)
+        self.head = drawn(N_CLASSES, d).requires_grad_(train)
         self.head_bias = torch.zeros(N_CLASSES, requires_grad=train)
         self.images = torch.rand(self.batch, 3, side, side) * 2 - 1
         self.labels = torch.arange(self.batch) % N_CLASSES
@@ -135,28 +146,43 @@ def status(field):
 
 
 def main():
-    name, mode, n_past, threads, variant = sys.argv[1:]
-    torch.set_num_threads(int(threads))
+    torch.set_num_threads(int(THREADS))
     torch.manual_seed(0)
-    model = Model(name, int(n_past), mode == "train", variant)
-    if mode == "train":
+    torch.set_default_device(DEVICE)
+    on_cuda = DEVICE.startswith("cuda")
+    model = Model(NAME, int(N_PAST), MODE == "train", VARIANT)
+    half = torch.autocast(DEVICE.split(":")[0], DTYPES[PRECISION], enabled=PRECISION != "f32")
+    if MODE == "train":
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+        def loss():
+            with half:
+                return F.cross_entropy(model.logits().float(), model.labels)
+
+        if VARIANT == "compiled":
+            loss = torch.compile(loss)
 
         def step():
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model.logits(), model.labels).backward()
+            loss().backward()
             optimizer.step()
     else:
-        with torch.no_grad():
-            if variant == "optimised":
+        with torch.no_grad(), half:
+            if VARIANT != "published":
                 model.merge()
+        logits = torch.compile(model.logits) if VARIANT == "compiled" else model.logits
 
-        @torch.inference_mode()
+        # torch.compile does without inference_mode.
+        guard = torch.no_grad if VARIANT == "compiled" else torch.inference_mode
+
+        @guard()
         def step():
-            model.logits().tolist()
+            with half:
+                logits().tolist()
 
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    if not on_cuda:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
     before = status("VmRSS")
     print("ready", flush=True)
     for line in sys.stdin:
@@ -164,8 +190,11 @@ def main():
         wall, processor = time.perf_counter(), time.process_time()
         for _ in range(n):
             step()
+        if on_cuda:
+            torch.cuda.synchronize()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        print(wall / n, processor / n, status("VmHWM") - before, flush=True)
+        peak = torch.cuda.max_memory_reserved() if on_cuda else status("VmHWM") - before
+        print(wall / n, processor / n, peak, flush=True)
 
 
 main()

@@ -2,11 +2,13 @@
 //!
 //! `cargo xtask bench --against pytorch` starts this program and its counterpart
 //! `crates/sdlora-testkit/python/bench_pytorch.py` side by side and asks them in turn.
-//! `step MODEL MODE PAST THREADS` builds one case, then answers every line `N` of its input, a
-//! number of steps, with one line `WALL PROCESSOR PEAK`: seconds of one step by the clock and by
-//! the processor (all threads together), and the bytes the process grew since the model stood.
-//! Modes are `infer`, `train`, and of training `train-checkpointing` (blocks computed again),
-//! `train-burn-checkpointing` (burn's strategy) and `train-bf16`.
+//! `step MODEL MODE PAST THREADS BATCH PRECISION` builds one case, then answers every line `N` of
+//! its input, a number of steps, with one line `WALL PROCESSOR PEAK`: seconds of one step by the
+//! clock and by the processor (all threads together), and the bytes the process grew since the model
+//! stood, or those its device then holds where that one has a memory of its own.
+//! Modes are `infer`, `train`, and of training `train-checkpointing` (blocks computed again) and
+//! `train-burn-checkpointing` (burn's strategy). The device is that of the tests, chosen by
+//! `SDLORA_TEST_DEVICE`.
 //! Without these arguments (`cargo xtask bench --bench step`) it prints a table of the smallest
 //! model.
 //!
@@ -25,6 +27,7 @@ use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::Updates;
+use sdlora_testkit::test_device;
 use sdlora_train::{Model, OptimizerConfig, Precision, Recompute, TrainedHead, cross_entropy};
 use sdlora_vit::{Vit, VitConfig};
 
@@ -33,12 +36,12 @@ use common::{N_CLASSES, model};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Shape and batch of a model by its name in the table.
-fn shape(name: &str) -> (VitConfig, usize) {
+/// Shape of a model by its name in the table.
+fn shape(name: &str) -> VitConfig {
     match name {
-        "small" => (VitConfig::standard(32, 4, 192, 6, 3), 32),
-        "vit-ti" => (VitConfig::standard(224, 16, 192, 12, 3), 16),
-        "vit-b" => (VitConfig::standard(224, 16, 768, 12, 12), 8),
+        "small" => VitConfig::standard(32, 4, 192, 6, 3),
+        "vit-ti" => VitConfig::standard(224, 16, 192, 12, 3),
+        "vit-b" => VitConfig::standard(224, 16, 768, 12, 12),
         _ => panic!("no model `{name}`: small, vit-ti or vit-b"),
     }
 }
@@ -62,12 +65,13 @@ enum Work {
 struct Case {
     work: Work,
     images: Tensor<4>,
+    device: Device,
 }
 
 impl Case {
-    fn new(name: &str, mode: &str, n_past: usize) -> Self {
-        let (config, batch) = shape(name);
-        let device = Device::flex();
+    fn new(name: &str, mode: &str, n_past: usize, batch: usize, precision: Precision) -> Self {
+        let config = shape(name);
+        let device = test_device();
         let device = match mode {
             "infer" => device,
             "train-burn-checkpointing" => device.autodiff().gradient_checkpointing(),
@@ -81,11 +85,11 @@ impl Case {
         let data = TensorData::new(pixels, [batch, 3, side, side]);
         let images = Tensor::from_data(data, &device);
         let mut model = model(&config, n_past, &device);
-        if mode == "train-bf16" {
-            model.backbone = model.backbone.with_precision(Precision::Bf16);
+        if mode != "infer" {
+            model.backbone = model.backbone.with_precision(precision);
         }
         let work = match mode {
-            "train" | "train-checkpointing" | "train-burn-checkpointing" | "train-bf16" => {
+            "train" | "train-checkpointing" | "train-burn-checkpointing" => {
                 let labels: Vec<i32> = (0..batch).map(|i| (i % N_CLASSES) as i32).collect();
                 let config = OptimizerConfig::sgd(1e-4);
                 Work::Train {
@@ -97,14 +101,18 @@ impl Case {
                 }
             }
             "infer" => Work::Infer {
-                backbone: model.merged_backbone(),
+                backbone: model.merged_backbone().with_precision(precision),
                 head: model.head.trained.unwrap(),
             },
             _ => panic!(
-                "no mode `{mode}`: infer, train, train-checkpointing, train-burn-checkpointing or train-bf16"
+                "no mode `{mode}`: infer, train, train-checkpointing or train-burn-checkpointing"
             ),
         };
-        Self { work, images }
+        Self {
+            work,
+            images,
+            device,
+        }
     }
 
     fn step(&mut self) {
@@ -149,6 +157,8 @@ impl Case {
         for _ in 0..n_steps {
             self.step();
         }
+        // A device with a queue has only been told what to do.
+        self.device.sync().unwrap();
         let n = n_steps as f64;
         (
             wall.elapsed().as_secs_f64() / n,
@@ -166,8 +176,7 @@ fn status(field: &str) -> usize {
         * 1024
 }
 
-fn serve(name: &str, mode: &str, n_past: usize) {
-    let mut case = Case::new(name, mode, n_past);
+fn serve(mut case: Case) {
     // The kernel forgets the peak of the set-up.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let before = status("VmRSS");
@@ -175,7 +184,10 @@ fn serve(name: &str, mode: &str, n_past: usize) {
     for line in std::io::stdin().lock().lines() {
         let n_steps: usize = line.unwrap().trim().parse().unwrap();
         let (wall, processor) = case.time(n_steps);
-        let peak = status("VmHWM").saturating_sub(before);
+        let peak = match case.device.memory_pool_usage() {
+            Some(usage) => usage.bytes_reserved as usize,
+            None => status("VmHWM").saturating_sub(before),
+        };
         println!("{wall} {processor} {peak}");
         std::io::stdout().flush().unwrap();
     }
@@ -192,18 +204,25 @@ fn main() {
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
-    if let [name, mode, n_past, threads] = &args[..] {
+    if let [name, mode, n_past, threads, batch, precision] = &args[..] {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.parse().unwrap())
             .build_global()
             .unwrap();
-        return serve(name, mode, n_past.parse().unwrap());
+        let precision = match &precision[..] {
+            "f32" => Precision::F32,
+            "bf16" => Precision::Bf16,
+            "f16" => Precision::F16,
+            _ => panic!("no precision `{precision}`: f32, bf16 or f16"),
+        };
+        let (n_past, batch) = (n_past.parse().unwrap(), batch.parse().unwrap());
+        return serve(Case::new(name, mode, n_past, batch, precision));
     }
     println!("| past tasks | mode | ms of a step | processor ms |");
     println!("|---|---|---|---|");
     for mode in ["train", "infer"] {
         for n_past in [0, 20] {
-            let mut case = Case::new("small", mode, n_past);
+            let mut case = Case::new("small", mode, n_past, 32, Precision::F32);
             case.time(2);
             let mut times: Vec<(f64, f64)> = (0..9).map(|_| case.time(2)).collect();
             times.sort_by(|a, b| a.1.total_cmp(&b.1));

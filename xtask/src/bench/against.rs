@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::rounds::{Answer, Program, Spread};
 use super::{Clock, Comparison};
-use crate::{interop, process};
+use crate::{cuda, interop, process};
 
 /// The Python programs.
 const FOLDER: &str = "crates/sdlora-testkit/python";
@@ -19,8 +19,10 @@ const END: &str = "<!-- bench: end -->";
 
 /// Name and batch of the models of `crates/sdlora-train/benches/step.rs`.
 const MODELS: [(&str, usize); 3] = [("small", 32), ("vit-ti", 16), ("vit-b", 8)];
-/// PyTorch two ways.
+/// PyTorch in the ways that a column stands for.
 const VARIANTS: [&str; 2] = ["optimised", "published"];
+/// One more on demand.
+const COMPILED: &str = "compiled";
 /// Past tasks beyond which the published way is left out: its memory grows with each of them, and
 /// ViT-B would need more than 10 GB.
 const MOST_PUBLISHED: usize = 20;
@@ -39,38 +41,39 @@ pub(super) fn run(args: &Comparison) -> anyhow::Result<ExitCode> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     let work = root.join(&target).join("bench");
     std::fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
-    let ours = build()?;
+    let ours = build(&args.device)?;
     let python = match &args.python {
         Some(python) => python.clone(),
         None => interop::environment(&work, "requirements-bench.txt")?,
     };
     let script = root.join(FOLDER).join("bench_pytorch.py");
 
-    let mut table = header(args);
+    let variants = variants(args);
+    let mut table = header(args, &variants);
     eprint!("{table}");
-    for (model, batch) in models {
-        for mode in ["train", "infer"] {
-            for &n_past in &args.past {
-                let case = [
-                    model.to_owned(),
-                    mode.to_owned(),
-                    n_past.to_string(),
-                    args.threads.to_string(),
-                ];
-                let mut commands = vec![Command::new(&ours)];
-                commands[0].args(&case);
-                let variants = &VARIANTS[..if n_past > MOST_PUBLISHED { 1 } else { 2 }];
-                for variant in variants {
-                    let mut command = Command::new(&python);
-                    command.arg(&script).args(&case).arg(variant);
-                    commands.push(command);
-                }
-                let answers = measure(commands, args.rounds)?;
-                let row = row(&case, batch, &answers, args.clock);
-                eprint!("{row}");
-                table.push_str(&row);
+    for case in cases(args, models) {
+        let mut ours = Command::new(&ours);
+        ours.args(case.arguments(args));
+        ours.env("SDLORA_TEST_DEVICE", &args.device);
+        let mut commands = vec![ours];
+        let is_measured = |variant: &str| variant != "published" || case.n_past <= MOST_PUBLISHED;
+        for variant in variants.iter().filter(|variant| is_measured(variant)) {
+            let mut command = Command::new(&python);
+            command.arg(&script).args(case.arguments(args));
+            commands.push(command);
+            if let Some(command) = commands.last_mut() {
+                command.args([torch_device(&args.device), variant]);
             }
         }
+        let mut answers = measure(commands, args.rounds)?.into_iter();
+        let ours = answers.next().unwrap_or_default();
+        let theirs: Vec<_> = variants
+            .iter()
+            .map(|variant| is_measured(variant).then(|| answers.next()).flatten())
+            .collect();
+        let row = row(&case, &ours, &theirs, args.clock);
+        eprint!("{row}");
+        table.push_str(&row);
     }
     let stored = work.join("table.md");
     std::fs::write(&stored, &table)
@@ -84,6 +87,70 @@ pub(super) fn run(args: &Comparison) -> anyhow::Result<ExitCode> {
         std::fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The columns of PyTorch.
+fn variants(args: &Comparison) -> Vec<&'static str> {
+    let more = args.compiled.then_some(COMPILED);
+    VARIANTS.into_iter().chain(more).collect()
+}
+
+/// Where PyTorch computes beside one of our backends.
+fn torch_device(device: &str) -> &'static str {
+    match device {
+        "wgpu" | "cuda" => "cuda",
+        _ => "cpu",
+    }
+}
+
+/// A row of the table.
+struct Case {
+    /// The model, and its batch where that is not the usual one.
+    label: String,
+    model: &'static str,
+    mode: &'static str,
+    n_past: usize,
+    batch: usize,
+}
+
+impl Case {
+    /// What both programs are told.
+    fn arguments(&self, args: &Comparison) -> [String; 6] {
+        [
+            self.model.to_owned(),
+            self.mode.to_owned(),
+            self.n_past.to_string(),
+            args.threads.to_string(),
+            self.batch.to_string(),
+            args.precision.clone(),
+        ]
+    }
+}
+
+/// Every case in the order of the table.
+fn cases(args: &Comparison, models: Vec<(&'static str, usize)>) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (model, usual) in models {
+        let batches = match args.batch.is_empty() {
+            true => vec![usual],
+            false => args.batch.clone(),
+        };
+        for batch in batches {
+            for mode in ["train", "infer"] {
+                cases.extend(args.past.iter().map(|&n_past| Case {
+                    label: match args.batch.is_empty() {
+                        true => model.to_owned(),
+                        false => format!("{model}, {batch} images"),
+                    },
+                    model,
+                    mode,
+                    n_past,
+                    batch,
+                }));
+            }
+        }
+    }
+    cases
 }
 
 fn models(named: &[String]) -> anyhow::Result<Vec<(&'static str, usize)>> {
@@ -100,7 +167,7 @@ fn models(named: &[String]) -> anyhow::Result<Vec<(&'static str, usize)>> {
 }
 
 /// Builds our program and finds where cargo put it.
-fn build() -> anyhow::Result<PathBuf> {
+fn build(device: &str) -> anyhow::Result<PathBuf> {
     let mut cargo = process::cargo([
         "bench",
         "-p",
@@ -110,6 +177,14 @@ fn build() -> anyhow::Result<PathBuf> {
         "--no-run",
         "--message-format=json-render-diagnostics",
     ]);
+    if device != "flex" {
+        cargo.args(["-p", "sdlora-testkit", "--features"]);
+        cargo.arg(format!("sdlora-testkit/{device}"));
+    }
+    if device == "cuda" {
+        cargo.arg("--manifest-path").arg(cuda::manifest()?);
+        cargo.arg("--target-dir").arg(cuda::target_dir());
+    }
     let output = cargo
         .stderr(std::process::Stdio::inherit())
         .output()
@@ -148,7 +223,7 @@ fn measure(commands: Vec<Command>, n_rounds: usize) -> anyhow::Result<Vec<Vec<An
     Ok(answers)
 }
 
-fn header(args: &Comparison) -> String {
+fn header(args: &Comparison, variants: &[&str]) -> String {
     let clock = match args.clock {
         Clock::Wall => "time by the clock",
         Clock::Processor => "processor time",
@@ -157,42 +232,60 @@ fn header(args: &Comparison) -> String {
         1 => "one thread".to_owned(),
         n => format!("{n} threads"),
     };
-    format!(
+    let mut text = format!(
         "Ratios of {clock}, {threads} on either side: median over {} alternating rounds, smallest \
          and largest in brackets; above 1 ours is faster. Memory: growth of the process over the \
-         finished model, at most.\n\n\
-         | model | work | past tasks | ours, images/s | against optimised | against published | \
-         ours, MiB | optimised, MiB | published, MiB |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+         finished model, at most.\n\n",
         args.rounds
-    )
+    );
+    if (&args.device[..], &args.precision[..]) != ("flex", "f32") || !args.batch.is_empty() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "Ours on `{}`, PyTorch on `{}`, {}; memory of a GPU is all that is reserved on it.\n",
+            args.device,
+            torch_device(&args.device),
+            args.precision
+        );
+    }
+    text.push_str("| model | work | past tasks | ours, images/s |");
+    for variant in variants {
+        let _ = write!(text, " against {variant} |");
+    }
+    text.push_str(" ours, MiB |");
+    for variant in variants {
+        let _ = write!(text, " {variant}, MiB |");
+    }
+    let _ = writeln!(text, "\n|{}", "---|".repeat(5 + 2 * variants.len()));
+    text
 }
 
-/// A row of the table; the first answers are ours, then those of the variants.
-fn row(case: &[String], batch: usize, answers: &[Vec<Answer>], clock: Clock) -> String {
+/// A row of the table; `None` for what was not measured.
+fn row(case: &Case, ours: &[Answer], theirs: &[Option<Vec<Answer>>], clock: Clock) -> String {
     let seconds = |answer: &Answer| match clock {
         Clock::Wall => answer.wall,
         Clock::Processor => answer.processor,
     };
-    let ours = &answers[0];
-    let mut row = format!("| {} | {} | {} |", case[0], case[1], case[2]);
+    let mut row = format!("| {} | {} | {} |", case.label, case.mode, case.n_past);
     let mut cell = |text: Option<String>| {
         // Writing to a string cannot fail.
         let _ = write!(row, " {} |", text.as_deref().unwrap_or("–"));
     };
-    let speed = Spread::of(ours.iter().map(|answer| batch as f64 / seconds(answer)));
+    let speed = Spread::of(
+        ours.iter()
+            .map(|answer| case.batch as f64 / seconds(answer)),
+    );
     cell(speed.map(|speed| format!("{:.1}", speed.median)));
-    for variant in 1..=VARIANTS.len() {
-        let ratios = answers.get(variant).and_then(|theirs| {
+    for theirs in theirs {
+        let ratios = theirs.as_ref().and_then(|theirs| {
             let pairs = theirs.iter().zip(ours);
             Spread::of(pairs.map(|(theirs, ours)| seconds(theirs) / seconds(ours)))
         });
         cell(ratios.map(|r| format!("{:.2} ({:.2}–{:.2})", r.median, r.low, r.high)));
     }
-    for program in 0..=VARIANTS.len() {
-        let peak = answers
-            .get(program)
-            .and_then(|answers| Spread::of(answers.iter().map(|answer| answer.peak)));
+    let peak = |answers: &[Answer]| Spread::of(answers.iter().map(|answer| answer.peak));
+    let peaks = theirs.iter().map(|theirs| theirs.as_deref().and_then(peak));
+    for peak in std::iter::once(peak(ours)).chain(peaks) {
         cell(peak.map(|peak| format!("{:.0}", peak.high / f64::from(1 << 20))));
     }
     row.push('\n');
@@ -224,15 +317,63 @@ mod tests {
             answer(3.0, 1.0, 4.0 * mib),
             answer(4.0, 1.5, 4.0 * mib),
         ];
-        let case = ["small", "train", "20"].map(str::to_owned);
-        let answers = [ours, theirs];
+        let case = Case {
+            label: "small".into(),
+            model: "small",
+            mode: "train",
+            n_past: 20,
+            batch: 8,
+        };
+        let theirs = [Some(theirs), None];
         assert_eq!(
-            row(&case, 8, &answers, Clock::Wall),
+            row(&case, &ours, &theirs, Clock::Wall),
             "| small | train | 20 | 4.0 | 1.50 (1.00–2.00) | – | 2 | 4 | – |\n"
         );
         assert_eq!(
-            row(&case, 8, &answers, Clock::Processor),
+            row(&case, &ours, &theirs, Clock::Processor),
             "| small | train | 20 | 16.0 | 2.00 (2.00–3.00) | – | 2 | 4 | – |\n"
+        );
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: super::super::Args,
+    }
+
+    fn comparison(line: &str) -> Comparison {
+        use clap::Parser as _;
+        let line = format!("bench --against pytorch {line}");
+        Line::parse_from(line.split_whitespace()).bench.comparison
+    }
+
+    #[test]
+    fn batches_give_rows_and_compiled_gives_columns() {
+        let args = comparison("");
+        let all = cases(&args, vec![("vit-b", 8)]);
+        assert_eq!(all.len(), 4);
+        assert_eq!(all[0].arguments(&args).join(" "), "vit-b train 0 2 8 f32");
+        let plain = header(&args, &variants(&args));
+        assert!(plain.ends_with(
+            "| model | work | past tasks | ours, images/s | against optimised | against published | \
+             ours, MiB | optimised, MiB | published, MiB |\n|---|---|---|---|---|---|---|---|---|\n"
+        ));
+        assert_eq!(plain.matches("\n\n").count(), 1);
+
+        let args =
+            comparison("--device cuda --precision bf16 --batch 128,256 --past 20 --compiled");
+        let all = cases(&args, vec![("vit-b", 8)]);
+        let labels: Vec<_> = all.iter().map(|case| &case.label[..]).collect();
+        let (small, large) = ("vit-b, 128 images", "vit-b, 256 images");
+        assert_eq!(labels, [small, small, large, large]);
+        assert_eq!(
+            all[3].arguments(&args).join(" "),
+            "vit-b infer 20 2 256 bf16"
+        );
+        let text = header(&args, &variants(&args));
+        assert!(
+            text.contains("against compiled") && text.contains("`cuda`, bf16"),
+            "{text}"
         );
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::process;
+use crate::sdlora::DEVICES;
 
 mod against;
 mod rounds;
@@ -48,12 +49,25 @@ pub struct Comparison {
     /// Numbers of past tasks
     #[arg(long, value_delimiter = ',', default_values_t = [0, 20], requires = "against")]
     past: Vec<usize>,
+    /// Images of a step instead of 32 (small), 16 (vit-ti) and 8 (vit-b); each number gives rows of its own
+    #[arg(long, value_delimiter = ',', requires = "against")]
+    batch: Vec<usize>,
+    /// Backend of ours, built into the benchmark: flex, ndarray, cpu, wgpu or cuda. PyTorch computes on the
+    /// GPU beside the last two, and needs a `--python` whose torch can
+    #[arg(long, default_value = "flex", value_parser = DEVICES, requires = "against")]
+    device: String,
+    /// Number type of frozen weights and activations on either side
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16", "f16"], requires = "against")]
+    precision: String,
+    /// Compare with PyTorch through torch.compile too
+    #[arg(long, requires = "against")]
+    compiled: bool,
     /// What a ratio compares: seconds by the clock, or of the processor where others use the
     /// machine too, best with one thread
     #[arg(long, value_enum, default_value = "wall", requires = "against")]
     clock: Clock,
-    /// Renew the table of docs/performance.md
-    #[arg(long, requires = "against")]
+    /// Renew the table of docs/performance.md, which is one of `flex` in f32
+    #[arg(long, requires = "against", conflicts_with_all = ["batch", "device", "precision", "compiled"])]
     write: bool,
 }
 
