@@ -187,10 +187,15 @@ fn plan_of(
 /// The rows of finished jobs, one for each entry. What fails is told in `failed` and stops no other.
 fn rows_of(args: &Args, jobs: &[Job], failed: &mut Vec<String>) -> Vec<Row> {
     let logs = in_parallel(args.jobs, jobs, |job| {
-        let log = finished(args, job)?;
+        let log = finished(args, job).map_err(|e| {
+            let line = format!("entry `{}`, seed {}: {e:#}", job.entry.label, job.seed);
+            // At once: the other runs may take hours.
+            eprintln!("{line}");
+            anyhow::anyhow!(line)
+        })?;
         let summary = Summary::of(&log.matrix);
         say(args, &job.entry.label, job.seed, &summary, seconds_of(&log));
-        anyhow::Ok(log)
+        Ok(log)
     });
     let mut rows: Vec<Row> = Vec::new();
     for (job, log) in jobs.iter().zip(logs) {
@@ -200,11 +205,7 @@ fn rows_of(args: &Args, jobs: &[Job], failed: &mut Vec<String>) -> Vec<Row> {
         }
         match (log, rows.last_mut()) {
             (Ok(log), Some(row)) => row.push(job.seed, &log),
-            (Err(e), _) => {
-                let line = format!("entry `{label}`, seed {}: {e:#}", job.seed);
-                eprintln!("{line}");
-                failed.push(line);
-            }
+            (Err(e), _) => failed.push(e.to_string()),
             _ => {}
         }
     }
