@@ -60,10 +60,8 @@ pub(super) fn run(args: &Comparison) -> anyhow::Result<ExitCode> {
         for variant in variants.iter().filter(|variant| is_measured(variant)) {
             let mut command = Command::new(&python);
             command.arg(&script).args(case.arguments(args));
+            command.args([torch_device(&args.device), variant]);
             commands.push(command);
-            if let Some(command) = commands.last_mut() {
-                command.args([torch_device(&args.device), variant]);
-            }
         }
         let mut answers = measure(commands, args.rounds)?.into_iter();
         let ours = answers.next().unwrap_or_default();
