@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, bail};
 
@@ -23,12 +24,23 @@ pub fn target_dir() -> PathBuf {
     process::root().join("target/cuda-nvrtc/target")
 }
 
+/// Lets a command of cargo build in the second workspace.
+///
+/// # Errors
+///
+/// Those of [`manifest`].
+pub fn build_there(cargo: &mut Command) -> anyhow::Result<()> {
+    cargo.arg("--manifest-path").arg(manifest()?);
+    cargo.arg("--target-dir").arg(target_dir());
+    Ok(())
+}
+
 /// Makes the second workspace, or brings it up to date, and returns its manifest.
 ///
 /// # Errors
 ///
 /// When its files cannot be written, and where the system has no links of folders.
-pub fn manifest() -> anyhow::Result<PathBuf> {
+fn manifest() -> anyhow::Result<PathBuf> {
     let root = process::root();
     let folder = root.join("target/cuda-nvrtc");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -45,7 +57,7 @@ pub fn manifest() -> anyhow::Result<PathBuf> {
     // or the lock it was copied from changes, which a second copy tells.
     let copied = folder.join("Cargo.lock.copied");
     let is = |path: &Path, text: &String| read(path).ok().as_ref() == Some(text);
-    if !is(&path, &text) || !is(&copied, &lock) {
+    if !is(&path, &text) || !is(&copied, &lock) || !folder.join("Cargo.lock").exists() {
         write(&folder.join("Cargo.lock"), &lock)?;
         write(&copied, &lock)?;
         write(&path, &text)?;

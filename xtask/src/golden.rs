@@ -52,8 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         cargo.args(["--profile", "quick"]);
     }
     if args.device == "cuda" {
-        cargo.arg("--manifest-path").arg(cuda::manifest()?);
-        cargo.arg("--target-dir").arg(cuda::target_dir());
+        cuda::build_there(&mut cargo)?;
     }
     cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
     if args.software {

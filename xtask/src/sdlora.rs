@@ -26,15 +26,13 @@ pub fn run(command: &str, args: &Args) -> anyhow::Result<ExitCode> {
     if !backends_of(&args.args).contains(&"cuda") {
         return process::run(&mut process::cargo(cargo_args(command, &args.args)));
     }
-    let folder = cuda::target_dir();
     let mut build = process::cargo(cuda_build_args(&args.args));
-    build.arg("--manifest-path").arg(cuda::manifest()?);
-    build.arg("--target-dir").arg(&folder);
+    cuda::build_there(&mut build)?;
     let code = process::run(&mut build)?;
     if code != ExitCode::SUCCESS {
         return Ok(code);
     }
-    let program = folder
+    let program = cuda::target_dir()
         .join("release")
         .join(format!("sdlora{}", std::env::consts::EXE_SUFFIX));
     let mut sdlora = Command::new(program);

@@ -58,6 +58,32 @@ pub fn open(name: &str) -> Result<Device, UsageError> {
     })
 }
 
+/// Devices that share a run, with the names they were asked for by.
+#[derive(Debug)]
+pub struct Devices {
+    /// As in `--devices`, between commas.
+    pub names: String,
+    /// In the same order.
+    pub opened: Vec<Device>,
+}
+
+impl Devices {
+    /// Opens each of them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`].
+    pub fn open(names: &[String]) -> Result<Self, UsageError> {
+        Ok(Self {
+            names: names.join(","),
+            opened: names
+                .iter()
+                .map(|name| open(name))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// The devices that can be opened here, by the names `--device` takes.
 fn on_this_machine() -> Vec<String> {
     let mut names = Vec::new();

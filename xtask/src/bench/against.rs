@@ -180,8 +180,7 @@ fn build(device: &str) -> anyhow::Result<PathBuf> {
         cargo.arg(format!("sdlora-testkit/{device}"));
     }
     if device == "cuda" {
-        cargo.arg("--manifest-path").arg(cuda::manifest()?);
-        cargo.arg("--target-dir").arg(cuda::target_dir());
+        cuda::build_there(&mut cargo)?;
     }
     let output = cargo
         .stderr(std::process::Stdio::inherit())

@@ -19,6 +19,7 @@ use crate::commands::presets::Preset;
 use crate::commands::suites::{Entry, Suite};
 use crate::commands::train::execute;
 use crate::config::with_settings;
+use crate::device::Devices;
 use crate::report::{Claim, Comparison, Outcome, claims_table, compare_table};
 use crate::results;
 
@@ -227,12 +228,12 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
             true => Start::Resume,
             false => Start::Fresh,
         };
-        let devices = std::slice::from_ref(&args.common.device);
+        let devices = Devices::open(std::slice::from_ref(&args.common.device))?;
         let data_dir = &args.common.data_dir;
         execute(
             &job.plan,
             data_dir,
-            devices,
+            &devices,
             &job.folder,
             start,
             &mut Silent,

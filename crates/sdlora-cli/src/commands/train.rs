@@ -8,6 +8,7 @@ use sdlora_train::{Finished, Observer, Plan, Start};
 
 use crate::commands::Common;
 use crate::config::ConfigArgs;
+use crate::device::Devices;
 use crate::progress::Progress;
 use crate::report::{published_block, published_numbers, summary_block};
 use crate::results;
@@ -46,9 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         false => &args.devices,
     };
     // Before a folder is announced that will not come to be.
-    for name in names {
-        crate::device::open(name)?;
-    }
+    let devices = Devices::open(names)?;
     let start = if args.resume {
         Start::Resume
     } else {
@@ -62,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         folder.display()
     ));
     let data_dir = &args.common.data_dir;
-    let finished = execute(&plan, data_dir, names, &folder, start, &mut progress)?;
+    let finished = execute(&plan, data_dir, &devices, &folder, start, &mut progress)?;
     progress.finish();
     let summary = Summary::of(&finished.log.matrix);
     print!("\n{}", summary_block(&summary));
@@ -73,26 +72,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a plan on devices, by the names `--device` takes, and writes its files.
+/// Runs a plan on devices and writes its files.
 ///
 /// # Errors
 ///
-/// A usage error for a device there is not, and those of the run and of its files.
+/// Those of the run and of its files.
 pub fn execute(
     plan: &Plan,
     data_dir: &Path,
-    devices: &[String],
+    devices: &Devices,
     folder: &Path,
     start: Start,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Finished> {
-    let opened: Vec<_> = devices
-        .iter()
-        .map(|name| crate::device::open(name))
-        .collect::<Result<_, _>>()?;
     let mut log = RunLogger::new(folder, observer);
-    let finished = sdlora_train::run_on_devices(plan, data_dir, &opened, folder, start, &mut log)?;
-    results::write(folder, plan, &finished, &devices.join(",")).with_context(|| {
+    let finished =
+        sdlora_train::run_on_devices(plan, data_dir, &devices.opened, folder, start, &mut log)?;
+    results::write(folder, plan, &finished, &devices.names).with_context(|| {
         format!(
             "the run in {} is complete, its files are not",
             folder.display()
