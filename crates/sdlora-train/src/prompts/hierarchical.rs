@@ -1,16 +1,14 @@
 //! A prefix for each task, found by which class an image looks like without it (HiDe-Prompt: Wang et
 //! al., "Hierarchical Decomposition of Prompt-Based Continual Learning", NeurIPS 2023).
 //!
-//! The task of an image is that of its likeliest class, by Gaussians of the queries of every class
-//! about one covariance pooled within classes: task-identity inference. While task t is trained its
+//! The task of an image is that of its likeliest class, see `task_identity.rs`. While task t is trained its
 //! images get its own prefix, and added to the loss is `contrast` times the mean over images `h` and
 //! earlier classes `c` of `log [exp(cos(h, μ_c)/τ) / (exp(1/τ) + Σ_c' exp(cos(h, μ_c')/τ))]`, `μ_c`
 //! the mean of the features of c with its own prefix: it drives new features away from old classes.
 //!
-//! The paper trains a linear classifier on samples of these Gaussians; with one covariance the best
-//! one is known in closed form, which is what is kept. Its contrast also has the other images of a
-//! batch below the line, and inner products for cosines; here an image's loss is its own, however a
-//! batch is cut in pieces, and does not depend on the scale of features.
+//! The contrast of the paper also has the other images of a batch below the line, and inner products
+//! for cosines; here an image's loss is its own, however a batch is cut in pieces, and does not depend
+//! on the scale of features.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
@@ -20,15 +18,10 @@ use sdlora_vit::{Prompting, Vit};
 use serde::{Deserialize, Serialize};
 
 use super::per_task::ExpertStart;
-use super::rows::{all, drawn, frozen, trained, unit, zeros};
+use super::rows::{all, drawn, frozen, unit, zeros};
+use super::task_identity::{Review, TaskIdentity};
 use super::{query, with_prefixes};
-use crate::features::FeatureTable;
 use crate::heads::FloatsStored;
-use crate::linalg::{Symmetric, packed_len};
-
-/// Added to the diagonal of the covariance, relative to its mean: a first task of few images leaves
-/// most directions unmeasured.
-const RIDGE: f64 = 0.1;
 
 /// Everything about these prompts but their numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,21 +48,6 @@ impl HierarchicalLayout {
     }
 }
 
-/// What tells tasks apart, of every class reviewed; nothing here is trained.
-#[derive(Module, Debug)]
-pub struct TaskIdentity {
-    /// Means of the queries, `[n_classes, d_model]`.
-    pub means: Param<Tensor<2>>,
-    /// Squares of the queries about the means of their classes, summed over all images: the rows of
-    /// the lower triangle, `[1, d_model (d_model + 1) / 2]`.
-    pub scatter: Param<Tensor<2>>,
-    /// Log-likelihood of a class up to what all share: weights and, in the last column, the bias,
-    /// `[n_classes, d_model + 1]`.
-    pub read_out: Param<Tensor<2>>,
-    /// Means of the features with the prefix of the task, `[n_classes, d_model]`.
-    pub prompted_means: Param<Tensor<2>>,
-}
-
 /// Prefixes of tasks, and the classes by which they are found.
 ///
 /// A prefix is a flat row of `n_blocks · 2 · length · d_model` numbers, keys before values.
@@ -83,15 +61,6 @@ pub struct HierarchicalPrompts {
     pub identity: Option<TaskIdentity>,
     #[module(skip)]
     layout: HierarchicalLayout,
-}
-
-/// The images of a task without and with its prefix.
-#[derive(Debug, Default)]
-pub struct Review {
-    /// Queries.
-    pub plain: FeatureTable,
-    /// Features with the prefix of the task; the same images in the same order.
-    pub prompted: FeatureTable,
 }
 
 impl HierarchicalPrompts {
@@ -120,16 +89,10 @@ impl HierarchicalPrompts {
     pub(super) fn zeros(layout: &HierarchicalLayout, d_model: usize, device: &Device) -> Self {
         let (n_past, n_classes) = (layout.n_tasks.saturating_sub(1), layout.class_tasks.len());
         let width = layout.n_expert(d_model);
-        let rows = |width: usize| zeros([n_classes, width], device);
         Self {
             past_experts: (n_past > 0).then(|| zeros([n_past, width], device)),
             expert: zeros([1, width], device),
-            identity: (n_classes > 0).then(|| TaskIdentity {
-                means: rows(d_model),
-                scatter: zeros([1, packed_len(d_model)], device),
-                read_out: rows(d_model + 1),
-                prompted_means: rows(d_model),
-            }),
+            identity: (n_classes > 0).then(|| TaskIdentity::zeros(n_classes, d_model, device)),
             layout: layout.clone(),
         }
     }
@@ -190,62 +153,27 @@ impl HierarchicalPrompts {
     /// whose prefix its newest images were trained with.
     #[must_use]
     pub fn reviewed(mut self, review: &Review, device: &Device) -> Self {
-        let (plain, d) = (&review.plain, review.plain.d_model);
-        let old = self.identity.take();
-        let host = |rows: &Param<Tensor<2>>| rows.val().into_data().iter::<f32>().collect();
-        let known = |part: fn(&TaskIdentity) -> &Param<Tensor<2>>| -> Vec<f32> {
-            old.as_ref().map_or_else(Vec::new, |old| host(part(old)))
-        };
-        let n_known = self.layout.class_tasks.len();
-        let n_classes = plain
-            .labels
+        let (labels, task) = (&review.plain.labels, self.layout.n_tasks - 1);
+        let tasks = &mut self.layout.class_tasks;
+        let n_classes = labels
             .iter()
-            .fold(n_known, |n, &label| n.max(label + 1));
-        self.layout
-            .class_tasks
-            .resize(n_classes, self.layout.n_tasks - 1);
-        let (mut means, mut prompted) = (known(|i| &i.means), known(|i| &i.prompted_means));
-        for (means, table) in [(&mut means, plain), (&mut prompted, &review.prompted)] {
-            means.resize(n_classes * d, 0.0);
-            for (label, mean) in class_means(table) {
-                means[label * d..(label + 1) * d].copy_from_slice(&mean);
-                self.layout.class_tasks[label] = self.layout.n_tasks - 1;
-            }
+            .fold(tasks.len(), |n, &label| n.max(label + 1));
+        tasks.resize(n_classes, task);
+        for &label in labels {
+            tasks[label] = task;
         }
-        let mut scatter = Symmetric::unpacked(&known(|i| &i.scatter), d);
-        let rows = plain.labels.iter().enumerate().flat_map(|(i, &label)| {
-            let mean = &means[label * d..(label + 1) * d];
-            let row = plain.row(i).iter().zip(mean);
-            row.map(|(v, m)| f64::from(*v) - f64::from(*m))
-        });
-        scatter.add_gram(&rows.collect::<Vec<f64>>());
-        self.layout.n_images += plain.len();
-        let packed = scatter.packed();
-        let read_out = read_out(&means, scatter, self.layout.n_images, d);
-        let kept = |values: Vec<f32>, shape: [usize; 2]| {
-            trained(values, shape, device).set_require_grad(false)
-        };
-        self.identity = Some(TaskIdentity {
-            means: kept(means, [n_classes, d]),
-            scatter: kept(packed, [1, packed_len(d)]),
-            read_out: kept(read_out, [n_classes, d + 1]),
-            prompted_means: kept(prompted, [n_classes, d]),
-        });
+        self.layout.n_images += labels.len();
+        let (old, n_images) = (self.identity.take(), self.layout.n_images);
+        self.identity = Some(TaskIdentity::reviewed(
+            old, review, n_classes, n_images, device,
+        ));
         self
     }
 
     /// What is kept of classes whose images are gone; the prefixes are parameters of the model.
     pub fn floats_stored(&self) -> FloatsStored {
-        let Some(identity) = &self.identity else {
-            return FloatsStored::default();
-        };
-        let [n_classes, d] = identity.means.lazy_shape().dims();
-        let (per_class, shared) = (3 * d + 1, packed_len(d));
-        FloatsStored {
-            per_class,
-            shared,
-            total: per_class * n_classes + shared,
-        }
+        let identity = self.identity.as_ref();
+        identity.map_or_else(FloatsStored::default, TaskIdentity::floats_stored)
     }
 
     /// The task that each row of `query: [batch, d_model]` belongs to; the last one before the first
@@ -256,18 +184,14 @@ impl HierarchicalPrompts {
     }
 
     fn task_of(&self, query: Tensor<2>) -> Tensor<1, Int> {
-        let ([batch, d], device) = (query.dims(), query.device());
+        let ([batch, _], device) = (query.dims(), query.device());
         let Some(identity) = &self.identity else {
             return Tensor::zeros([batch], &device) + (self.layout.n_tasks as i32 - 1);
         };
-        let read_out = identity.read_out.val();
-        let weight = read_out.clone().narrow(1, 0, d).transpose();
-        let bias = read_out.narrow(1, d, 1).transpose();
-        let class = (query.matmul(weight) + bias).argmax(1).reshape([batch]);
         let tasks: Vec<i32> = self.layout.class_tasks.iter().map(|&t| t as i32).collect();
         let n_classes = tasks.len();
         let tasks = TensorData::new(tasks, [n_classes]);
-        Tensor::<1, Int>::from_data(tasks, &device).select(0, class)
+        Tensor::<1, Int>::from_data(tasks, &device).select(0, identity.class_of(query))
     }
 
     /// For every image the prefix of the task it seems to be of.
@@ -302,47 +226,13 @@ impl HierarchicalPrompts {
     }
 }
 
-/// Labels in a table with the means of their rows.
-fn class_means(table: &FeatureTable) -> impl Iterator<Item = (usize, Vec<f32>)> {
-    let mut sums = std::collections::BTreeMap::new();
-    for (i, &label) in table.labels.iter().enumerate() {
-        let (sum, n) = sums
-            .entry(label)
-            .or_insert_with(|| (vec![0.0f64; table.d_model], 0usize));
-        *n += 1;
-        for (sum, &v) in sum.iter_mut().zip(table.row(i)) {
-            *sum += f64::from(v);
-        }
-    }
-    sums.into_iter().map(|(label, (sum, n))| {
-        let mean = sum.iter().map(|v| (v / n as f64) as f32);
-        (label, mean.collect())
-    })
-}
-
-/// Of classes with these means `[n_classes, d]` about the covariance `scatter / n_images`: `Σ⁻¹ μ`,
-/// and behind it `-μᵀ Σ⁻¹ μ / 2`. Where all images lie on their means, `Σ` is the identity.
-fn read_out(means: &[f32], scatter: Symmetric, n_images: usize, d: usize) -> Vec<f32> {
-    let mut weights: Vec<f64> = means.iter().map(|&m| f64::from(m)).collect();
-    let ridge = RIDGE * scatter.mean_diagonal();
-    let factor = (ridge > 0.0).then(|| scatter.cholesky(ridge)).flatten();
-    if let Some(factor) = factor {
-        factor.solve(&mut weights);
-        weights.iter_mut().for_each(|w| *w *= n_images as f64);
-    }
-    let rows = weights
-        .chunks_exact(d.max(1))
-        .zip(means.chunks_exact(d.max(1)));
-    rows.flat_map(|(row, mean)| {
-        let inner: f64 = row.iter().zip(mean).map(|(w, &m)| w * f64::from(m)).sum();
-        row.iter().copied().chain([-0.5 * inner]).map(|v| v as f32)
-    })
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::FeatureTable;
+    use crate::linalg::Symmetric;
+    use crate::prompts::rows::trained;
+    use crate::prompts::task_identity::read_out;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
     use sdlora_testkit::test_device_autodiff;

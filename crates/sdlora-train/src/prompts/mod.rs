@@ -13,6 +13,7 @@ mod hierarchical;
 mod per_task;
 mod pool;
 mod rows;
+mod task_identity;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -24,9 +25,10 @@ use crate::heads::FloatsStored;
 
 pub use components::{BlockComponents, ComponentLayout, Components, PromptComponents};
 pub(crate) use file::{read, write};
-pub use hierarchical::{HierarchicalLayout, HierarchicalPrompts, Review, TaskIdentity};
+pub use hierarchical::{HierarchicalLayout, HierarchicalPrompts};
 pub use per_task::{ExpertStart, TaskPromptLayout, TaskPrompts};
 pub use pool::{PoolLayout, PromptPool};
+pub use task_identity::{Review, TaskIdentity};
 
 /// Prompts of a model.
 #[allow(
