@@ -8,7 +8,38 @@
 //! Deviates: `σ²` is not a setting. It is the mean squared distance of the new features to their own
 //! class mean, so that it follows the scale of the features.
 
+use serde::{Deserialize, Serialize};
+
+use super::{HeadState, HeadTask};
 use crate::features::FeatureTable;
+
+/// What becomes of old means when the features change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drift {
+    /// Means stay where they were, as published.
+    #[default]
+    Ignored,
+    /// Means move as the new task's features near them did.
+    Compensated,
+}
+
+/// Features `[n, d_model]` of the running task's images before its first step; gone at its end.
+pub(super) const BEFORE: &str = "before";
+
+/// Keeps the features of a task before its first step, where there are means that could move.
+pub(super) fn keep_before(state: &mut HeadState, task: &HeadTask<'_>) {
+    if task.first_label > 0 {
+        let shape = vec![task.table.len(), task.table.d_model];
+        state.set_shared(BEFORE, shape, task.table.features.clone());
+    }
+}
+
+/// Takes the features that were kept; none where means stay.
+pub(super) fn take_before(state: &mut HeadState) -> Option<Vec<f32>> {
+    let before = state.shared.remove(BEFORE)?;
+    Some(before.values.clone())
+}
 
 /// Moves `means: [n, d_model]` of old classes; `before: [m, d_model]` are the features of the rows of
 /// `after` before the task.

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::align::{Columns, Gaussians, Schedule, Spread, align, factor};
-use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, drift};
+use super::drift::{self, Drift};
+use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::linalg::{Symmetric, packed_len};
@@ -78,16 +79,6 @@ enum Covariance {
     Shared,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Drift {
-    /// Means stay where they were, as published.
-    #[default]
-    Ignored,
-    /// Means move as the new task's features near them did.
-    Compensated,
-}
-
 /// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
 const MAX_SAMPLES: usize = 10_000;
 
@@ -117,24 +108,10 @@ const FIRST_LABELS: &str = "first_labels";
 /// The aligned classifier `[n_classes, d_model]` and `[n_classes, 1]`.
 const WEIGHT: &str = "weight";
 const BIAS: &str = "bias";
-/// Features `[n, d_model]` of the running task's images before its first step; gone at its end.
-const BEFORE: &str = "before";
 
 impl Head for Gaussian {
-    fn wants_features_before(&self) -> bool {
-        self.drift == Drift::Compensated
-    }
-
-    fn before_task(
-        &self,
-        mut state: HeadState,
-        task: &HeadTask<'_>,
-    ) -> Result<HeadState, TrainError> {
-        if task.first_label > 0 {
-            let shape = vec![task.table.len(), task.table.d_model];
-            state.set_shared(BEFORE, shape, task.table.features.clone());
-        }
-        Ok(state)
+    fn drift(&self) -> Drift {
+        self.drift
     }
 
     fn is_fitted(&self) -> bool {
@@ -145,8 +122,8 @@ impl Head for Gaussian {
         let (table, d) = (task.table, task.table.d_model);
         let mut means = state.rows(MEANS);
         means.truncate(task.first_label * d);
-        if let Some(before) = state.shared.remove(BEFORE) {
-            drift::compensate(&mut means, &before.values, table);
+        if let Some(before) = drift::take_before(&mut state) {
+            drift::compensate(&mut means, &before, table);
         }
         let new = ClassMoments::of(table, task.first_label);
         means.extend(&new.means);
@@ -553,10 +530,10 @@ mod tests {
                 if head.wants_features_before() {
                     let task = task(&before, first, &device);
                     state = head.before_task(state, &task).unwrap();
-                    assert_eq!(state.shared.contains_key(BEFORE), first > 0);
+                    assert_eq!(state.shared.contains_key(drift::BEFORE), first > 0);
                 }
                 state = fit(head.as_ref(), state, &after, first);
-                assert!(!state.shared.contains_key(BEFORE));
+                assert!(!state.shared.contains_key(drift::BEFORE));
             }
             let means = state.rows(MEANS);
             for old in means.chunks_exact(D).take(2) {

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use classifier::Classifier;
 pub(crate) use classifier::argmax;
 pub use cosine::CosineHead;
+pub use drift::Drift;
 pub use state::{Arrays, FloatsStored, HeadState};
 pub(crate) use trained::TrainedShape;
 pub use trained::{TrainedHead, cross_entropy};
@@ -76,18 +77,28 @@ pub trait Head: Debug + Send + Sync {
         trained.linear(features)
     }
 
+    /// What becomes of the statistics of old classes when the features change.
+    fn drift(&self) -> Drift {
+        Drift::Ignored
+    }
+
     /// Whether [`before_task`](Self::before_task) wants the features of the task's images as they
     /// are before its first step; they cost one forward pass over the images.
     fn wants_features_before(&self) -> bool {
-        false
+        self.drift() == Drift::Compensated
     }
 
-    /// Sees the features of a task before its first step.
+    /// Sees the features of a task before its first step, and keeps them until [`fit`](Self::fit).
     ///
     /// # Errors
     ///
     /// When the features do not fit what the head keeps.
-    fn before_task(&self, state: HeadState, _task: &HeadTask<'_>) -> Result<HeadState, TrainError> {
+    fn before_task(
+        &self,
+        mut state: HeadState,
+        task: &HeadTask<'_>,
+    ) -> Result<HeadState, TrainError> {
+        drift::keep_before(&mut state, task);
         Ok(state)
     }
 
@@ -256,6 +267,7 @@ mod tests {
     /// Every entry with its defaults, and settings that keep or compute something else.
     fn every_head() -> Vec<(String, Arc<dyn Head>)> {
         let others = [
+            ("ncm", "drift = \"compensated\""),
             ("ridge", "projection = 40"),
             ("gaussian", "covariance = \"diagonal\""),
             (

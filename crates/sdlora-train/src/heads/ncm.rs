@@ -1,21 +1,23 @@
 //! Nearest class mean by cosine: one direction per class, that of the sum of its unit-length features.
 //!
-//! Means of an old task are not recomputed when a later task changes the features. The length of the
-//! sum is kept, so that the images of a class that comes again count as much as the earlier ones: on
+//! Means of an old task are not recomputed when a later task changes the features; with
+//! `drift = "compensated"` they follow the features of the new images, see `drift.rs`, as directions.
+//! The length of the sum is kept, so that the images of a class that comes again count as much as the earlier ones: on
 //! features that do not change, the mean is that of all its images.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::drift::{self, Drift};
 use super::{Classifier, Head, HeadEntry, HeadState, HeadTask};
 use crate::error::TrainError;
-use crate::features::{ClassMeans, MeanOf};
+use crate::features::{ClassMeans, FeatureTable, MeanOf, unit};
 use crate::options::parse;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "ncm",
-    summary: "nearest class mean by cosine (mean: directions, features)",
+    summary: "nearest class mean by cosine (options: mean, drift)",
     build: |options| Ok(Arc::new(parse::<Ncm>("head (ncm)", options)?)),
 };
 
@@ -25,6 +27,9 @@ struct Ncm {
     /// What a class mean is the mean of.
     #[serde(default)]
     mean: MeanOf,
+    /// What becomes of old means when the features change.
+    #[serde(default)]
+    drift: Drift,
 }
 
 /// Unit-length class means `[n_classes, d_model]`.
@@ -33,6 +38,10 @@ const MEANS: &str = "means";
 const LENGTHS: &str = "lengths";
 
 impl Head for Ncm {
+    fn drift(&self) -> Drift {
+        self.drift
+    }
+
     fn is_fitted(&self) -> bool {
         true
     }
@@ -41,6 +50,9 @@ impl Head for Ncm {
         let (new, new_lengths) = ClassMeans::with_lengths(task.table, self.mean);
         let d = new.d_model;
         let mut means = state.rows(MEANS);
+        if let Some(before) = drift::take_before(&mut state) {
+            follow(&mut means, &before, task.table);
+        }
         let mut lengths = state.rows(LENGTHS);
         let n_before = means.len() / d.max(1);
         let n_classes = n_before.max(new.n_classes());
@@ -83,21 +95,50 @@ impl Head for Ncm {
     }
 }
 
+/// Moves unit-length `means` as the directions of the new images near them moved; `before` are the
+/// features of the rows of `after` before the task. They are of unit length again, and a mean of zeros
+/// stays one.
+fn follow(means: &mut [f32], before: &[f32], after: &FeatureTable) {
+    let d = after.d_model;
+    let directions = |rows: &[f32]| -> Vec<f32> {
+        let rows = rows.chunks_exact(d.max(1));
+        rows.flat_map(unit).map(|v| v as f32).collect()
+    };
+    let moved = FeatureTable {
+        features: directions(&after.features),
+        ..after.clone()
+    };
+    let old = means.to_vec();
+    drift::compensate(means, &directions(before), &moved);
+    for (mean, old) in means
+        .chunks_exact_mut(d.max(1))
+        .zip(old.chunks_exact(d.max(1)))
+    {
+        let unit: Vec<f32> = match old.iter().all(|&v| v == 0.0) {
+            true => old.to_vec(),
+            false => unit(mean).map(|v| v as f32).collect(),
+        };
+        mean.copy_from_slice(&unit);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::FeatureTable;
     use sdlora_testkit::test_device_autodiff;
 
-    fn fitted(state: HeadState, rows: &[([f32; 2], usize)], first_label: usize) -> HeadState {
-        let device = test_device_autodiff();
-        let table = FeatureTable {
+    fn table(rows: &[([f32; 2], usize)]) -> FeatureTable {
+        FeatureTable {
             features: rows.iter().flat_map(|(row, _)| *row).collect(),
             d_model: 2,
             labels: rows.iter().map(|(_, label)| *label).collect(),
-        };
+        }
+    }
+
+    fn fitted(state: HeadState, rows: &[([f32; 2], usize)], first_label: usize) -> HeadState {
+        let device = test_device_autodiff();
         let task = HeadTask {
-            table: &table,
+            table: &table(rows),
             first_label,
             task_idx: 0,
             seed: 0,
@@ -105,6 +146,7 @@ mod tests {
         };
         let head = Ncm {
             mean: MeanOf::Directions,
+            drift: Drift::Ignored,
         };
         head.fit(state, &task).unwrap()
     }
@@ -140,5 +182,64 @@ mod tests {
         let state = fitted(HeadState::default(), &[([1.0, 0.0], 0)], 0);
         let state = fitted(state, &[([-1.0, 0.0], 0), ([0.0, 1.0], 1)], 1);
         assert_eq!(state.rows(MEANS), [0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn old_means_turn_with_the_features_where_asked_to() {
+        // The task turns every feature by 30 degrees; the old class lies between the new ones, which are
+        // near enough for the mean of their moves to be its own within half a degree.
+        let at = |degrees: f32, length: f32| {
+            let (sin, cos) = degrees.to_radians().sin_cos();
+            [length * cos, length * sin]
+        };
+        let old = [(at(50.0, 2.0), 0)];
+        let new = |turn: f32| {
+            let image = |degrees: f32, label| (at(degrees + turn, 3.0), label);
+            [
+                image(35.0, 1),
+                image(45.0, 1),
+                image(55.0, 2),
+                image(65.0, 2),
+            ]
+        };
+        for (drift, expected) in [("ignored", 50.0), ("compensated", 80.0)] {
+            let options = format!("drift = \"{drift}\"").parse().unwrap();
+            let head = (ENTRY.build)(&options).unwrap();
+            assert_eq!(head.wants_features_before(), drift == "compensated");
+            let device = test_device_autodiff();
+            let task = |table| HeadTask {
+                table,
+                first_label: 1,
+                task_idx: 1,
+                seed: 0,
+                device: &device,
+            };
+            let mut state = fitted(HeadState::default(), &old, 0);
+            let before = table(&new(0.0));
+            if head.wants_features_before() {
+                state = head.before_task(state, &task(&before)).unwrap();
+            }
+            let after = table(&new(30.0));
+            let state = head.fit(state, &task(&after)).unwrap();
+            assert!(state.shared.is_empty());
+            let means = state.rows(MEANS);
+            let found = means[1].atan2(means[0]).to_degrees();
+            assert!((found - expected).abs() < 0.6, "{drift}: {found}");
+            assert!((means[0].hypot(means[1]) - 1.0).abs() < 1e-6);
+            assert_eq!(state.rows(LENGTHS)[0], 1.0, "one image as before");
+        }
+    }
+
+    #[test]
+    fn a_mean_of_zeros_follows_nothing() {
+        let mut means = vec![0.0, 0.0, 1.0, 0.0];
+        let before = [1.0, 0.0, 0.6, 0.8];
+        follow(
+            &mut means,
+            &before,
+            &table(&[([0.0, 1.0], 0), ([0.8, 0.6], 0)]),
+        );
+        assert_eq!(means[..2], [0.0, 0.0]);
+        assert_ne!(means[2..], [1.0, 0.0]);
     }
 }
