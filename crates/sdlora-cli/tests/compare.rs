@@ -96,3 +96,45 @@ fn a_run_that_fails_is_named_and_the_others_stand() {
     assert!(message.contains("2 runs are not finished"), "{message}");
     assert!(message.contains("entry `linear`, seed 1: "), "{message}");
 }
+
+#[test]
+fn recorded_runs_give_the_same_table_without_their_folders() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = one.path().join("own.jsonl");
+    let records = ["--records", file.to_str().unwrap()];
+    let made = out(&compare(one.path(), "0.1", &records));
+    let lines = fs::read_to_string(&file).unwrap();
+    assert_eq!(lines.lines().count(), 4);
+    assert!(!lines.contains(one.path().to_str().unwrap()), "{lines}");
+
+    // Everything is there, the times too: no run is made.
+    let finished = [&records[..], &["--finished"]].concat();
+    for more in [&records[..], &finished] {
+        let again = out(&compare(two.path(), "0.1", more));
+        assert_eq!(table(&again), table(&made));
+        assert!(!two.path().join("runs").exists());
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), lines);
+
+    // Another rate is another recipe: `linear` is not there, and no run of it is made.
+    let found = compare(two.path(), "0.2", &finished);
+    assert!(err(&found).contains("2 of 4 runs are finished"));
+    let other = out(&found);
+    assert!(!two.path().join("runs").exists());
+    let rows = table(&other);
+    assert!(rows.len() == 2 && rows[1].starts_with("| ncm"), "{other}");
+
+    // Runs in their folders are finished too, and come into another file of records.
+    let file = one.path().join("new.jsonl");
+    let more = ["--records", file.to_str().unwrap(), "--finished"];
+    assert_eq!(
+        table(&out(&compare(one.path(), "0.1", &more))),
+        table(&made)
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), lines);
+}
+
+/// The lines of the tables.
+fn table(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| line.starts_with("| ")).collect()
+}

@@ -8,20 +8,25 @@ use anyhow::Context;
 use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::{self, write_file};
-use sdlora_train::heads::FloatsStored;
 use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, pixel_floor};
+use sha2::{Digest, Sha256};
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::Common;
 use crate::commands::in_parallel::in_parallel;
 use crate::commands::presets::Preset;
-use crate::commands::suites::{Entry, Suite};
+use crate::commands::suites::Suite;
 use crate::commands::train::execute;
 use crate::config::with_settings;
 use crate::device::Devices;
-use crate::report::{Claim, Comparison, Outcome, claims_table, compare_table};
-use crate::results;
+use crate::results::{self, Metrics};
+
+mod records;
+mod rows;
+
+use records::{Key, Record, Records};
+use rows::{Row, row_of, table_of};
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
 #[derive(Debug, clap::Args)]
@@ -59,6 +64,13 @@ pub struct Args {
     /// last one otherwise, because each repeats all earlier directions
     #[arg(long)]
     keep_checkpoints: bool,
+    /// File of the numbers of finished runs, one line of JSON each: a run it has is not made again, one
+    /// that finishes is added
+    #[arg(long)]
+    records: Option<PathBuf>,
+    /// Make no run: tables of what is finished already, in its folder or in the records
+    #[arg(long)]
+    finished: bool,
     /// File for the tables, besides printing them; of a file with the lines `<!-- compare: begin -->` and
     /// `<!-- compare: end -->` only what stands between them is renewed
     #[arg(long)]
@@ -84,6 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .into());
     }
 
+    let records = args.records.as_deref().map(Records::open).transpose()?;
     // Every plan is made before anything is trained: a mistake in the last entry costs no hours.
     let mut backbones = Backbones::default();
     let mut streams = Vec::new();
@@ -100,14 +113,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (base, jobs) in &streams {
         if bases.len() > 1 {
-            text.push_str(&format!("## {}\n\n{}\n\n", base.name, base.summary()));
+            text.push_str(&format!("### {}\n\n{}\n\n", base.name, base.summary()));
             println!("\n{}: {}", base.name, base.summary());
         }
         let mut rows = Vec::new();
         if args.floor {
             rows.push(floor(&args, &suite, base)?);
         }
-        rows.extend(rows_of(&args, jobs, &mut failed));
+        let found = rows_of(&args, jobs, records.as_ref(), &mut failed);
+        let n_found: usize = found.iter().map(Row::n_runs).sum();
+        if args.finished && n_found < jobs.len() {
+            eprintln!(
+                "{}: {n_found} of {} runs are finished; the tables stand without the others",
+                base.name,
+                jobs.len()
+            );
+        }
+        rows.extend(found);
         let table = table_of(&rows, &suite.claim);
         println!("\n{table}");
         text.push_str(&table);
@@ -131,21 +153,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// One run of a suite: an entry with a seed.
-struct Job<'a> {
-    entry: &'a Entry,
-    seed: u32,
+struct Job {
+    key: Key,
+    /// What the run is made of; another recipe is another run.
+    recipe: String,
     folder: PathBuf,
     plan: Plan,
 }
 
 /// All runs of a suite on one stream, their folders in `folder`, in the order of the table.
-fn jobs_on<'a>(
+fn jobs_on(
     args: &Args,
-    suite: &'a Suite,
+    suite: &Suite,
     base: &Preset,
     folder: &Path,
     backbones: &mut Backbones,
-) -> anyhow::Result<Vec<Job<'a>>> {
+) -> anyhow::Result<Vec<Job>> {
     let is_asked_for = |label: &str| args.only.as_ref().is_none_or(|only| label.contains(only));
     let mut jobs = Vec::new();
     for entry in &suite.entry {
@@ -153,13 +176,18 @@ fn jobs_on<'a>(
             continue;
         }
         for &seed in &args.seeds {
-            let plan = plan_of(args, suite, base, entry, seed, backbones)
+            let settings = settings(args, suite, &entry.set, seed);
+            let plan = plan_of(args, base, &settings, seed, backbones)
                 .with_context(|| format!("entry `{}`, seed {seed}", entry.label))?;
-            let folder = folder.join(format!("{}-seed{seed}", slug(&entry.label)));
             jobs.push(Job {
-                entry,
-                seed,
-                folder,
+                key: Key {
+                    suite: suite.name.clone(),
+                    stream: base.name.to_owned(),
+                    entry: entry.label.clone(),
+                    seed,
+                },
+                recipe: recipe(base, &args.backbone, &settings, &plan)?,
+                folder: folder.join(format!("{}-seed{seed}", slug(&entry.label))),
                 plan,
             });
         }
@@ -170,14 +198,12 @@ fn jobs_on<'a>(
 /// The plan of one run.
 fn plan_of(
     args: &Args,
-    suite: &Suite,
     base: &Preset,
-    entry: &Entry,
+    settings: &[String],
     seed: u32,
     backbones: &mut Backbones,
 ) -> anyhow::Result<Plan> {
-    let settings = settings(args, suite, &entry.set, seed);
-    let mut config = with_settings(base.text, &args.backbone, &settings, &mut |backbone| {
+    let mut config = with_settings(base.text, &args.backbone, settings, &mut |backbone| {
         backbones.transform(backbone, &args.common)
     })?;
     order_classes(&mut config, seed);
@@ -185,36 +211,77 @@ fn plan_of(
     Ok(config.check()?)
 }
 
+/// What tells a run from others, as one checksum: the base, all keys that are set on it, and the tasks that
+/// the seed makes of them. Not the whole plan, which says where files lie on a machine, and has a key more
+/// with every option of the program.
+fn recipe(
+    base: &Preset,
+    backbone: &BackboneArgs,
+    settings: &[String],
+    plan: &Plan,
+) -> anyhow::Result<String> {
+    let table: toml::Table = base.text.parse().context("the base preset")?;
+    let backbone = backbone.section()?.unwrap_or_default();
+    let settings = settings.join("\n");
+    let tasks = serde_json::to_string(&plan.config().stream)?;
+    let digest = Sha256::digest(format!("{table}\n{backbone}\n{settings}\n{tasks}"));
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The rows of finished jobs, one for each entry. What fails is told in `failed` and stops no other.
-fn rows_of(args: &Args, jobs: &[Job], failed: &mut Vec<String>) -> Vec<Row> {
-    let logs = in_parallel(args.jobs, jobs, |job| {
-        let log = finished(args, job).map_err(|e| {
-            let line = format!("entry `{}`, seed {}: {e:#}", job.entry.label, job.seed);
+fn rows_of(
+    args: &Args,
+    jobs: &[Job],
+    records: Option<&Records>,
+    failed: &mut Vec<String>,
+) -> Vec<Row> {
+    let made = in_parallel(args.jobs, jobs, |job| {
+        let key = &job.key;
+        let record = record_of(args, job, records).map_err(|e| {
+            let line = format!("entry `{}`, seed {}: {e:#}", key.entry, key.seed);
             // At once: the other runs may take hours.
             eprintln!("{line}");
             anyhow::anyhow!(line)
         })?;
-        let summary = Summary::of(&log.matrix);
-        say(args, &job.entry.label, job.seed, &summary, seconds_of(&log));
-        Ok(log)
+        if let Some(record) = &record {
+            let seconds = record.seconds_per_task * record.summary.n_tasks as f64;
+            say(args, &key.entry, key.seed, &record.summary, seconds);
+        }
+        Ok(record)
     });
     let mut rows: Vec<Row> = Vec::new();
-    for (job, log) in jobs.iter().zip(logs) {
-        let label = &job.entry.label;
-        if rows.last().is_none_or(|row| row.label != *label) {
-            rows.push(Row::new(label));
-        }
-        match (log, rows.last_mut()) {
-            (Ok(log), Some(row)) => row.push(job.seed, &log),
-            (Err(e), _) => failed.push(e.to_string()),
-            _ => {}
+    for (job, made) in jobs.iter().zip(made) {
+        let entry = &job.key.entry;
+        match made {
+            Ok(Some(record)) => row_of(&mut rows, entry).push_record(record),
+            Ok(None) => {}
+            Err(e) => {
+                row_of(&mut rows, entry);
+                failed.push(e.to_string());
+            }
         }
     }
     rows
 }
 
-/// The log of a run that is made, continued, or already finished in its folder.
-fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
+/// What a table shows of a run that is recorded, already finished in its folder, continued or made.
+/// `None` where it is neither of the first two and no run is to be made.
+fn record_of(args: &Args, job: &Job, records: Option<&Records>) -> anyhow::Result<Option<Record>> {
+    if let Some(record) = records.and_then(|records| records.get(&job.key, &job.recipe)) {
+        return Ok(Some(record));
+    }
+    if args.finished && !job.folder.join(results::METRICS_FILE).exists() {
+        return Ok(None);
+    }
+    let record = Record::of(&job.key, &job.recipe, &finished(args, job)?);
+    if let Some(records) = records {
+        records.put(record.clone())?;
+    }
+    Ok(Some(record))
+}
+
+/// What a run leaves that is made, continued, or already finished in its folder.
+fn finished(args: &Args, job: &Job) -> anyhow::Result<Metrics> {
     if job.folder.join(results::METRICS_FILE).exists() {
         // A finished run of other settings would stand in the table under a label it is not.
         sdlora_train::check_plan(&job.folder, &job.plan).with_context(|| {
@@ -245,33 +312,7 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<RunLog> {
             checkpoint::remove(&checkpoints, &names);
         }
     }
-    Ok(results::read(&job.folder)?.log)
-}
-
-/// The table of one stream, with what becomes of the claims there.
-fn table_of(rows: &[Row], claims: &[Claim]) -> String {
-    let comparisons: Vec<Comparison> = rows.iter().map(Row::comparison).collect();
-    let mut text = compare_table(&comparisons);
-    let accuracies = |label: &str| {
-        let row = rows.iter().find(|row| row.label == label)?;
-        let accuracy = |(&seed, summary): (&u32, &Summary)| {
-            Some((seed, 100.0 * summary.final_average_accuracy?))
-        };
-        let all = row.seeds.iter().zip(&row.summaries).map(accuracy);
-        all.collect::<Option<Vec<_>>>()
-    };
-    let outcomes: Vec<_> = claims
-        .iter()
-        .filter_map(|claim| {
-            let (higher, lower) = (accuracies(&claim.higher)?, accuracies(&claim.lower)?);
-            Some(Outcome::of(claim, &higher, &lower))
-        })
-        .collect();
-    if !outcomes.is_empty() {
-        text.push('\n');
-        text.push_str(&claims_table(&outcomes));
-    }
-    text
+    results::read(&job.folder)
 }
 
 /// Writes the tables: the whole of a file, or what stands between its markers.
@@ -328,49 +369,6 @@ fn seconds_of(log: &RunLog) -> f64 {
     log.tasks.iter().map(|task| task.seconds).sum()
 }
 
-/// A row of the table; seeds, metrics and seconds of a task in the order of the runs.
-struct Row {
-    label: String,
-    seeds: Vec<u32>,
-    summaries: Vec<Summary>,
-    n_parameters: usize,
-    stored: Option<FloatsStored>,
-    seconds: Vec<f64>,
-}
-
-impl Row {
-    fn new(label: &str) -> Self {
-        Self {
-            label: label.to_owned(),
-            seeds: Vec::new(),
-            summaries: Vec::new(),
-            n_parameters: 0,
-            stored: None,
-            seconds: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, seed: u32, log: &RunLog) {
-        self.seeds.push(seed);
-        self.summaries.push(Summary::of(&log.matrix));
-        // Methods that train in their first task only have nothing in the last.
-        self.n_parameters = log.n_trained.iter().copied().max().unwrap_or(0);
-        self.stored = log.floats_stored.last().copied();
-        self.seconds
-            .push(seconds_of(log) / log.tasks.len().max(1) as f64);
-    }
-
-    fn comparison(&self) -> Comparison<'_> {
-        Comparison {
-            method: &self.label,
-            summaries: &self.summaries,
-            n_parameters: Some(self.n_parameters),
-            stored: self.stored,
-            seconds_per_task: &self.seconds,
-        }
-    }
-}
-
 /// The row that shows what images give away without any backbone; kept in no run folder.
 fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
     let label = "pixels, nearest class mean";
@@ -387,9 +385,8 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
         let summary = Summary::of(&matrix);
         let seconds = start.elapsed().as_secs_f64();
         say(args, label, seed, &summary, seconds);
-        row.seeds.push(seed);
-        row.seconds.push(seconds / summary.n_tasks.max(1) as f64);
-        row.summaries.push(summary);
+        let seconds_per_task = seconds / summary.n_tasks.max(1) as f64;
+        row.push(seed, summary, seconds_per_task);
     }
     Ok(row)
 }
@@ -414,7 +411,7 @@ mod tests {
     #[test]
     fn a_seed_orders_classes_and_groups_but_no_order_that_is_listed() {
         let ordered = |split: &str| {
-            let preset = include_str!("../../presets/omniglot-alphabets.toml");
+            let preset = include_str!("../../../presets/omniglot-alphabets.toml");
             let mut table: toml::Table = preset.parse().unwrap();
             let split: toml::Table = format!("split = {split}").parse().unwrap();
             table.insert("stream".into(), split.into());
