@@ -103,7 +103,7 @@ fn html(
         .iter()
         .zip(&log.eval_seconds)
         .map(|(task, &eval_seconds)| TaskTiming {
-            train_seconds: task.seconds,
+            train_seconds: task.total_seconds(),
             eval_seconds,
         })
         .collect();

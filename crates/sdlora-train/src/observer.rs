@@ -50,7 +50,7 @@ pub enum Event<'a> {
     TaskTrained {
         /// Task, from 0.
         task_idx: usize,
-        /// Seconds of training, over all sessions.
+        /// Seconds of the task without evaluation, over all sessions.
         seconds: f64,
         /// Magnitudes after the task, one row per group; empty for methods without.
         magnitudes: &'a [Vec<f64>],

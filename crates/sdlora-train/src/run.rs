@@ -176,6 +176,7 @@ pub fn run_on_devices(
             head: head.clone(),
         };
         let images = rooms.round_images(round, &dataset, config, &device);
+        let clock = Instant::now();
         if log.tasks.len() == round {
             if head.wants_features_before() {
                 let table = rooms.train_features(round, &model, &dataset, config, &device)?;
@@ -191,6 +192,7 @@ pub fn run_on_devices(
                 0
             });
         }
+        let before = clock.elapsed();
         observer.event(&Event::TaskStarted {
             task_idx: round,
             n_tasks: rooms.n_rounds(),
@@ -202,6 +204,7 @@ pub fn run_on_devices(
         });
 
         // Features that never change are computed once.
+        let clock = Instant::now();
         let features = if method.keeps_features() && !config.transform.is_random() {
             Some(rooms.train_features(round, &model, &dataset, config, &device)?)
         } else {
@@ -214,6 +217,7 @@ pub fn run_on_devices(
             loader: &loader,
             features: features.as_ref(),
         };
+        log.tasks[round].around_seconds += (before + clock.elapsed()).as_secs_f64();
         let position = log.tasks[round].clone();
         let mut on_checkpoint = |model: &Model, optimizer: &ModuleOptimizer, task: &TaskLog| {
             log.tasks[round] = task.clone();
@@ -238,6 +242,7 @@ pub fn run_on_devices(
             &mut on_checkpoint,
         )?;
         log.tasks[round] = task;
+        let clock = Instant::now();
         model = method.review(trained, &context, &images)?;
         model = method.after_task(model, &context)?;
 
@@ -249,11 +254,12 @@ pub fn run_on_devices(
             let task = head_task(&table, round, &rooms, config, &device);
             model.head = head.fit(model.head, &task)?;
         }
+        log.tasks[round].around_seconds += clock.elapsed().as_secs_f64();
         log.floats_stored.push(model.floats_stored());
         log.magnitudes.push(model.adapter.magnitude_rows());
         observer.event(&Event::TaskTrained {
             task_idx: round,
-            seconds: log.tasks[round].seconds,
+            seconds: log.tasks[round].total_seconds(),
             magnitudes: &log.magnitudes[round],
         });
 

@@ -57,7 +57,7 @@ pub struct ReportInput<'a> {
 /// Wall-clock time of one task.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TaskTiming {
-    /// Seconds of training.
+    /// Seconds without evaluation.
     pub train_seconds: f64,
     /// Seconds of testing on all seen tasks.
     pub eval_seconds: f64,

@@ -94,7 +94,7 @@ pub struct Comparison<'a> {
     pub n_parameters: Option<usize>,
     /// What the head keeps after the last task, if known.
     pub stored: Option<FloatsStored>,
-    /// Training time of a task of each run, in seconds.
+    /// Time of a task of each run without evaluation, in seconds.
     pub seconds_per_task: &'a [f64],
 }
 
@@ -139,7 +139,7 @@ pub fn compare_table(comparisons: &[Comparison]) -> String {
     text.push_str(
         "\nAcc: final accuracy; AAA: average anytime accuracy; both and forgetting and backward transfer (BWT) in %, \
          means over tasks. Parameters: most trained in one task; head keeps: numbers (32-bit floats) of \
-         earlier classes, per class + once. s/task: seconds of training a task. ±: standard error over runs.\n",
+         earlier classes, per class + once. s/task: seconds of a task without evaluation. ±: standard error over runs.\n",
     );
     text
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::checkpoint::{self, write_file};
-use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, pixel_floor};
+use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, TaskLog, pixel_floor};
 use sha2::{Digest, Sha256};
 
 use crate::UsageError;
@@ -364,9 +364,9 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
     println!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
 }
 
-/// Seconds of training of a run.
+/// Seconds of a run but for evaluation.
 fn seconds_of(log: &RunLog) -> f64 {
-    log.tasks.iter().map(|task| task.seconds).sum()
+    log.tasks.iter().map(TaskLog::total_seconds).sum()
 }
 
 /// The row that shows what images give away without any backbone; kept in no run folder.

@@ -39,7 +39,7 @@ pub struct Record {
     pub n_parameters: usize,
     /// What the head keeps after the last task.
     pub head_keeps: Option<FloatsStored>,
-    /// Seconds of training a task, mean over the tasks.
+    /// Seconds of a task but for evaluation, mean over the tasks.
     pub seconds_per_task: f64,
 }
 
