@@ -113,7 +113,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (base, jobs) in &streams {
         if bases.len() > 1 {
-            text.push_str(&format!("### {}\n\n{}\n\n", base.name, base.summary()));
             println!("\n{}: {}", base.name, base.summary());
         }
         let mut rows = Vec::new();
@@ -124,14 +123,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let n_found: usize = found.iter().map(Row::n_runs).sum();
         if args.finished && n_found < jobs.len() {
             eprintln!(
-                "{}: {n_found} of {} runs are finished; the tables stand without the others",
+                "{}: {n_found} of {} runs are finished, and only those are in the tables",
                 base.name,
                 jobs.len()
             );
         }
         rows.extend(found);
+        if rows.is_empty() {
+            continue;
+        }
         let table = table_of(&rows, &suite.claim);
         println!("\n{table}");
+        if bases.len() > 1 {
+            text.push_str(&format!("### {}\n\n{}\n\n", base.name, base.summary()));
+        }
         text.push_str(&table);
         text.push('\n');
         // Written after every stream: what is finished is not lost with the rest.
