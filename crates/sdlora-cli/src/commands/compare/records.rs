@@ -19,14 +19,9 @@ use crate::results::Metrics;
 /// What a table shows of a finished run, and what tells it from other runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Name of the suite.
-    pub suite: String,
-    /// Name of the base preset, which is the stream.
-    pub stream: String,
-    /// Label of the entry.
-    pub entry: String,
-    /// Seed of the run.
-    pub seed: u32,
+    /// Which run it is.
+    #[serde(flatten)]
+    pub key: Key,
     /// SHA-256 of the base preset and of the keys set on it.
     pub recipe: String,
     /// Version of the program.
@@ -44,7 +39,7 @@ pub struct Record {
 }
 
 /// What a run is in a file of records.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// Name of the suite.
     pub suite: String,
@@ -66,17 +61,8 @@ impl Record {
             forgetting_per_task: None,
             ..Summary::of(&log.matrix)
         };
-        let Key {
-            suite,
-            stream,
-            entry,
-            seed,
-        } = key.clone();
         Self {
-            suite,
-            stream,
-            entry,
-            seed,
+            key: key.clone(),
             recipe: recipe.to_owned(),
             version: run.version.clone(),
             device: run.device.clone(),
@@ -85,15 +71,6 @@ impl Record {
             n_parameters: log.n_trained.iter().copied().max().unwrap_or(0),
             head_keeps: log.floats_stored.last().copied(),
             seconds_per_task: seconds_of(log) / log.tasks.len().max(1) as f64,
-        }
-    }
-
-    fn key(&self) -> Key {
-        Key {
-            suite: self.suite.clone(),
-            stream: self.stream.clone(),
-            entry: self.entry.clone(),
-            seed: self.seed,
         }
     }
 }
@@ -116,7 +93,7 @@ impl Lines {
     /// Puts a record in the place of an earlier one of the same run, or at the end.
     fn put(&mut self, record: Record) {
         let next = self.records.len();
-        let place = *self.place.entry(record.key()).or_insert(next);
+        let place = *self.place.entry(record.key.clone()).or_insert(next);
         match self.records.get_mut(place) {
             Some(earlier) => *earlier = record,
             None => self.records.push(record),
@@ -184,10 +161,12 @@ mod tests {
 
     fn record(entry: &str, seed: u32, accuracy: f64) -> Record {
         Record {
-            suite: "own".into(),
-            stream: "toy".into(),
-            entry: entry.into(),
-            seed,
+            key: Key {
+                suite: "own".into(),
+                stream: "toy".into(),
+                entry: entry.into(),
+                seed,
+            },
             recipe: "one".into(),
             version: "0".into(),
             device: "flex".into(),
@@ -222,7 +201,7 @@ mod tests {
             record("lora, \"quoted\"", 1, 1.0 / 3.0),
             record("ncm", 2, 0.25),
         ] {
-            assert_eq!(read.get(&expected.key(), "one"), Some(expected));
+            assert_eq!(read.get(&expected.key, "one"), Some(expected));
         }
     }
 
@@ -232,11 +211,8 @@ mod tests {
         let records = Records::open(&folder.path().join("own.jsonl")).unwrap();
         let ncm = record("ncm", 1, 0.5);
         records.put(ncm.clone()).unwrap();
-        assert_eq!(records.get(&ncm.key(), "two"), None);
-        let other_seed = Key {
-            seed: 2,
-            ..ncm.key()
-        };
+        assert_eq!(records.get(&ncm.key, "two"), None);
+        let other_seed = Key { seed: 2, ..ncm.key };
         assert_eq!(records.get(&other_seed, "one"), None);
     }
 

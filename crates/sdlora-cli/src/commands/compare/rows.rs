@@ -45,7 +45,7 @@ impl Row {
     pub fn push_record(&mut self, record: Record) {
         self.n_parameters = record.n_parameters;
         self.stored = record.head_keeps;
-        self.push(record.seed, record.summary, record.seconds_per_task);
+        self.push(record.key.seed, record.summary, record.seconds_per_task);
     }
 
     fn comparison(&self) -> Comparison<'_> {
