@@ -43,6 +43,7 @@ pub const PRESETS: &[Preset] = presets! {
         "omniglot-100x5"
         "omniglot-shift"
         "cifar100-10x10"
+        "cifar100-50x2"
         "tiny-imagenet-10x10";
     "paper/":
         "imagenet-r-n5-sdlora-paper"

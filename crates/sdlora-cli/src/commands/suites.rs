@@ -35,6 +35,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-cifar100-10x10.toml"),
     ),
     (
+        "cifar100-50x2",
+        include_str!("../../presets/suite-cifar100-50x2.toml"),
+    ),
+    (
         "tiny-imagenet-10x10",
         include_str!("../../presets/suite-tiny-imagenet-10x10.toml"),
     ),
