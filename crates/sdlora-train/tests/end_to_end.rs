@@ -130,6 +130,52 @@ fn a_rerun_gives_the_same_bits_and_another_seed_does_not() {
     assert_ne!(a.log.tasks[0].losses, c.log.tasks[0].losses);
 }
 
+/// The seconds that a run tells of its tasks.
+#[derive(Default)]
+struct Told(Vec<f64>);
+
+impl Observer for Told {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::TaskTrained { seconds, .. } = event {
+            self.0.push(*seconds);
+        }
+    }
+}
+
+#[test]
+fn the_seconds_of_a_task_are_those_of_its_steps_and_of_what_is_computed_around_them() {
+    let bench = Bench::new();
+    for (i, (method, head, takes_steps)) in [
+        ("name = \"ncm\"", "ridge", false),
+        ("name = \"sdlora\"\nrank = 4", "ncm", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let plan = plan(&bench, method, |config| {
+            config.head = Some(head_config(head))
+        });
+        let mut told = Told::default();
+        let clock = std::time::Instant::now();
+        let run = bench
+            .run_observed(&format!("run-{i}"), &plan, Start::Fresh, &mut told)
+            .unwrap();
+        let elapsed = clock.elapsed().as_secs_f64();
+        for (task, &told) in run.log.tasks.iter().zip(&told.0) {
+            assert_eq!(task.seconds > 0.0, takes_steps, "{method}: {task:?}");
+            assert!(task.around_seconds > 0.0, "{method}: {task:?}");
+            assert_eq!(task.total_seconds(), told, "{method}");
+            assert_eq!(told, task.seconds + task.around_seconds, "{method}");
+        }
+        // Nothing is counted twice.
+        let counted = told.0.iter().chain(&run.log.eval_seconds).sum::<f64>();
+        assert!(
+            told.0.len() == 2 && counted < elapsed,
+            "{method}: {counted}, {elapsed}"
+        );
+    }
+}
+
 /// Copies the folder of a run while step 5 of a task is over: as a kill would leave it, with the
 /// checkpoint of step 4 as the newest.
 struct Killed {
