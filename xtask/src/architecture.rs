@@ -15,6 +15,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("clap", &["sdlora-cli", "xtask"]),
     ("indicatif", &["sdlora-cli"]),
     ("mimalloc", &["sdlora-cli"]),
+    ("signal-hook", &["sdlora-cli"]),
     ("libmimalloc-sys", &["sdlora-cli"]),
     ("image", &["sdlora-data"]),
     ("ureq", &["sdlora-fetch"]),

@@ -1,7 +1,7 @@
 //! `sdlora`: train, pretrain, compare and predict from the command line.
 //!
 //! The only crate that prints, chooses a device and picks an exit code: 0 done, 1 the run failed,
-//! 2 the command or its settings are wrong.
+//! 2 the command or its settings are wrong, 130 it was asked to stop and what is done is kept.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod allocator;
@@ -16,6 +16,7 @@ mod progress;
 mod report;
 mod results;
 mod run_log;
+mod stop;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,10 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_stop(&error) => {
+            eprintln!("{}", chain(&error));
+            ExitCode::from(stop::EXIT_CODE)
+        }
         Err(error) => {
             eprintln!("error: {}", chain(&error));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
@@ -83,6 +88,17 @@ fn chain(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Whether the user asked for the end.
+fn is_stop(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<stop::Stopped>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(sdlora_train::TrainError::Stopped { .. })
+            )
+    })
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {

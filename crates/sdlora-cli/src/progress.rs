@@ -73,8 +73,24 @@ impl Progress {
 impl Observer for Progress {
     fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Resumed { path } => {
-                self.println(&format!("continuing from {}", path.display()));
+            Event::Resumed {
+                path,
+                task_idx,
+                n_steps,
+                ..
+            } => {
+                let place = match (task_idx, n_steps) {
+                    (0, 0) => "at the start".to_owned(),
+                    (done, 0) => format!("after task {done}"),
+                    (task_idx, n) => format!("in task {}, after step {n}", task_idx + 1),
+                };
+                self.println(&match path {
+                    Some(path) => format!("continuing {place} ({})", path.display()),
+                    None => "no checkpoint was written yet: starting again".to_owned(),
+                });
+            }
+            Event::Notice { text } => {
+                self.println(&format!("note: {text}"));
             }
             Event::TaskStarted {
                 task_idx,

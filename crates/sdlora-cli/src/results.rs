@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use sdlora_metrics::Summary;
-use sdlora_train::checkpoint::write_file;
+use sdlora_train::files::write_file;
 use sdlora_train::{Finished, Plan, RunLog, write_model};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,7 @@ pub struct Metrics {
 pub fn write(folder: &Path, plan: &Plan, finished: &Finished, device: &str) -> anyhow::Result<()> {
     let log = &finished.log;
     let summary = Summary::of(&log.matrix);
+    finished.folder.check()?;
     write_model(&folder.join("model"), finished)?;
     let csv = sdlora_metrics::to_csv(&log.matrix);
     write_file(&folder.join("accuracy_matrix.csv"), csv.as_bytes())?;

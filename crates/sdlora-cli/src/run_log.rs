@@ -1,7 +1,7 @@
 //! `log.jsonl`: one line per event of a run.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use sdlora_train::{Event, Observer};
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 /// Appends every event to `log.jsonl` of a run and passes it on.
 ///
-/// The file is opened with the first event: before it, the folder may belong to another run.
-/// A resumed run first drops what was logged after its checkpoint, because these steps are made
-/// again: every step stands once.
+/// The file is opened with the first event: before it, the folder may belong to another run. A checkpoint
+/// keeps how long the file was, and a run that continues from it first cuts what was logged later, because
+/// these steps are made again: every step stands once.
 pub struct RunLogger<'a> {
     path: PathBuf,
     file: Option<BufWriter<File>>,
@@ -46,38 +46,46 @@ impl<'a> RunLogger<'a> {
     }
 }
 
-/// Cuts the log after the line of a checkpoint; a log that does not name it is left as it is.
-fn drop_after(path: &Path, checkpoint: &str) {
-    let Ok(file) = File::open(path) else { return };
-    let (mut length, mut kept) = (0, None);
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    while let Ok(n @ 1..) = reader.read_until(b'\n', &mut line) {
-        length += n as u64;
-        let is_it = serde_json::from_slice::<Value>(&line)
-            .is_ok_and(|v| v["event"] == "checkpointed" && v["checkpoint"] == checkpoint);
-        if is_it {
-            kept = Some(length);
-        }
-        line.clear();
+/// Cuts a log to a length, and back to the end of its last whole line. Like every write here it stops no run.
+fn cut(path: &Path, length: Option<u64>) {
+    let Ok(bytes) = fs::read(path) else { return };
+    let kept = length.map_or(bytes.len(), |length| {
+        usize::try_from(length).unwrap_or(usize::MAX)
+    });
+    let kept = &bytes[..kept.min(bytes.len())];
+    let end = kept.iter().rposition(|&byte| byte == b'\n');
+    let end = end.map_or(0, |newline| newline + 1);
+    if end < bytes.len()
+        && let Ok(file) = OpenOptions::new().write(true).open(path)
+    {
+        let _ = file.set_len(end as u64);
     }
-    if let (Some(kept), Ok(file)) = (kept, OpenOptions::new().write(true).open(path)) {
-        // Like every write here: a log that cannot be cut does not stop the run.
-        let _ = file.set_len(kept);
-    }
+}
+
+/// The last part of a path.
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 impl Observer for RunLogger<'_> {
     fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Resumed { path } => {
-                let name = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
-                drop_after(&self.path, &name);
-                self.write(&json!({"event": "resumed", "checkpoint": name}), true);
+            Event::Resumed {
+                path,
+                task_idx,
+                n_steps,
+                mark,
+            } => {
+                cut(&self.path, *mark);
+                self.write(
+                    &json!({"event": "resumed", "checkpoint": path.map(name_of), "task": task_idx,
+                        "steps": n_steps}),
+                    true,
+                );
+            }
+            Event::Notice { text } => {
+                self.write(&json!({"event": "notice", "text": text}), true);
             }
             Event::TaskStarted {
                 task_idx,
@@ -132,15 +140,22 @@ impl Observer for RunLogger<'_> {
                 );
             }
             Event::Checkpointed { path } => {
-                let name = path
-                    .file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
+                let name = name_of(path);
                 self.write(&json!({"event": "checkpointed", "checkpoint": name}), true);
             }
         }
         self.next.event(event);
+    }
+
+    fn mark(&mut self) -> Option<u64> {
+        let file = self.file.as_mut()?;
+        file.flush().ok()?;
+        file.get_ref().sync_data().ok()?;
+        Some(file.get_ref().metadata().ok()?.len())
+    }
+
+    fn wants_stop(&self) -> bool {
+        self.next.wants_stop()
     }
 }
 
@@ -161,30 +176,72 @@ mod tests {
         }
     }
 
-    #[test]
-    fn steps_made_again_after_a_resume_stand_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let checkpoint = folder.path().join("task-0-step-2");
-        let path = &checkpoint;
-        {
-            let mut silent = Silent;
-            let mut log = RunLogger::new(folder.path(), &mut silent);
-            for event in [step(0), step(1), Event::Checkpointed { path }, step(2)] {
-                log.event(&event);
-            }
+    /// The steps of a log, every line of which has to be whole.
+    fn steps(folder: &Path) -> Vec<u64> {
+        let text = fs::read_to_string(folder.join("log.jsonl")).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .filter(|line| line["event"] == "step")
+            .map(|line| line["step"].as_u64().unwrap())
+            .collect()
+    }
+
+    fn resumed(mark: Option<u64>) -> Event<'static> {
+        Event::Resumed {
+            path: None,
+            task_idx: 0,
+            n_steps: 2,
+            mark,
         }
+    }
+
+    #[test]
+    fn every_step_stands_once_wherever_a_run_was_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
         let mut silent = Silent;
         let mut log = RunLogger::new(folder.path(), &mut silent);
-        for event in [Event::Resumed { path }, step(2), step(3)] {
-            log.event(&event);
+        log.event(&step(0));
+        log.event(&step(1));
+        let mark = log.mark();
+        assert_eq!(mark, Some(fs::metadata(&path).unwrap().len()), "flushed");
+        let checkpoint = folder.path().join("task-0-step-2");
+        log.event(&Event::Checkpointed { path: &checkpoint });
+        for i in 2..6 {
+            log.event(&step(i));
         }
         drop(log);
-        let text = std::fs::read_to_string(folder.path().join("log.jsonl")).unwrap();
-        let steps: Vec<u64> = text
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .filter_map(|line| line["step"].as_u64())
-            .collect();
-        assert_eq!(steps, [0, 1, 2, 3]);
+        let whole = fs::read(&path).unwrap();
+        // A kill leaves any part of what came after the mark, cut in the middle of a line or not.
+        for length in (mark.unwrap() as usize)..=whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let mut log = RunLogger::new(folder.path(), &mut silent);
+            log.event(&resumed(mark));
+            for i in 2..4 {
+                log.event(&step(i));
+            }
+            drop(log);
+            assert_eq!(steps(folder.path()), [0, 1, 2, 3], "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_run_without_a_checkpoint_starts_its_log_again_and_a_broken_line_is_repaired() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let line = "{\"event\":\"step\",\"step\":7}\n";
+        let mut silent = Silent;
+        for (mark, expected) in [
+            (Some(0), vec![8]),
+            (None, vec![7, 8]),
+            (Some(999), vec![7, 8]),
+        ] {
+            fs::write(&path, format!("{line}{}", &line[..9])).unwrap();
+            let mut log = RunLogger::new(folder.path(), &mut silent);
+            log.event(&resumed(mark));
+            log.event(&step(8));
+            drop(log);
+            assert_eq!(steps(folder.path()), expected, "{mark:?}");
+        }
     }
 }

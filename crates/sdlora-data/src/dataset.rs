@@ -51,6 +51,17 @@ pub struct Sample {
     pub name: String,
 }
 
+/// What is known of the content of a sample once the data set is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// Nothing but its name.
+    Unknown,
+    /// Bytes of its file.
+    Size(u64),
+    /// All of it: its pixels or its packed file are in memory.
+    Bytes(&'a [u8]),
+}
+
 /// A labelled set of images with a training and a test half.
 ///
 /// Opening a data set reads what is needed to list it; [`image`](Self::image) may read and decode on every call, so
@@ -76,6 +87,12 @@ pub trait Dataset: Send + Sync {
     /// Position in [`domains`](Self::domains) of the domain of sample `idx` of a half; `None` when there is none.
     fn domain_of(&self, _split: Split, _idx: SampleIdx) -> Option<usize> {
         None
+    }
+
+    /// What is known of the content of sample `idx` of a half without reading a file; it tells a changed data set
+    /// (see [`Fingerprint`](crate::Fingerprint)).
+    fn content(&self, _split: Split, _idx: SampleIdx) -> Content<'_> {
+        Content::Unknown
     }
 
     /// What was left out when opening, or differs from the original: one sentence each, for the user.

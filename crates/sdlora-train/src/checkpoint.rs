@@ -1,12 +1,12 @@
 //! Checkpoints: everything that is needed to continue a run bit for bit.
 //!
-//! A checkpoint is a folder of up to four files. It is written under a temporary name, synced and then
-//! renamed, so a folder with a final name is always whole; `state.json` holds the hashes of the
-//! others, so a damaged one is noticed. Parameter ids are part of the record, which is how the
-//! optimiser's state finds its parameters again.
+//! A checkpoint is a folder of up to four files and `SHA256SUMS`, which covers them all. It is written under
+//! a temporary name, synced and then renamed, so a folder with a final name is always whole, and a damaged
+//! one is noticed. Parameter ids are part of the record, which is how the optimiser's state finds its
+//! parameters again.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::cmp::Ordering;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::optim::{ModuleOptimizer, OptimizerRecord};
@@ -14,20 +14,23 @@ use burn::store::ModuleRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
-use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
 use crate::export::TensorFile;
+use crate::files::sums::Sums;
+use crate::files::{self, NewFolder, create_folder, remove_folder};
+
+pub use crate::files::write_file;
 
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 /// Arrays that are no parameters; absent where there are none.
 const ARRAYS: &str = "head.safetensors";
 const STATE: &str = "state.json";
-/// Version of the layout; raised when older checkpoints can no longer be read.
-const VERSION: u32 = 2;
-/// Folders under construction start with this; they are never read.
-const TEMPORARY: &str = ".writing-";
+/// Version of the layout; raised when an earlier program would misread it.
+const VERSION: u32 = 3;
+/// The oldest layout that is read: it has no `SHA256SUMS`, and the hashes of all but the state in the state.
+const OLDEST: u32 = 2;
 
 /// A checkpoint that was read back.
 pub struct Checkpoint<S> {
@@ -44,13 +47,21 @@ pub struct Checkpoint<S> {
 #[derive(Serialize, Deserialize)]
 struct StateFile<S> {
     version: u32,
-    model_sha256: String,
-    optimizer_sha256: Option<String>,
-    arrays_sha256: Option<String>,
     state: S,
 }
 
-/// Writes the checkpoint `name` into `folder`, replacing one of the same name, and returns its path.
+/// What is read of a state before the rest: of other versions it may be all that can be.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+    /// Hashes of the oldest layout.
+    model_sha256: Option<String>,
+    optimizer_sha256: Option<String>,
+    arrays_sha256: Option<String>,
+}
+
+/// Writes the checkpoint `name` into `folder`, replacing one of the same name, and returns its path. The folder
+/// is made when the one above it is there.
 ///
 /// # Errors
 ///
@@ -65,57 +76,34 @@ pub fn save<S: Serialize>(
     state: &S,
 ) -> Result<PathBuf, TrainError> {
     let path = folder.join(name);
-    let damaged = |problem: String| TrainError::Checkpoint {
-        path: path.clone(),
-        problem,
+    let unwritable = |what: &str, problem: String| {
+        TrainError::checkpoint(&path, format!("the {what} cannot be serialised: {problem}"))
     };
-    fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY)
-        .tempdir_in(folder)
-        .map_err(TrainError::io("create", folder))?;
-
+    create_folder(folder)?;
+    let mut new = NewFolder::named(&path)?;
     let model = model
         .into_bytes()
-        .map_err(|e| damaged(format!("the model cannot be serialised: {e}")))?;
-    write_synced(&temporary.path().join(MODEL), &model)?;
-    let optimizer_sha256 = match optimizer {
-        None => None,
-        Some(optimizer) => {
-            let bytes = optimizer
-                .into_bytes()
-                .map_err(|e| damaged(format!("the optimiser cannot be serialised: {e}")))?;
-            write_synced(&temporary.path().join(OPTIMIZER), &bytes)?;
-            Some(hash(&bytes))
-        }
-    };
-    let arrays_sha256 = match arrays.tensors.is_empty() {
-        true => None,
-        false => {
-            let bytes = arrays.to_bytes(&path)?;
-            write_synced(&temporary.path().join(ARRAYS), &bytes)?;
-            Some(hash(&bytes))
-        }
-    };
+        .map_err(|e| unwritable("model", e.to_string()))?;
+    new.write(MODEL, &model)?;
+    if let Some(optimizer) = optimizer {
+        let bytes = optimizer
+            .into_bytes()
+            .map_err(|e| unwritable("optimiser", e.to_string()))?;
+        new.write(OPTIMIZER, &bytes)?;
+    }
+    if !arrays.tensors.is_empty() {
+        new.write(ARRAYS, &arrays.to_bytes(&path)?)?;
+    }
     let state = StateFile {
         version: VERSION,
-        model_sha256: hash(&model),
-        optimizer_sha256,
-        arrays_sha256,
         state,
     };
     let json = serde_json::to_value(&state)
         .and_then(|tree| serde_json::to_vec(&with_floats_as_text(tree)))
-        .map_err(|e| damaged(format!("the state cannot be serialised: {e}")))?;
-    write_synced(&temporary.path().join(STATE), &json)?;
-
-    if path.exists() {
-        fs::remove_dir_all(&path).map_err(TrainError::io("replace", &path))?;
-    }
-    fs::rename(temporary.path(), &path).map_err(TrainError::io("rename", &path))?;
-    // The folder has its final name now and must not be removed with the temporary one.
-    let _ = temporary.keep();
-    sync_folder(folder);
+        .map_err(|e| unwritable("state", e.to_string()))?;
+    new.write(STATE, &json)?;
+    new.seal()?;
+    new.finish()?;
     Ok(path)
 }
 
@@ -123,47 +111,63 @@ pub fn save<S: Serialize>(
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] when a file is missing, [`TrainError::Checkpoint`] when one is damaged or of
-/// another version.
+/// [`TrainError::Checkpoint`] when a file is missing or damaged, [`TrainError::Newer`] for one of a later
+/// version, [`TrainError::Io`] when a file cannot be read.
 pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainError> {
     let damaged = |problem: String| TrainError::Checkpoint {
         path: path.into(),
         problem,
+        earlier: before(path),
     };
     let read = |name: &str| {
         let file = path.join(name);
         fs::read(&file).map_err(TrainError::io("read", file))
     };
-    let state: StateFile<S> = serde_json::from_slice(&read(STATE)?)
-        .and_then(|tree| serde_json::from_value(with_text_as_floats(tree)))
-        .map_err(|e| damaged(format!("{STATE} is unreadable ({e})")))?;
-    if state.version != VERSION {
-        return Err(damaged(format!(
-            "it has version {} and this program reads version {VERSION}",
-            state.version
-        )));
+    let json = read(STATE)?;
+    let unreadable = |e: serde_json::Error| damaged(format!("{STATE} is unreadable ({e})"));
+    let sums = Sums::read(path).map_err(damaged)?;
+    if let Some(sums) = &sums {
+        sums.check(STATE, &json).map_err(damaged)?;
     }
-    let checked = |name: &str, expected: &str| {
-        let bytes = read(name)?;
-        if hash(&bytes) == expected {
-            Ok(bytes)
-        } else {
-            Err(damaged(format!("{name} does not have the hash in {STATE}")))
+    let version: Version = serde_json::from_slice(&json).map_err(unreadable)?;
+    match (version.version, &sums) {
+        (VERSION, Some(_)) | (OLDEST, None) => {}
+        (VERSION, None) => return Err(damaged(format!("it has no {}", files::sums::FILE))),
+        (newer, _) if newer > VERSION => return Err(TrainError::newer(path, newer, VERSION)),
+        (older, _) => {
+            return Err(damaged(format!(
+                "it has version {older} and this program reads versions {OLDEST} to {VERSION}"
+            )));
         }
+    }
+    let state: StateFile<S> = serde_json::from_slice(&json)
+        .and_then(|tree| serde_json::from_value(with_text_as_floats(tree)))
+        .map_err(unreadable)?;
+    let sums = sums.unwrap_or_else(|| {
+        Sums::of([
+            (MODEL, version.model_sha256),
+            (OPTIMIZER, version.optimizer_sha256),
+            (ARRAYS, version.arrays_sha256),
+        ])
+    });
+    let checked = |name: &str| -> Result<Vec<u8>, TrainError> {
+        let bytes = read(name)?;
+        sums.check(name, &bytes).map_err(damaged)?;
+        Ok(bytes)
     };
     let record = burn::tensor::Bytes::from_bytes_vec;
-    let model = ModuleRecord::from_bytes(record(checked(MODEL, &state.model_sha256)?))
+    let model = ModuleRecord::from_bytes(record(checked(MODEL)?))
         .map_err(|e| damaged(format!("{MODEL} is unreadable ({e})")))?;
-    let optimizer = match &state.optimizer_sha256 {
-        None => None,
-        Some(expected) => Some(
-            OptimizerRecord::from_bytes(record(checked(OPTIMIZER, expected)?))
+    let optimizer = match sums.has(OPTIMIZER) {
+        false => None,
+        true => Some(
+            OptimizerRecord::from_bytes(record(checked(OPTIMIZER)?))
                 .map_err(|e| damaged(format!("{OPTIMIZER} is unreadable ({e})")))?,
         ),
     };
-    let arrays = match &state.arrays_sha256 {
-        None => TensorFile::default(),
-        Some(expected) => TensorFile::from_bytes(&checked(ARRAYS, expected)?, &path.join(ARRAYS))?,
+    let arrays = match sums.has(ARRAYS) {
+        false => TensorFile::default(),
+        true => TensorFile::from_bytes(&checked(ARRAYS)?, &path.join(ARRAYS))?,
     };
     Ok(Checkpoint {
         model,
@@ -213,7 +217,15 @@ pub fn latest(folder: &Path) -> Option<PathBuf> {
     names(folder).pop().map(|name| folder.join(name))
 }
 
-/// Names of the whole checkpoints of a folder, sorted.
+/// The checkpoint before one.
+fn before(path: &Path) -> Option<PathBuf> {
+    let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
+    let mut names = names(folder);
+    names.retain(|other| by_position(other, name).is_lt());
+    names.pop().map(|name| folder.join(name))
+}
+
+/// Names of the whole checkpoints of a folder, in the order in which a run writes them.
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .into_iter()
@@ -222,78 +234,59 @@ pub fn names(folder: &Path) -> Vec<String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| !name.starts_with('.') && folder.join(name).join(STATE).is_file())
         .collect();
-    names.sort();
+    names.sort_by(|a, b| by_position(a, b));
     names
 }
 
-/// Removes checkpoints, and what a killed run left half written.
-pub fn remove(folder: &Path, names: &[String]) {
-    // What cannot be removed only takes space, so a failure is no reason to stop a run.
-    for name in names {
-        let _ = fs::remove_dir_all(folder.join(name));
+/// The order of two names: numbers by their value, so that 1000 comes after 999, and the rest as text.
+fn by_position(a: &str, b: &str) -> Ordering {
+    match (parts(a).cmp(parts(b)), a.cmp(b)) {
+        (Ordering::Equal, as_text) => as_text,
+        (by_parts, _) => by_parts,
     }
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum NamePart<'a> {
+    Number(u64),
+    Text(&'a str),
+}
+
+fn parts(mut name: &str) -> impl Iterator<Item = NamePart<'_>> {
+    std::iter::from_fn(move || {
+        let is_digit = |c: char| c.is_ascii_digit();
+        let starts_a_number = name.chars().next()?.is_ascii_digit();
+        let end = name.find(|c| is_digit(c) != starts_a_number);
+        let (part, rest) = name.split_at(end.unwrap_or(name.len()));
+        name = rest;
+        Some(match part.parse() {
+            Ok(number) if starts_a_number => NamePart::Number(number),
+            _ => NamePart::Text(part),
+        })
+    })
+}
+
+/// Removes checkpoints. What cannot be removed only takes space, so a failure is no reason to stop a run.
+pub fn remove(folder: &Path, names: &[String]) {
+    for name in names {
+        let _ = remove_folder(&folder.join(name));
+    }
+}
+
+/// Removes what a killed run left half written or half removed. Nobody else may be writing there.
+pub(crate) fn clean(folder: &Path) {
+    files::clean(folder);
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            let _ = fs::remove_dir_all(entry.path());
+        let (path, name) = (entry.path(), entry.file_name());
+        let is_ours = name.to_str().is_some_and(|name| {
+            ["task-", "epoch-"]
+                .iter()
+                .any(|start| name.starts_with(start))
+        });
+        if is_ours && path.is_dir() && !path.join(STATE).exists() {
+            let _ = remove_folder(&path);
         }
     }
-}
-
-/// Writes a file of a run: temporary name, sync, rename.
-///
-/// # Errors
-///
-/// [`TrainError::Io`] when the file system refuses; an earlier file of that name is then intact.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = temporary_file()
-        .tempfile_in(folder)
-        .map_err(TrainError::io("create", path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(TrainError::io("write", path))?;
-    file.persist(path)
-        .map_err(|e| TrainError::io("rename", path)(e.error))?;
-    sync_folder(folder);
-    Ok(())
-}
-
-/// Temporary files are private by default; what a run leaves is as readable as any other file.
-fn temporary_file() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut file = File::create(path).map_err(TrainError::io("create", path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(TrainError::io("write", path))
-}
-
-/// Makes a rename durable. Not every file system can sync a folder; the rename is atomic anyway.
-fn sync_folder(folder: &Path) {
-    if let Ok(file) = File::open(folder) {
-        let _ = file.sync_all();
-    }
-}
-
-fn hash(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]
@@ -409,7 +402,7 @@ mod tests {
         fs::write(&file, bytes).unwrap();
         let error = load::<()>(&path).err().unwrap().to_string();
         assert!(
-            error.contains("hash") && error.contains("remove it"),
+            error.contains("hash") && error.contains("start the run anew"),
             "{error}"
         );
         fs::write(path.join(STATE), "{").unwrap();
@@ -419,14 +412,127 @@ mod tests {
     #[test]
     fn what_a_killed_run_left_is_never_read_and_can_be_removed() {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join(format!("{TEMPORARY}x"))).unwrap();
-        fs::write(
-            folder.path().join(format!("{TEMPORARY}x")).join(STATE),
-            "{}",
+        // The last is a folder whose removal was interrupted.
+        for (name, file) in [
+            (".tmp-x", STATE),
+            (".writing-x", STATE),
+            ("task-000-step-7", MODEL),
+        ] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join(file), "{}").unwrap();
+        }
+        fs::write(folder.path().join(".tmpabc"), "").unwrap();
+        fs::create_dir(folder.path().join("mine")).unwrap();
+        assert_eq!(latest(folder.path()), None);
+        clean(folder.path());
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().collect();
+        assert!(left.len() == 1 && left[0].file_name() == "mine", "{left:?}");
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_their_numbers() {
+        let in_order = [
+            "task-002-step-0000500",
+            "task-002-step-10000000",
+            "task-002-steps-done",
+            "task-002-trained",
+            "task-010-step-0000002",
+            "task-999-trained",
+            "task-1000-step-0000001",
+            "task-1000-trained",
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        for name in in_order.iter().rev() {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join(STATE), "{}").unwrap();
+        }
+        assert_eq!(names(folder.path()), in_order);
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_later_version_says_so_and_is_not_to_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut new = NewFolder::named(&folder.path().join("task-000-trained")).unwrap();
+        let next = VERSION + 1;
+        new.write(
+            STATE,
+            format!(r#"{{"version": {next}, "what": "ever"}}"#).as_bytes(),
         )
         .unwrap();
-        assert_eq!(latest(folder.path()), None);
-        remove(folder.path(), &[]);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        new.seal().unwrap();
+        new.finish().unwrap();
+        let error = load::<()>(&folder.path().join("task-000-trained"))
+            .err()
+            .unwrap();
+        assert!(matches!(error, TrainError::Newer { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("newer version") && !text.contains("remove"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_bit_of_every_file_of_a_checkpoint_is_covered() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut arrays = TensorFile::default();
+        arrays.insert("gram", vec![1, 2], vec![0.1, -2.0]);
+        let save = |name: &str| {
+            save(
+                folder.path(),
+                name,
+                head(1).into_record(),
+                None,
+                &arrays,
+                &(7, 0.5),
+            )
+            .unwrap()
+        };
+        let first = save("task-000-trained");
+        let path = save("task-001-trained");
+        for entry in fs::read_dir(&path).unwrap() {
+            let file = entry.unwrap().path();
+            let bytes = fs::read(&file).unwrap();
+            // Every bit of the small files, every 37th of the others.
+            let every = if bytes.len() > 400 { 37 } else { 1 };
+            for bit in (0..8 * bytes.len()).step_by(every) {
+                let mut changed = bytes.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                fs::write(&file, &changed).unwrap();
+                let error = load::<(u32, f64)>(&path).err();
+                let text = error.map(|e| e.to_string());
+                let text = text.unwrap_or_else(|| panic!("bit {bit} of {}", file.display()));
+                assert!(text.contains(first.to_str().unwrap()), "{text}");
+            }
+            fs::write(&file, bytes).unwrap();
+        }
+        assert!(load::<(u32, f64)>(&path).is_ok());
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_version_before_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save(
+            folder.path(),
+            "a",
+            head(1).into_record(),
+            None,
+            &none(),
+            &7u64,
+        )
+        .unwrap();
+        let model = fs::read(path.join(MODEL)).unwrap();
+        let mut sums = Sums::default();
+        sums.add(MODEL, &model);
+        let hash = sums.to_string();
+        let state = format!(
+            r#"{{"version":2,"model_sha256":"{}","optimizer_sha256":null,"arrays_sha256":null,"state":7}}"#,
+            &hash[..64]
+        );
+        fs::write(path.join(STATE), state).unwrap();
+        fs::remove_file(path.join(files::sums::FILE)).unwrap();
+        assert_eq!(load::<u64>(&path).unwrap().state, 7);
+        fs::write(path.join(MODEL), &model[1..]).unwrap();
+        assert!(load::<u64>(&path).is_err());
     }
 }

@@ -20,6 +20,9 @@ use crate::methods::{self, LossOver, Method};
 use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
 
+/// Version of the form of `plan.toml`; raised when an earlier program would misread it.
+pub(crate) const PLAN_FORMAT: u32 = 1;
+
 /// Everything a run depends on, as it stands in a TOML file. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -304,6 +307,9 @@ impl Plan {
     pub fn to_toml(&self) -> Result<String, TrainError> {
         let body = toml::to_string(&self.config)
             .map_err(|e| TrainError::setting("configuration", "unwritable", e.to_string()))?;
-        Ok(format!("# written by sdlora {}\n{body}", self.version))
+        Ok(format!(
+            "# written by sdlora {}, format {PLAN_FORMAT}\n{body}",
+            self.version
+        ))
     }
 }

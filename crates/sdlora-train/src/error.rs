@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sdlora_core::CoreError;
-use sdlora_data::DataError;
+use sdlora_data::{Change, DataError};
 use sdlora_metrics::MetricsError;
 use sdlora_vit::VitError;
 
@@ -84,13 +84,105 @@ pub enum TrainError {
     },
     /// A checkpoint is damaged or belongs to another run.
     #[error(
-        "checkpoint {path} cannot be used: {problem}; remove it to continue from the one before"
+        "checkpoint {path} cannot be used: {problem}; {}",
+        from_before(.earlier)
     )]
     Checkpoint {
         /// The checkpoint.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+        /// The newest one before it, from which the run can go on.
+        earlier: Option<PathBuf>,
+    },
+    /// Another file or folder of a run is damaged.
+    #[error(
+        "{path} is damaged: {problem}; `sdlora train --resume` with the settings of the run writes it again"
+    )]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file of a later version of the program.
+    #[error(
+        "{path} was written by a newer version of sdlora (format {format}, this one reads up to {known}): \
+         install that version; the file is sound, keep it"
+    )]
+    Newer {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// The last format this version reads.
+        known: u32,
+    },
+    /// Another process writes the folder.
+    #[error(
+        "{path} is being written by another process: wait until it ends, or choose another `--name` \
+         (another `--run` or `--runs`)"
+    )]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder is not where it was when the run began.
+    #[error(
+        "{path} was moved or removed while the run was going on, so nothing more can be saved: put the folder \
+         back and continue with `--resume`"
+    )]
+    FolderGone {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// The run was asked to stop.
+    #[error(
+        "stopped {}; {}",
+        place(.task_idx, .n_steps),
+        goes_on(.path)
+    )]
+    Stopped {
+        /// Where it is saved; `None` where nothing was done yet.
+        path: Option<PathBuf>,
+        /// Task it was in, from 0.
+        task_idx: usize,
+        /// Steps of this task that are done.
+        n_steps: usize,
+    },
+    /// A fresh run was asked to start where parts of another one lie.
+    #[error(
+        "{path} has no plan and yet `{found}` of a run: remove the folder, or choose another `--name`"
+    )]
+    LeftOver {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        found: &'static str,
+    },
+    /// The data set of a run is no longer what it was.
+    #[error(
+        "{path} was started on other data ({difference}): {}",
+        data_advice(.keeps_labels)
+    )]
+    DataChanged {
+        /// The folder of the run.
+        path: PathBuf,
+        /// The first difference.
+        difference: String,
+        /// Whether labels mean what they meant.
+        keeps_labels: bool,
+    },
+    /// The weights a run started from are no longer what they were.
+    #[error(
+        "{path} was started from another backbone ({difference}): what was trained fits no other weights; put \
+         the weights back, or start anew under another `--name`"
+    )]
+    WeightsChanged {
+        /// The folder of the run.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
     },
     /// A run was asked to start in a folder that holds one.
     #[error(
@@ -187,6 +279,31 @@ impl TrainError {
         }
     }
 
+    pub(crate) fn newer(path: impl Into<PathBuf>, format: u32, known: u32) -> Self {
+        Self::Newer {
+            path: path.into(),
+            format,
+            known,
+        }
+    }
+
+    pub(crate) fn data_changed(path: impl Into<PathBuf>, change: Change) -> Self {
+        Self::DataChanged {
+            path: path.into(),
+            difference: change.text,
+            keeps_labels: change.keeps_labels,
+        }
+    }
+
+    /// A checkpoint that cannot be used; who knows the others says which one was before it.
+    pub(crate) fn checkpoint(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::Checkpoint {
+            path: path.into(),
+            problem: problem.into(),
+            earlier: None,
+        }
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -211,6 +328,11 @@ impl TrainError {
                 | Self::RunExists { .. }
                 | Self::NoRun { .. }
                 | Self::PlanChanged { .. }
+                | Self::DataChanged { .. }
+                | Self::WeightsChanged { .. }
+                | Self::Locked { .. }
+                | Self::LeftOver { .. }
+                | Self::Newer { .. }
                 | Self::NotFinished { .. }
                 | Self::NotKept { .. }
                 | Self::OutputExists { .. }
@@ -218,5 +340,40 @@ impl TrainError {
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })
                 | Self::Vit(VitError::UnknownPreset { .. })
         )
+    }
+}
+
+fn from_before(earlier: &Option<PathBuf>) -> String {
+    match earlier {
+        Some(earlier) => format!(
+            "remove it to continue from the one before, {}",
+            earlier.display()
+        ),
+        None => "there is none before it, so start the run anew under another `--name`".into(),
+    }
+}
+
+fn place(task_idx: &usize, n_steps: &usize) -> String {
+    match n_steps {
+        0 => format!("before the first step of task {}", task_idx + 1),
+        n => format!("in task {} after step {n}", task_idx + 1),
+    }
+}
+
+fn goes_on(path: &Option<PathBuf>) -> String {
+    match path {
+        Some(path) => format!("{} keeps everything up to there", path.display()),
+        None => "nothing was done that could be kept".into(),
+    }
+}
+
+fn data_advice(keeps_labels: &bool) -> &'static str {
+    match keeps_labels {
+        true => {
+            "put the data back, or go on with the new ones by `sdlora train --resume --accept-changed-data`"
+        }
+        false => {
+            "labels would change their meaning; put the data back, or start anew under another `--name`"
+        }
     }
 }

@@ -20,14 +20,28 @@ pub fn evaluate(
     tests: &[Loader],
     device: &Device,
 ) -> Result<Vec<f64>, TrainError> {
+    let row = evaluate_unless(model, head, tests, device, &mut || false)?;
+    Ok(row.unwrap_or_default())
+}
+
+/// [`evaluate`], or `None` when `stops` says so between two test sets.
+pub(crate) fn evaluate_unless(
+    model: &Model,
+    head: &dyn Head,
+    tests: &[Loader],
+    device: &Device,
+    stops: &mut dyn FnMut() -> bool,
+) -> Result<Option<Vec<f64>>, TrainError> {
     let extractor = model.extractor();
     let classifier = model.classifier(head)?;
     let device = device.clone().inner();
-    tests
-        .iter()
-        .map(|loader| {
-            let table = FeatureTable::extract(&extractor, loader, &device)?;
-            Ok(accuracy(&classifier.predict(&table), &table.labels))
-        })
-        .collect()
+    let mut row = Vec::with_capacity(tests.len());
+    for loader in tests {
+        if stops() {
+            return Ok(None);
+        }
+        let table = FeatureTable::extract(&extractor, loader, &device)?;
+        row.push(accuracy(&classifier.predict(&table), &table.labels));
+    }
+    Ok(Some(row))
 }

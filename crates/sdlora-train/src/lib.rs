@@ -57,7 +57,10 @@ mod expected;
 mod export;
 mod extractor;
 mod features;
+pub mod files;
+mod fingerprint;
 mod floor;
+mod folder_lock;
 mod gradient_memory;
 pub mod heads;
 mod linalg;
@@ -72,7 +75,9 @@ mod prompts;
 mod recompute;
 mod resume;
 mod rooms;
+mod rounds;
 mod run;
+mod run_folder;
 mod trainer;
 
 pub use batch_split::BatchSplit;
@@ -86,7 +91,9 @@ pub use export::{
 };
 pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
+pub use fingerprint::Fingerprint;
 pub use floor::pixel_floor;
+pub use folder_lock::FolderLock;
 pub use gradient_memory::{Energy, GradientMemory, Keeps};
 pub use heads::{CosineHead, HeadConfig, TrainedHead, cross_entropy};
 pub use mix::{Mix, MixConfig};
@@ -99,7 +106,7 @@ pub use prompts::{
     TaskIdentity, TaskPromptLayout, TaskPrompts,
 };
 pub use recompute::Recompute;
-pub use resume::{PLAN_FILE, check_plan};
 pub use run::{Finished, RunLog, Start, run, run_on_devices};
+pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
 pub use sdlora_core::Precision;
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};

@@ -7,10 +7,21 @@ use sdlora_metrics::AccuracyMatrix;
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The run continues from a checkpoint.
+    /// A run continues that was started before. Comes first.
     Resumed {
-        /// The checkpoint.
-        path: &'a Path,
+        /// The checkpoint it continues from; `None` where it has none yet and starts again.
+        path: Option<&'a Path>,
+        /// Task it continues in, from 0; the number of tasks when all are done.
+        task_idx: usize,
+        /// Steps of this task that are done.
+        n_steps: usize,
+        /// What [`Observer::mark`] said when the checkpoint was written.
+        mark: Option<u64>,
+    },
+    /// Something the user should know.
+    Notice {
+        /// A sentence without a full stop.
+        text: &'a str,
     },
     /// A task begins, or goes on after a resume.
     TaskStarted {
@@ -71,10 +82,22 @@ pub enum Event<'a> {
     },
 }
 
-/// Is told every event of a run.
+/// Is told every event of a run, and may end it.
 pub trait Observer {
     /// Called in order, on the thread that runs.
     fn event(&mut self, event: &Event<'_>);
+
+    /// Called before a checkpoint is written: makes durable what was told so far, and returns what
+    /// [`Event::Resumed`] is to give back, such as the length of a log.
+    fn mark(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the run is to stop. Asked between steps and between the long parts of a run, which then
+    /// keeps what it has and ends with [`TrainError::Stopped`](crate::TrainError::Stopped).
+    fn wants_stop(&self) -> bool {
+        false
+    }
 }
 
 /// Ignores everything.

@@ -5,11 +5,12 @@
 //! end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::Module;
+use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -26,6 +27,9 @@ use crate::error::TrainError;
 use crate::export::TensorFile;
 use crate::extractor::Extractor;
 use crate::features::{ClassMeans, FeatureTable, MeanOf, accuracy};
+use crate::files;
+use crate::fingerprint::{Compared, Fingerprint};
+use crate::folder_lock::FolderLock;
 use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
@@ -117,28 +121,47 @@ pub struct Classifier {
 pub struct PretrainLog {
     /// Epochs that are done.
     pub n_epochs_done: usize,
+    /// Steps of the running epoch that are done; 0 between epochs.
+    #[serde(default)]
+    pub n_steps_done: usize,
+    /// Sum of their losses.
+    #[serde(default)]
+    pub loss_sum: f64,
     /// Mean training loss of every epoch.
     pub losses: Vec<f64>,
     /// Time spent in training, over all sessions.
     pub seconds: f64,
 }
 
-/// Runs pre-training in `folder`, continuing from the newest checkpoint if there is one, and returns
+/// A pre-training run as a checkpoint keeps it.
+#[derive(Serialize, Deserialize)]
+struct Position {
+    #[serde(flatten)]
+    log: PretrainLog,
+    /// What the observer said of its own log.
+    #[serde(default)]
+    mark: Option<u64>,
+}
+
+/// Runs pre-training in the folder of `lock`, continuing from the newest checkpoint if there is one, and returns
 /// the backbone on `device` without autodiff.
 ///
 /// # Errors
 ///
-/// [`TrainError::Diverged`] for a loss that is no number, and those of images and files.
+/// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::DataChanged`] when the data set is not
+/// the one it was started on, [`TrainError::Stopped`] when the observer wants it, and those of images and files.
 pub fn pretrain(
     config: &PretrainConfig,
     dataset: Arc<dyn Dataset>,
     device: &Device,
-    folder: &Path,
+    lock: &FolderLock,
     observer: &mut dyn Observer,
 ) -> Result<(Vit, PretrainLog), TrainError> {
+    let folder = lock.folder();
     let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::joint())?;
     let task = &stream.tasks()[0];
     let transform = config.transform.init()?;
+    let fingerprint = Fingerprint::of(dataset.as_ref(), None);
     let source = Arc::new(ImageSource::new(
         dataset,
         &task.train,
@@ -164,20 +187,37 @@ pub fn pretrain(
     let mut optimizer = config.optimizer.init();
     let mut log = PretrainLog::default();
     let checkpoints = folder.join("checkpoints");
-    if let Some(path) = checkpoint::latest(&checkpoints) {
-        let saved = checkpoint::load::<PretrainLog>(&path)?;
-        model = model
-            .try_load_record(saved.model)
-            .map_err(|e| TrainError::Checkpoint {
-                path: path.clone(),
-                problem: e.to_string(),
-            })?;
-        if let Some(record) = saved.optimizer {
-            optimizer = optimizer.load_record(record);
+    files::clean(folder);
+    checkpoint::clean(&checkpoints);
+    match checkpoint::latest(&checkpoints) {
+        Some(path) => {
+            fingerprint.check(folder)?;
+            let saved = checkpoint::load::<Position>(&path)?;
+            model = model
+                .try_load_record(saved.model)
+                .map_err(|e| TrainError::checkpoint(&path, e.to_string()))?;
+            if let Some(record) = saved.optimizer {
+                optimizer = optimizer.load_record(record);
+            }
+            log = saved.state.log;
+            observer.event(&Event::Resumed {
+                path: Some(&path),
+                task_idx: 0,
+                n_steps: log.n_epochs_done * loader.n_batches() + log.n_steps_done,
+                mark: saved.state.mark,
+            });
         }
-        log = saved.state;
-        observer.event(&Event::Resumed { path: &path });
+        None if fingerprint.compare(folder)? != Compared::Unknown => {
+            observer.event(&Event::Resumed {
+                path: None,
+                task_idx: 0,
+                n_steps: 0,
+                mark: Some(0),
+            });
+        }
+        None => {}
     }
+    fingerprint.write(folder)?;
 
     let n_steps = config.n_epochs * loader.n_batches();
     let none = Updates::default();
@@ -191,9 +231,9 @@ pub fn pretrain(
         n_trained: model.num_params(),
     });
     for epoch in log.n_epochs_done..config.n_epochs {
-        let start = Instant::now();
-        let mut sum = 0.0;
-        for batch in loader.epoch(epoch, &autodiff) {
+        let (start, before) = (Instant::now(), log.seconds);
+        let batches = loader.epoch(epoch, &autodiff).skip_to(log.n_steps_done)?;
+        for batch in batches {
             let batch = batch?;
             let step = epoch * loader.n_batches() + batch.idx;
             let factor = config.optimizer.lr_factor(step, n_steps, epoch);
@@ -211,7 +251,9 @@ pub fn pretrain(
                 });
             }
             model = config.optimizer.step(&mut optimizer, model, &loss, factor);
-            sum += value;
+            log.loss_sum += value;
+            log.n_steps_done += 1;
+            log.seconds = before + start.elapsed().as_secs_f64();
             observer.event(&Event::Step {
                 task_idx: 0,
                 epoch,
@@ -221,28 +263,58 @@ pub fn pretrain(
                 loss: value,
                 lr: config.optimizer.lr * factor,
             });
+            if observer.wants_stop() {
+                let path = save(lock, &model, &optimizer, &log, observer)?;
+                return Err(TrainError::Stopped {
+                    path: Some(path),
+                    task_idx: 0,
+                    n_steps: step + 1,
+                });
+            }
         }
-        log.losses.push(sum / loader.n_batches() as f64);
+        log.losses.push(log.loss_sum / loader.n_batches() as f64);
+        (log.n_steps_done, log.loss_sum) = (0, 0.0);
         log.n_epochs_done = epoch + 1;
-        log.seconds += start.elapsed().as_secs_f64();
+        log.seconds = before + start.elapsed().as_secs_f64();
         if log.n_epochs_done % config.checkpoint_every == 0 || log.n_epochs_done == config.n_epochs
         {
-            let older = checkpoint::names(&checkpoints);
-            let name = format!("epoch-{:05}", log.n_epochs_done);
-            let record = model.clone().into_record();
-            let path = checkpoint::save(
-                &checkpoints,
-                &name,
-                record,
-                Some(&optimizer),
-                &TensorFile::default(),
-                &log,
-            )?;
-            checkpoint::remove(&checkpoints, &older);
-            observer.event(&Event::Checkpointed { path: &path });
+            save(lock, &model, &optimizer, &log, observer)?;
         }
     }
     Ok((model.valid().backbone, log))
+}
+
+/// Writes a checkpoint and removes the others.
+fn save(
+    lock: &FolderLock,
+    model: &Classifier,
+    optimizer: &ModuleOptimizer,
+    log: &PretrainLog,
+    observer: &mut dyn Observer,
+) -> Result<PathBuf, TrainError> {
+    lock.check()?;
+    let checkpoints = lock.folder().join("checkpoints");
+    let name = match log.n_steps_done {
+        0 => format!("epoch-{:05}", log.n_epochs_done),
+        n => format!("epoch-{:05}-step-{n:07}", log.n_epochs_done),
+    };
+    let mut older = checkpoint::names(&checkpoints);
+    older.retain(|other| *other != name);
+    let position = Position {
+        log: log.clone(),
+        mark: observer.mark(),
+    };
+    let path = checkpoint::save(
+        &checkpoints,
+        &name,
+        model.clone().into_record(),
+        Some(optimizer),
+        &TensorFile::default(),
+        &position,
+    )?;
+    checkpoint::remove(&checkpoints, &older);
+    observer.event(&Event::Checkpointed { path: &path });
+    Ok(path)
 }
 
 /// Nearest class mean on frozen features: means from the training half, accuracy over all images

@@ -1,7 +1,6 @@
 //! Saving and restoring a run: what lies in its checkpoints and how the model is built up again.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -11,17 +10,34 @@ use sdlora_core::{Adapter, Site};
 use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, write_file};
-use crate::config::{Plan, RunConfig};
+use crate::checkpoint;
+use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::model::Model;
 use crate::prompts::{PromptLayout, Prompts};
-use crate::run::{RunLog, Start};
+use crate::run::RunLog;
+use crate::run_folder::RunFolder;
 
-/// Name of the file that holds the plan of a run.
-pub const PLAN_FILE: &str = "plan.toml";
+/// What the names of checkpoints inside a round have; each makes the earlier ones superfluous.
+const INSIDE: &str = "-step";
+
+/// Name of the checkpoint after some steps of a round.
+pub(crate) fn step_name(round: usize, n_steps: usize) -> String {
+    format!("task-{round:03}{INSIDE}-{n_steps:07}")
+}
+
+/// Name of the checkpoint of a round of which only the evaluation is missing; it sorts behind those of its
+/// steps.
+pub(crate) fn steps_done_name(round: usize) -> String {
+    format!("task-{round:03}{INSIDE}s-done")
+}
+
+/// Name of the checkpoint at the end of a round; it sorts behind those inside the round.
+pub(crate) fn task_end_name(round: usize) -> String {
+    format!("task-{round:03}-trained")
+}
 
 /// The part of a model that differs from the weight file it started with.
 #[derive(Module, Debug)]
@@ -49,11 +65,14 @@ pub(crate) struct Position {
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
     log: RunLog,
+    /// What the observer said of its own log, see [`Observer::mark`](crate::Observer::mark).
+    #[serde(default)]
+    mark: Option<u64>,
 }
 
 impl Position {
     /// The position of a run whose first `n_done` rounds are over.
-    pub(crate) fn of(model: &Model, n_done: usize, log: &RunLog) -> Self {
+    pub(crate) fn of(model: &Model, n_done: usize, log: &RunLog, mark: Option<u64>) -> Self {
         let mut ranks = model.adapter.ranks();
         let is_running = model
             .adapter
@@ -71,6 +90,7 @@ impl Position {
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
+            mark,
         }
     }
 }
@@ -91,12 +111,14 @@ fn trained_ids<M: Module>(module: &M) -> BTreeSet<u64> {
 
 /// Writes a checkpoint and removes the earlier ones of the same task that it makes superfluous.
 pub(crate) fn save(
-    checkpoints: &Path,
+    folder: &RunFolder,
     name: &str,
     model: &Model,
     optimizer: Option<&ModuleOptimizer>,
     position: Position,
 ) -> Result<PathBuf, TrainError> {
+    folder.check()?;
+    let checkpoints = &folder.checkpoints();
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
@@ -114,13 +136,22 @@ pub(crate) fn save(
     )?;
     let superfluous: Vec<String> = checkpoint::names(checkpoints)
         .into_iter()
-        .filter(|other| other != name && other.contains("-step-"))
+        .filter(|other| other != name && other.contains(INSIDE))
         .collect();
     checkpoint::remove(checkpoints, &superfluous);
     Ok(path)
 }
 
-type Restored = (Model, Option<ModuleOptimizer>, RunLog, usize);
+/// A run as a checkpoint kept it.
+pub(crate) struct Restored {
+    pub(crate) model: Model,
+    pub(crate) optimizer: Option<ModuleOptimizer>,
+    pub(crate) log: RunLog,
+    /// Rounds that are over.
+    pub(crate) n_done: usize,
+    /// What the observer said of its own log.
+    pub(crate) mark: Option<u64>,
+}
 
 /// Builds the model of a checkpoint on top of a fresh one.
 pub(crate) fn restore(
@@ -132,9 +163,8 @@ pub(crate) fn restore(
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
     let d_model = fresh.backbone.config().d_model;
-    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| TrainError::Checkpoint {
-        path: path.into(),
-        problem: format!("its head has an unknown array `{name}`"),
+    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
+        TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))
     })?;
     let sites: Vec<Site> = fresh.adapter.sites.iter().map(|s| s.site()).collect();
     let learned = Learned {
@@ -162,10 +192,7 @@ pub(crate) fn restore(
     };
     let learned = learned
         .try_load_record(saved.model)
-        .map_err(|e| TrainError::Checkpoint {
-            path: path.into(),
-            problem: e.to_string(),
-        })?;
+        .map_err(|e| TrainError::checkpoint(path, e.to_string()))?;
     let model = Model {
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
@@ -187,69 +214,11 @@ pub(crate) fn restore(
             .init()
             .load_record(record)
     });
-    Ok((model, optimizer, position.log, position.n_done))
-}
-
-/// Takes a folder for a run: writes the plan of a fresh one, compares that of a resumed one.
-pub(crate) fn claim(folder: &Path, plan: &Plan, start: Start) -> Result<(), TrainError> {
-    let file = folder.join(PLAN_FILE);
-    let text = plan.to_toml()?;
-    match (start, fs::read_to_string(&file)) {
-        (Start::Fresh, Ok(_)) => Err(TrainError::RunExists {
-            path: folder.into(),
-        }),
-        (Start::Fresh, Err(_)) => {
-            fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
-            write_file(&file, text.as_bytes())
-        }
-        (Start::Resume, Err(_)) => Err(TrainError::NoRun {
-            path: folder.into(),
-        }),
-        (Start::Resume, Ok(earlier)) => same_plan(folder, &earlier, &text),
-    }
-}
-
-/// Checks that the run in `folder`, finished or not, is one of this plan.
-///
-/// # Errors
-///
-/// [`TrainError::NoRun`] for a folder without a plan, [`TrainError::PlanChanged`] for another one.
-pub fn check_plan(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
-    match fs::read_to_string(folder.join(PLAN_FILE)) {
-        Ok(earlier) => same_plan(folder, &earlier, &plan.to_toml()?),
-        Err(_) => Err(TrainError::NoRun {
-            path: folder.into(),
-        }),
-    }
-}
-
-fn same_plan(folder: &Path, earlier: &str, now: &str) -> Result<(), TrainError> {
-    match difference(earlier, now) {
-        None => Ok(()),
-        Some(difference) => Err(TrainError::PlanChanged {
-            path: folder.into(),
-            difference,
-        }),
-    }
-}
-
-/// The first lines that differ, comments aside.
-fn difference(earlier: &str, now: &str) -> Option<String> {
-    fn settings(text: &str) -> impl Iterator<Item = &str> {
-        text.lines().filter(|line| !line.starts_with('#'))
-    }
-    let (mut a, mut b) = (settings(earlier), settings(now));
-    loop {
-        match (a.next(), b.next()) {
-            (None, None) => return None,
-            (x, y) if x == y => {}
-            (x, y) => {
-                return Some(format!(
-                    "`{}` there, `{}` now",
-                    x.unwrap_or("nothing"),
-                    y.unwrap_or("nothing")
-                ));
-            }
-        }
-    }
+    Ok(Restored {
+        model,
+        optimizer,
+        log: position.log,
+        n_done: position.n_done,
+        mark: position.mark,
+    })
 }

@@ -2,28 +2,24 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
 use sdlora_core::Adapter;
 use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::batch_split::BatchSplit;
-use crate::checkpoint;
-use crate::config::{Plan, RunConfig};
+use crate::config::Plan;
 use crate::error::TrainError;
-use crate::evaluator::evaluate;
-use crate::features::FeatureTable;
-use crate::heads::{Classifier, FloatsStored, HeadTask};
-use crate::methods::TaskContext;
+use crate::fingerprint::Fingerprint;
+use crate::heads::{Classifier, FloatsStored};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
-use crate::resume::{Position, claim, restore, save};
+use crate::resume::task_end_name;
 use crate::rooms::Rooms;
-use crate::trainer::{TaskData, TaskLog, Trainer};
+use crate::rounds::Rounds;
+use crate::run_folder::RunFolder;
+use crate::trainer::TaskLog;
 
 /// Everything a run learned besides its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +54,8 @@ pub struct Finished {
     pub class_order: Vec<usize>,
     /// Names of the classes in the order of their labels.
     pub class_names: Vec<String>,
+    /// Its folder, held as long as this lives, so that nobody else writes there meanwhile.
+    pub folder: RunFolder,
 }
 
 /// Whether a run may continue an earlier one.
@@ -65,8 +63,10 @@ pub struct Finished {
 pub enum Start {
     /// The folder must hold no run.
     Fresh,
-    /// The folder must hold a run of the same plan.
+    /// The folder must hold a run of the same plan, data and weights.
     Resume,
+    /// The same, but images may have come, gone or changed; plan and weights may not.
+    ResumeOnChangedData,
 }
 
 /// Runs a plan in `folder` on `device` (autodiff is added).
@@ -74,6 +74,7 @@ pub enum Start {
 /// # Errors
 ///
 /// Those of settings, files, images and training; what was checkpointed stays usable.
+/// [`TrainError::Stopped`] when the observer wants it; [`Start::Resume`] then goes on.
 pub fn run(
     plan: &Plan,
     data_dir: &Path,
@@ -115,7 +116,7 @@ pub fn run_on_devices(
             "one device or more",
         ));
     };
-    let (config, method, head) = (plan.config(), plan.method(), plan.head());
+    let config = plan.config();
     for device in devices {
         if !device.supports_dtype(config.precision.dtype()) {
             return Err(TrainError::setting(
@@ -132,165 +133,40 @@ pub fn run_on_devices(
     let rooms = Rooms::split(plan, &stream)?;
     let fresh = new_model(plan, data_dir, &device)?;
     let tests = rooms.test_loaders(&dataset, config)?;
-    claim(folder, plan, start)?;
+    let fingerprint = Fingerprint::of(dataset.as_ref(), Some(&fresh.backbone));
+    let mut notices = Vec::new();
+    let folder = RunFolder::claim(folder, plan, &fingerprint, start, &mut notices)?;
 
-    let checkpoints = folder.join("checkpoints");
-    let (mut model, mut optimizer, mut log, n_done) = match checkpoint::latest(&checkpoints) {
-        Some(path) if start == Start::Resume => {
-            observer.event(&Event::Resumed { path: &path });
-            restore(fresh, &path, config, &device)?
-        }
-        _ => {
-            let matrix =
-                AccuracyMatrix::new(rooms.n_tasks()).with_test_counts(rooms.test_counts())?;
-            (fresh, None, RunLog::new(matrix), 0)
-        }
+    let rounds = Rounds {
+        plan,
+        rooms,
+        tests,
+        dataset,
+        device,
+        more_devices: more_devices.to_vec(),
+        folder,
     };
-
-    for round in n_done..rooms.n_rounds() {
-        let trainer = Trainer {
-            method,
-            head: head.as_ref(),
-            n_epochs: config.n_epochs_of(round),
-            optimizer: config.optimizer_of(round),
-            loss: config.loss,
-            mix: config.mix.as_ref(),
-            seed: config.seed,
-            split: BatchSplit {
-                micro_batch: config.micro_batch,
-                more_devices: more_devices.to_vec(),
-            },
-            precision: config.precision,
-            gradient_checkpointing: config.gradient_checkpointing,
-            checkpoint_every: config.checkpoint_every,
-            residual_every: config.residual_every,
-            device: device.clone(),
-        };
-        let loader = rooms.train_loader(round, &dataset, config)?;
-        let context = TaskContext {
-            task_idx: round,
-            n_tasks: rooms.n_rounds(),
-            n_new_classes: rooms.n_new_classes(round),
-            seed: config.seed,
-            device: device.clone(),
-            head: head.clone(),
-        };
-        let images = rooms.round_images(round, &dataset, config, &device);
-        let clock = Instant::now();
-        if log.tasks.len() == round {
-            if head.wants_features_before() {
-                let table = rooms.train_features(round, &model, &dataset, config, &device)?;
-                let task = head_task(&table, round, &rooms, config, &device);
-                model.head = head.before_task(model.head, &task)?;
-            }
-            model = method.before_task(model, &context)?;
-            model = method.prepare(model, &context, &images)?;
-            log.tasks.push(TaskLog::default());
-            log.n_trained.push(if method.takes_steps_in(round) {
-                model.n_trained()
-            } else {
-                0
-            });
+    let (mut model, mut optimizer, mut log, n_done) = rounds.begin(fresh, start, observer)?;
+    for text in &notices {
+        observer.event(&Event::Notice { text });
+    }
+    for round in n_done..rounds.n_rounds() {
+        rounds.stop_if_asked(round, &log, observer)?;
+        if !log.is_trained(round) {
+            model = rounds.grow(round, model, &mut log)?;
+            let images = rounds.images(round, &model, &mut log, observer)?;
+            rounds.stop_if_asked(round, &log, observer)?;
+            let state = optimizer.take();
+            model = rounds.train(round, model, state, &images, &mut log, observer)?;
+            model = rounds.fit(round, model, &images, &mut log, observer)?;
         }
-        let before = clock.elapsed();
-        observer.event(&Event::TaskStarted {
-            task_idx: round,
-            n_tasks: rooms.n_rounds(),
-            n_new_classes: rooms.n_new_classes(round),
-            n_seen_classes: rooms.n_seen_classes(round),
-            n_images: loader.n_images(),
-            n_steps: trainer.n_steps(round, &loader),
-            n_trained: log.n_trained[round],
-        });
-
-        // Features that never change are computed once.
-        let clock = Instant::now();
-        let features = if method.keeps_features() && !config.transform.is_random() {
-            Some(rooms.train_features(round, &model, &dataset, config, &device)?)
-        } else {
-            None
-        };
-        let labels = rooms.labels(round);
-        let data = TaskData {
-            task_idx: round,
-            labels: &labels,
-            loader: &loader,
-            features: features.as_ref(),
-        };
-        log.tasks[round].around_seconds += (before + clock.elapsed()).as_secs_f64();
-        let position = log.tasks[round].clone();
-        let mut on_checkpoint = |model: &Model, optimizer: &ModuleOptimizer, task: &TaskLog| {
-            log.tasks[round] = task.clone();
-            let name = format!("task-{round:03}-step-{:07}", task.losses.len());
-            save(
-                &checkpoints,
-                &name,
-                model,
-                Some(optimizer),
-                Position::of(model, round, &log),
-            )
-        };
-        let optimizer = optimizer
-            .take()
-            .unwrap_or_else(|| config.optimizer_of(round).init());
-        let (trained, task) = trainer.train(
-            model,
-            optimizer,
-            position,
-            &data,
-            observer,
-            &mut on_checkpoint,
-        )?;
-        log.tasks[round] = task;
-        let clock = Instant::now();
-        model = method.review(trained, &context, &images)?;
-        model = method.after_task(model, &context)?;
-
-        if head.is_fitted() {
-            let table = match features {
-                Some(table) => table,
-                None => rooms.train_features(round, &model, &dataset, config, &device)?,
-            };
-            let task = head_task(&table, round, &rooms, config, &device);
-            model.head = head.fit(model.head, &task)?;
-        }
-        log.tasks[round].around_seconds += clock.elapsed().as_secs_f64();
-        log.floats_stored.push(model.floats_stored());
-        log.magnitudes.push(model.adapter.magnitude_rows());
-        observer.event(&Event::TaskTrained {
-            task_idx: round,
-            seconds: log.tasks[round].total_seconds(),
-            magnitudes: &log.magnitudes[round],
-        });
-
-        let clock = Instant::now();
-        let n_seen = rooms.n_seen_tasks(round);
-        let row = evaluate(&model, head.as_ref(), &tests[..n_seen], &device)?;
-        while log.matrix.n_rows() + 1 < n_seen {
-            log.matrix.push_missing_row()?;
-        }
-        log.matrix.push_row(row)?;
-        log.eval_seconds.push(clock.elapsed().as_secs_f64());
-        observer.event(&Event::Evaluated {
-            task_idx: n_seen - 1,
-            matrix: &log.matrix,
-            seconds: log.eval_seconds[round],
-        });
-
-        let name = task_end_name(round);
-        let path = save(
-            &checkpoints,
-            &name,
-            &model,
-            None,
-            Position::of(&model, round + 1, &log),
-        )?;
-        observer.event(&Event::Checkpointed { path: &path });
+        rounds.evaluate(round, &model, &mut log, observer)?;
+        rounds.save(task_end_name(round), &model, round + 1, &log, observer)?;
     }
 
-    let names = dataset.class_names();
+    let names = rounds.dataset.class_names();
     Ok(Finished {
-        classifier: model.classifier(head.as_ref())?,
+        classifier: model.classifier(plan.head().as_ref())?,
         head_name: plan.head_name().to_owned(),
         model,
         log,
@@ -300,27 +176,12 @@ pub fn run_on_devices(
             .map(|&id| names[id].clone())
             .collect(),
         class_order: stream.class_order().to_vec(),
+        folder: rounds.folder,
     })
 }
 
-fn head_task<'a>(
-    table: &'a FeatureTable,
-    round: usize,
-    rooms: &Rooms,
-    config: &RunConfig,
-    device: &'a Device,
-) -> HeadTask<'a> {
-    HeadTask {
-        table,
-        first_label: rooms.first_label(round),
-        task_idx: round,
-        seed: config.seed,
-        device,
-    }
-}
-
 impl RunLog {
-    fn new(matrix: AccuracyMatrix) -> Self {
+    pub(crate) fn new(matrix: AccuracyMatrix) -> Self {
         Self {
             matrix,
             tasks: Vec::new(),
@@ -330,11 +191,11 @@ impl RunLog {
             floats_stored: Vec::new(),
         }
     }
-}
 
-/// Name of the checkpoint at the end of a round; it sorts behind those inside the round.
-pub(crate) fn task_end_name(round: usize) -> String {
-    format!("task-{round:03}-trained")
+    /// Whether only the evaluation of a round is missing.
+    fn is_trained(&self, round: usize) -> bool {
+        self.magnitudes.len() > round
+    }
 }
 
 /// The pre-trained backbone with the method's adapter, before any task.

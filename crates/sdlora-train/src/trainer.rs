@@ -163,8 +163,10 @@ pub struct TaskData<'a> {
 }
 
 /// Keeps everything that is needed to continue a task, and says where.
+///
+/// The last is what [`Observer::mark`] said.
 pub type OnCheckpoint<'a> =
-    dyn FnMut(&Model, &ModuleOptimizer, &TaskLog) -> Result<PathBuf, TrainError> + 'a;
+    dyn FnMut(&Model, &ModuleOptimizer, &TaskLog, Option<u64>) -> Result<PathBuf, TrainError> + 'a;
 
 impl Trainer<'_> {
     /// Steps of a task, which is counted from 0.
@@ -177,14 +179,15 @@ impl Trainer<'_> {
     }
 
     /// Trains a grown model on a task from the position of `log` on. `optimizer` is the state to
-    /// continue with, or a fresh one. `on_checkpoint` is called between steps.
+    /// continue with, or a fresh one. `on_checkpoint` is called between steps, and before the run ends because
+    /// the observer wants it to stop.
     ///
     /// # Errors
     ///
     /// [`TrainError::Setting`] for gradient checkpointing of a model with prompts,
     /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::GradientRange`] for gradients
     /// beyond `f16`, [`TrainError::Device`] for a device that
-    /// gives up, and those of images and of `on_checkpoint`.
+    /// gives up, [`TrainError::Stopped`] when the observer wants it, and those of images and of `on_checkpoint`.
     pub fn train(
         &self,
         mut model: Model,
@@ -268,9 +271,18 @@ impl Trainer<'_> {
                     lr: self.optimizer.lr * factor,
                 });
                 step += 1;
-                if step.is_multiple_of(self.checkpoint_every) && step < n_steps {
-                    let path = on_checkpoint(&with_exact(model.clone()), &optimizer, &log)?;
+                let stops = observer.wants_stop();
+                if stops || step.is_multiple_of(self.checkpoint_every) && step < n_steps {
+                    let exact = with_exact(model.clone());
+                    let path = on_checkpoint(&exact, &optimizer, &log, observer.mark())?;
                     observer.event(&Event::Checkpointed { path: &path });
+                    if stops {
+                        return Err(TrainError::Stopped {
+                            path: Some(path),
+                            task_idx: task.task_idx,
+                            n_steps: step,
+                        });
+                    }
                 }
             }
         }

@@ -155,7 +155,7 @@ impl Stage {
                 TaskLog::default(),
                 &data,
                 &mut Silent,
-                &mut |_, _, _| unreachable!("no checkpoint was asked for"),
+                &mut |_, _, _, _| unreachable!("no checkpoint was asked for"),
             )
             .unwrap()
     }

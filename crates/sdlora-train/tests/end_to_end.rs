@@ -212,7 +212,7 @@ struct Continued {
 impl Observer for Continued {
     fn event(&mut self, event: &Event<'_>) {
         match event {
-            Event::Resumed { path } => self.from = Some(path.to_path_buf()),
+            Event::Resumed { path, .. } => self.from = path.map(PathBuf::from),
             Event::Step { .. } => self.n_steps += 1,
             _ => {}
         }
@@ -356,9 +356,11 @@ fn a_finished_run_that_is_resumed_is_left_as_it_is() {
     let bench = Bench::new();
     let plan = plan(&bench, "name = \"sdlora\"\nrank = 4", |_| {});
     let first = bench.run("run", &plan, Start::Fresh).unwrap();
+    // The first holds its folder.
+    copy_folder(&bench.path("run"), &bench.path("copy"));
     let mut continued = Continued::default();
     let again = bench
-        .run_observed("run", &plan, Start::Resume, &mut continued)
+        .run_observed("copy", &plan, Start::Resume, &mut continued)
         .unwrap();
     assert_eq!(continued.n_steps, 0);
     assert_same(&first, &again, "finished");
@@ -377,7 +379,11 @@ fn a_folder_is_neither_overwritten_nor_continued_with_another_plan() {
     let error = bench.run("run", &original, Start::Fresh).unwrap_err();
     assert!(matches!(error, TrainError::RunExists { .. }), "{error}");
     let other = plan(&bench, method, |config| config.optimizer.lr = 0.5);
+    // Held by the first, whatever its plan is.
     let error = bench.run("run", &other, Start::Resume).unwrap_err();
+    assert!(matches!(error, TrainError::Locked { .. }), "{error}");
+    copy_folder(&bench.path("run"), &bench.path("copy"));
+    let error = bench.run("copy", &other, Start::Resume).unwrap_err();
     assert!(matches!(error, TrainError::PlanChanged { .. }), "{error}");
     assert!(
         error
@@ -387,7 +393,7 @@ fn a_folder_is_neither_overwritten_nor_continued_with_another_plan() {
     );
     assert_same(
         &first,
-        &bench.run("run", &original, Start::Resume).unwrap(),
+        &bench.run("copy", &original, Start::Resume).unwrap(),
         "afterwards",
     );
 }

@@ -317,7 +317,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
                 TaskLog::default(),
                 &data,
                 &mut Silent,
-                &mut |_, _, _| unreachable!("no checkpoint was asked for"),
+                &mut |_, _, _, _| unreachable!("no checkpoint was asked for"),
             )
             .unwrap();
         let actual: Vec<f32> = log.losses.iter().map(|&loss| loss as f32).collect();

@@ -57,4 +57,4 @@ pub use preprocess::{Interpolation, PREPROCESS_KEY, Preprocess, Resize};
 pub use presets::{BACKBONES, BackbonePreset};
 pub use prompting::{Prefix, Prompting, ReadOut};
 pub use report::WeightReport;
-pub use weights::{CONFIG_KEY, WeightDtype};
+pub use weights::{CONFIG_KEY, WeightDtype, with_sorted_header};

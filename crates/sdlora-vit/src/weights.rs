@@ -53,6 +53,12 @@ impl Vit {
         Checkpoint::open(path, &hints)?.load(device)
     }
 
+    /// Hands out every parameter under timm's name, its values in PyTorch's layout, in the order of the model.
+    pub fn each_tensor(&self, see: &mut dyn FnMut(&str, &[f32])) {
+        self.clone()
+            .each_weight(&mut |name, slot| see(&name, &slot.get()));
+    }
+
     /// Writes the model as safetensors with timm's names; an existing file is replaced only by a
     /// whole new one. `metadata` is stored beside the shape of the model.
     ///
@@ -114,7 +120,7 @@ impl Vit {
 
 /// The same file with the keys of its JSON header sorted, so that equal models give equal bytes;
 /// the writer's own order is that of a hash map.
-fn with_sorted_header(bytes: Vec<u8>) -> Vec<u8> {
+pub fn with_sorted_header(bytes: Vec<u8>) -> Vec<u8> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return bytes;
     };

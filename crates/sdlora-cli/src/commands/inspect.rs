@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sdlora_fetch::HubRepo;
 use sdlora_metrics::Summary;
-use sdlora_train::{PLAN_FILE, RunConfig, checkpoint};
+use sdlora_train::{PLAN_FILE, checkpoint, read_plan};
 use sdlora_vit::{Checkpoint, Hints, MappedTensor};
 use sdlora_weights::WeightFile;
 
@@ -140,7 +140,7 @@ fn becomes(mapped: &MappedTensor) -> String {
 
 /// Plan, tasks done, results and model files.
 fn describe_run(folder: &Path) -> anyhow::Result<String> {
-    let config = RunConfig::parse(&read_text(&folder.join(PLAN_FILE))?)?;
+    let config = read_plan(folder)?;
     let mut out = String::new();
     writeln!(out, "run       {}", folder.display())?;
     writeln!(out, "method    {}", config.method.name)?;

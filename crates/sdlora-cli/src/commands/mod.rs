@@ -35,7 +35,15 @@ pub struct Common {
 /// Reads a text file of the user.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
     use anyhow::Context;
-    std::fs::read_to_string(path)
+    let bytes = std::fs::read(path)
         .map_err(|e| crate::UsageError(e.to_string()))
-        .with_context(|| format!("cannot read {}; check the path", path.display()))
+        .with_context(|| format!("cannot read {}; check the path", path.display()))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        crate::UsageError(format!(
+            "{} is no UTF-8 text, first at byte {at}: save it as UTF-8",
+            path.display()
+        ))
+        .into()
+    })
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use burn::tensor::{Tensor, TensorData};
 use sdlora_data::{Image, Split};
-use sdlora_train::{PLAN_FILE, Predictor, RunConfig};
+use sdlora_train::{Predictor, read_plan};
 
 use crate::UsageError;
-use crate::commands::{Common, read_text};
+use crate::commands::Common;
 
 /// Name the class of images
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .into());
     }
     let device = crate::device::open(&args.common.device)?;
-    let config = RunConfig::parse(&read_text(&args.run.join(PLAN_FILE))?)?;
+    let config = read_plan(&args.run)?;
     let transform = config.transform.for_evaluation().init()?;
     let predictor = Predictor::load(&args.run.join("model"), &device)?;
     let [channels, height, width] = transform.shape();

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sdlora_data::{Dataset, Options, datasets};
-use sdlora_train::checkpoint::write_file;
+use sdlora_train::files::write_file;
 use sdlora_train::pretrain::{
     PretrainConfig, PretrainLog, card_metadata, nearest_mean_accuracy, pretrain,
 };
+use sdlora_train::{FolderLock, TrainError};
 use sdlora_vit::WeightDtype;
 
 use crate::commands::{Common, read_text};
 use crate::progress::Progress;
+use crate::run_log::RunLogger;
+use crate::stop::{StopRequest, Stoppable, Stopped};
 
 /// The recipes inside the binary, by the data set they learn; the first made the backbone that ships.
 const RECIPES: &[(&str, &str)] = &[
@@ -76,6 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     std::fs::create_dir_all(&args.run)
         .with_context(|| format!("cannot create {}; choose another --run", args.run.display()))?;
+    let lock = FolderLock::take(&args.run)?;
     let recipe = toml::to_string(&config)?;
     let recipe_path = args.run.join("recipe.toml");
     if let Ok(earlier) = std::fs::read_to_string(&recipe_path)
@@ -90,8 +94,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     write_file(&recipe_path, recipe.as_bytes())?;
 
     let mut progress = Progress::new(args.common.quiet);
-    let (vit, log) = pretrain(&config, train, &device, &args.run, &mut progress)?;
+    let stop = StopRequest::on_signals()?;
+    let mut observer = Stoppable::new(&stop, &mut progress);
+    let mut logger = RunLogger::new(&args.run, &mut observer);
+    let made = pretrain(&config, train, &device, &lock, &mut logger);
     progress.finish();
+    let stopped = |what: &str| Stopped(format!("{what}; to continue, give the same command again"));
+    let (vit, log) = made.map_err(|error| match &error {
+        TrainError::Stopped { .. } => stopped(&error.to_string()).into(),
+        _ => anyhow::Error::from(error),
+    })?;
+    if stop.is_made() {
+        return Err(stopped("stopped before the features are judged").into());
+    }
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
     let out = args.out.unwrap_or_else(|| args.run.join("vit.safetensors"));
     vit.save(&out, WeightDtype::F16, &card_metadata(&config, &log, ncm))?;

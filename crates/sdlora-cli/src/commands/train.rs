@@ -1,11 +1,13 @@
 //! `sdlora train`: the main job.
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
-use sdlora_train::{Finished, Observer, Plan, Start};
+use sdlora_train::{Finished, Observer, Plan, Start, TrainError};
 
+use crate::UsageError;
 use crate::commands::Common;
 use crate::config::ConfigArgs;
 use crate::device::Devices;
@@ -13,6 +15,7 @@ use crate::progress::Progress;
 use crate::report::{published_block, published_numbers, summary_block};
 use crate::results;
 use crate::run_log::RunLogger;
+use crate::stop::{StopRequest, Stoppable, Stopped};
 
 /// Learn a stream of tasks one after another
 #[derive(Debug, clap::Args)]
@@ -33,25 +36,29 @@ pub struct Args {
     /// Continue the run NAME where it stopped
     #[arg(long, requires = "name")]
     resume: bool,
+    /// Continue although images came, went or changed since the run started; tasks that are done stay as they are
+    #[arg(long, requires = "resume")]
+    accept_changed_data: bool,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let named = args.name.as_deref().map(inside_runs).transpose()?;
     let plan = args.config.plan(&args.common)?;
-    let folder = match &args.name {
-        Some(name) => args.runs.join(name),
-        None => free_folder(&args.runs, &stem(&args.config)),
-    };
     let names = match args.devices.is_empty() {
         true => std::slice::from_ref(&args.common.device),
         false => &args.devices,
     };
     // Before a folder is announced that will not come to be.
     let devices = Devices::open(names)?;
-    let start = if args.resume {
-        Start::Resume
-    } else {
-        Start::Fresh
+    let start = match (args.resume, args.accept_changed_data) {
+        (false, _) => Start::Fresh,
+        (true, false) => Start::Resume,
+        (true, true) => Start::ResumeOnChangedData,
+    };
+    let folder = match named {
+        Some(name) => args.runs.join(name),
+        None => next_folder(&args.runs, &stem(&args.config))?,
     };
     let mut progress = Progress::new(args.common.quiet);
     progress.println(&format!(
@@ -61,8 +68,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         folder.display()
     ));
     let data_dir = &args.common.data_dir;
-    let finished = execute(&plan, data_dir, &devices, &folder, start, &mut progress)?;
+    let stop = StopRequest::on_signals()?;
+    let mut observer = Stoppable::new(&stop, &mut progress);
+    let finished = execute(&plan, data_dir, &devices, &folder, start, &mut observer);
     progress.finish();
+    let finished = finished.map_err(|error| {
+        if args.name.is_none() {
+            // Refused before anything was written: the number is free again.
+            let _ = std::fs::remove_dir(&folder);
+        }
+        let own = folder.file_name().unwrap_or_default().to_string_lossy();
+        with_way_on(error, args.name.as_deref().unwrap_or(&own))
+    })?;
     let summary = Summary::of(&finished.log.matrix);
     print!("\n{}", summary_block(&summary));
     let published = published_numbers(&plan.config().expected, &summary);
@@ -70,6 +87,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     println!("report: {}", folder.join("report.html").display());
     println!("model:  {}", folder.join("model").display());
     Ok(())
+}
+
+/// Says of a run that was asked to stop how it goes on.
+fn with_way_on(error: anyhow::Error, name: &str) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(TrainError::Stopped { .. }) => anyhow::anyhow!(Stopped(format!(
+            "{error}; to continue, give the same command with `--name {name} --resume`"
+        ))),
+        _ => error,
+    }
+}
+
+/// The name of a run as a path below the folder of the runs.
+fn inside_runs(name: &str) -> Result<&Path, UsageError> {
+    let path = Path::new(name);
+    let is_inside = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    match is_inside && path.components().next().is_some() {
+        true => Ok(path),
+        false => Err(UsageError(format!(
+            "`--name {name:?}` is no name below the folder of the runs: give one like `try-1`, and another \
+             folder with `--runs`"
+        ))),
+    }
 }
 
 /// Runs a plan on devices and writes its files.
@@ -108,10 +150,51 @@ fn stem(config: &ConfigArgs) -> String {
         )
 }
 
-/// The first of `stem-001`, `stem-002`, … that does not exist.
-fn free_folder(runs: &Path, stem: &str) -> PathBuf {
-    (1..)
-        .map(|i| runs.join(format!("{stem}-{i:03}")))
-        .find(|path| !path.exists())
-        .unwrap_or_else(|| runs.join(stem))
+/// Makes the first of `stem-001`, `stem-002`, … that is not there; of two that ask at the same time each gets
+/// its own.
+fn next_folder(runs: &Path, stem: &str) -> anyhow::Result<PathBuf> {
+    let cannot = |path: &Path| format!("cannot create {}; choose another --runs", path.display());
+    std::fs::create_dir_all(runs).with_context(|| cannot(runs))?;
+    for i in 1.. {
+        let path = runs.join(format!("{stem}-{i:03}"));
+        match std::fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(|| cannot(&path)),
+        }
+    }
+    unreachable!("there is always a next number")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_without_a_name_that_start_together_get_different_numbers() {
+        let runs = tempfile::tempdir().unwrap();
+        let runs = runs.path().join("runs");
+        let mut found: Vec<PathBuf> = std::thread::scope(|scope| {
+            let start = || (0..20).map(|_| next_folder(&runs, "x").unwrap()).collect();
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+            all.into_iter()
+                .flat_map(|thread| -> Vec<PathBuf> { thread.join().unwrap() })
+                .collect()
+        });
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), 80);
+        assert!(found[79].ends_with("x-080"), "{:?}", found[79]);
+    }
+
+    #[test]
+    fn a_name_stays_below_the_folder_of_the_runs() {
+        for name in ["", ".", "..", "../x", "a/../b", "/x", "./x"] {
+            let error = inside_runs(name).unwrap_err().to_string();
+            assert!(error.contains("--name"), "{error}");
+        }
+        for name in ["try-1", "mine/try 1", ".hidden"] {
+            assert_eq!(inside_runs(name).unwrap(), Path::new(name));
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use crate::dataset::{ClassId, Dataset, Group, Sample, SampleIdx, Split};
+use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::files::Files;
 use crate::image::Image;
@@ -264,6 +264,13 @@ impl Dataset for ListedImages {
 
     fn domain_of(&self, split: Split, idx: SampleIdx) -> Option<usize> {
         self.halves[half_idx(split)].domain_idx.get(idx).copied()
+    }
+
+    fn content(&self, split: Split, idx: SampleIdx) -> Content<'_> {
+        let file_idx = self.halves[half_idx(split)].file_idx.get(idx);
+        file_idx.map_or(Content::Unknown, |&file_idx| {
+            Content::Size(self.files.size(file_idx))
+        })
     }
 
     fn notes(&self) -> &[String] {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
 use crate::archive::Archive;
-use crate::dataset::{ClassId, Dataset, Group, Options, Sample, SampleIdx, Split};
+use crate::dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
 use crate::manifest::Manifest;
@@ -258,6 +258,13 @@ impl Dataset for Omniglot {
 
     fn samples(&self, split: Split) -> &[Sample] {
         &self.half(split).samples
+    }
+
+    fn content(&self, split: Split, idx: SampleIdx) -> Content<'_> {
+        let member = self.half(split).members.get(idx);
+        member.map_or(Content::Unknown, |&member| {
+            Content::Bytes(self.archive.bytes(member))
+        })
     }
 
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {

@@ -1,7 +1,7 @@
 //! A data set whose pixels lie one after another in a few files, all of one size; kept in memory.
 
 use super::listed::some_of;
-use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
+use crate::dataset::{Content, Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
 use crate::image::Image;
 
@@ -54,6 +54,17 @@ impl PixelImages {
             Split::Test => &self.test,
         }
     }
+
+    /// The bytes of an image as they were read; nothing when there is no such sample.
+    fn bytes(&self, split: Split, idx: SampleIdx) -> Option<&[u8]> {
+        let half = self.half(split);
+        let len = self.side[0] * self.side[1] * self.channels;
+        let start = idx.checked_mul(len)?;
+        half.bytes
+            .get(start..)?
+            .get(..len)
+            .filter(|_| idx < half.samples.len())
+    }
 }
 
 impl Dataset for PixelImages {
@@ -73,25 +84,23 @@ impl Dataset for PixelImages {
         &self.half(split).samples
     }
 
+    fn content(&self, split: Split, idx: SampleIdx) -> Content<'_> {
+        self.bytes(split, idx)
+            .map_or(Content::Unknown, Content::Bytes)
+    }
+
     fn notes(&self) -> &[String] {
         &self.notes
     }
 
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
-        let half = self.half(split);
         let [width, height] = self.side;
         let n_pixels = width * height;
-        let len = n_pixels * self.channels;
-        let out_of_range = DataError::OutOfRange {
+        let bytes = self.bytes(split, idx).ok_or(DataError::OutOfRange {
             what: "sample",
             idx,
-            len: half.samples.len(),
-        };
-        let bytes = idx
-            .checked_mul(len)
-            .and_then(|start| half.bytes.get(start..)?.get(..len))
-            .filter(|_| idx < half.samples.len())
-            .ok_or(out_of_range)?;
+            len: self.half(split).samples.len(),
+        })?;
         let data = match self.order {
             Order::Planes if self.channels == 1 => bytes.to_vec(),
             Order::Planes => (0..n_pixels)

@@ -97,7 +97,7 @@ pub fn task_optima(
             TaskLog::default(),
             &data,
             &mut Silent,
-            &mut |_, _, _| Ok(run.folder().into()),
+            &mut |_, _, _, _| Ok(run.folder().into()),
         )?;
         optima.push(matrices(&model.merged_backbone()));
         progress(task_idx);

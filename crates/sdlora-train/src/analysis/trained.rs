@@ -10,11 +10,12 @@ use crate::checkpoint;
 use crate::config::Plan;
 use crate::error::TrainError;
 use crate::features::FeatureTable;
+use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, Head};
 use crate::model::Model;
-use crate::resume::restore;
+use crate::resume::{restore, task_end_name};
 use crate::rooms::Rooms;
-use crate::run::{RunLog, new_model, task_end_name};
+use crate::run::{RunLog, new_model};
 
 /// A run whose checkpoints at the ends of tasks can be read.
 pub struct TrainedRun {
@@ -35,7 +36,8 @@ impl TrainedRun {
     /// # Errors
     ///
     /// [`TrainError::NotKept`] when no task end has a checkpoint, [`TrainError::Setting`] for a stream
-    /// whose classes come again, and those of data and weights.
+    /// whose classes come again, [`TrainError::DataChanged`] and [`TrainError::WeightsChanged`] when data or
+    /// weights are not those of the run, and those of data and weights.
     pub fn open(
         folder: &Path,
         plan: Plan,
@@ -49,6 +51,7 @@ impl TrainedRun {
         let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
         let rooms = Rooms::split(&plan, &stream)?;
         let fresh = new_model(&plan, data_dir, &device)?;
+        Fingerprint::of(dataset.as_ref(), Some(&fresh.backbone)).check(folder)?;
         let kept = checkpoint::names(&folder.join("checkpoints"));
         let rounds: Vec<usize> = (0..rooms.n_rounds())
             .filter(|&round| kept.contains(&task_end_name(round)))
@@ -168,9 +171,8 @@ impl TrainedRun {
             });
         }
         let path = self.folder.join("checkpoints").join(task_end_name(round));
-        let (model, _, log, _) =
-            restore(self.fresh.clone(), &path, self.plan.config(), &self.device)?;
-        Ok((model, log))
+        let run = restore(self.fresh.clone(), &path, self.plan.config(), &self.device)?;
+        Ok((run.model, run.log))
     }
 
     /// The test images of every task (or those held out in their place).

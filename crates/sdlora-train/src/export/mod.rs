@@ -23,14 +23,15 @@ pub use extract::extract_features;
 pub use model_folder::{Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
-use self::model_folder::PROMPTS_FILE;
-use crate::checkpoint::write_file;
+use self::model_folder::{ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, PROMPTS_FILE, VIT_FILE};
 use crate::config::{BackboneConfig, RunConfig};
 use crate::error::TrainError;
 use crate::extractor::Extractor;
+use crate::files::sums::check_files;
+use crate::files::write_file;
 use crate::heads::Classifier;
 use crate::prompts::Prompts;
-use crate::resume::PLAN_FILE;
+use crate::run_folder::{PLAN_FILE, read_plan};
 
 /// A form to export to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,11 +98,8 @@ impl FinishedRun {
     pub fn open(folder: &Path, data_dir: &Path, device: &Device) -> Result<Self, TrainError> {
         let plan = folder.join(PLAN_FILE);
         let model = folder.join("model");
-        let (vit_file, head_file) = (
-            model.join("vit.safetensors"),
-            model.join("head.safetensors"),
-        );
-        let classes = model.join("classes.json");
+        let (vit_file, head_file) = (model.join(VIT_FILE), model.join(HEAD_FILE));
+        let classes = model.join(CLASSES_FILE);
         for needed in [&plan, &vit_file, &head_file, &classes] {
             if !needed.is_file() {
                 return Err(TrainError::NotFinished {
@@ -110,8 +108,12 @@ impl FinishedRun {
                 });
             }
         }
-        let text = std::fs::read_to_string(&plan).map_err(TrainError::io("read", &plan))?;
-        let config = RunConfig::parse(&text)?;
+        let config = read_plan(folder)?;
+        let mut files = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
+        if model.join(ADAPTER_FILE).is_file() {
+            files.push(ADAPTER_FILE);
+        }
+        check_files(&model, &files)?;
         let (vit, _) = Vit::load(&vit_file, None, device)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
         let classifier = Classifier::read(&head_file, d_model)?;
@@ -182,7 +184,7 @@ impl FinishedRun {
     }
 
     fn adapter_path(&self) -> PathBuf {
-        self.folder.join("model").join("adapter.safetensors")
+        self.folder.join("model").join(ADAPTER_FILE)
     }
 
     /// The backbone as it was before the run.

@@ -8,6 +8,7 @@
 //! | `classes.json` | names of the classes in the order of their labels |
 //! | `prompts.safetensors` | prompts, without which features and head do not fit; only of a prompt method |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
+//! | `SHA256SUMS` | the sums of all of them, checked when they are read |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,10 +19,11 @@ use sdlora_vit::{Vit, WeightDtype};
 
 use super::adapter::CONFIG_KEY;
 use super::tensors::TensorFile;
-use crate::checkpoint::write_file;
 use crate::error::TrainError;
 use crate::extractor::Extractor;
 use crate::features::FeatureTable;
+use crate::files::sums::check_files;
+use crate::files::{NewFolder, write_file};
 use crate::heads::Classifier;
 use crate::model::Model;
 use crate::prompts::{self, Prompts};
@@ -32,35 +34,49 @@ const ADAPTER_VERSION: &str = "1";
 
 /// Name of the file with the prompts.
 pub(super) const PROMPTS_FILE: &str = "prompts.safetensors";
+pub(super) const VIT_FILE: &str = "vit.safetensors";
+pub(super) const HEAD_FILE: &str = "head.safetensors";
+pub(super) const CLASSES_FILE: &str = "classes.json";
+pub(super) const ADAPTER_FILE: &str = "adapter.safetensors";
 
-/// Writes the files above into `folder`.
+/// Writes the files above into `folder`, which appears when all of them are there. The one above it has to be
+/// there already.
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] when the file system refuses.
+/// [`TrainError::Io`] when the file system refuses; an earlier folder is then intact.
 pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError> {
-    std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+    let mut new = NewFolder::named(folder)?;
+    let written = write_files(new.path(), finished)?;
+    for name in written {
+        new.adopt(name)?;
+    }
+    new.seal()?;
+    new.finish()
+}
+
+/// Writes the files and says which.
+fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, TrainError> {
     let model = &finished.model;
     let vit = model.merged_backbone();
-    vit.save(
-        &folder.join("vit.safetensors"),
-        WeightDtype::F32,
-        &BTreeMap::new(),
-    )?;
+    vit.save(&folder.join(VIT_FILE), WeightDtype::F32, &BTreeMap::new())?;
+    let mut written = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
 
-    let head_file = folder.join("head.safetensors");
+    let head_file = folder.join(HEAD_FILE);
     finished.classifier.write(&head_file, &finished.head_name)?;
 
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
-    write_file(&folder.join("classes.json"), &names)?;
+    write_file(&folder.join(CLASSES_FILE), &names)?;
     if let Some(prompts) = &model.prompts {
         prompts::write(&folder.join(PROMPTS_FILE), prompts)?;
+        written.push(PROMPTS_FILE);
     }
     if model.adapter.n_tasks() > 0 {
-        write_adapter(&folder.join("adapter.safetensors"), model)?;
+        write_adapter(&folder.join(ADAPTER_FILE), model)?;
+        written.push(ADAPTER_FILE);
     }
-    Ok(())
+    Ok(written)
 }
 
 /// The prompts of a model folder; none where the method has none.
@@ -74,6 +90,7 @@ pub(super) fn read_prompts(
     if !path.is_file() {
         return Ok(None);
     }
+    check_files(folder, &[PROMPTS_FILE])?;
     prompts::read(&path, d_model, depth, device).map(Some)
 }
 
@@ -150,21 +167,22 @@ impl Predictor {
     ///
     /// Those of missing or damaged files.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, TrainError> {
-        let (vit, _) = Vit::load(&folder.join("vit.safetensors"), None, device)?;
+        check_files(folder, &[VIT_FILE, HEAD_FILE, CLASSES_FILE])?;
+        let (vit, _) = Vit::load(&folder.join(VIT_FILE), None, device)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
         let prompts = read_prompts(folder, d_model, depth, device)?;
-        let head_file = folder.join("head.safetensors");
+        let head_file = folder.join(HEAD_FILE);
         let classifier = Classifier::read(&head_file, d_model)?;
-        let path = folder.join("classes.json");
+        let path = folder.join(CLASSES_FILE);
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         let class_names: Vec<String> =
-            serde_json::from_slice(&text).map_err(|e| TrainError::Checkpoint {
+            serde_json::from_slice(&text).map_err(|e| TrainError::Damaged {
                 path,
                 problem: e.to_string(),
             })?;
         let n_classes = classifier.n_classes();
         if class_names.len() < n_classes {
-            return Err(TrainError::Checkpoint {
+            return Err(TrainError::Damaged {
                 path: folder.into(),
                 problem: format!("{n_classes} classes have {} names", class_names.len()),
             });

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use sdlora_vit::VitError;
+use sdlora_vit::{VitError, with_sorted_header};
 
-use crate::checkpoint::write_file;
 use crate::error::TrainError;
+use crate::files::write_file;
 
 /// Shape and row-major values of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,7 +115,8 @@ impl TensorFile {
         // PyTorch programs refuse a file that does not say whose layout it has.
         let mut metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
         metadata.insert("format".into(), "pt".into());
-        Ok(safetensors::serialize(views, Some(metadata)).map_err(format)?)
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(format)?;
+        Ok(with_sorted_header(bytes))
     }
 
     /// The tensor of that name with `D` axes.

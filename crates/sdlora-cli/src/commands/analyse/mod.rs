@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use sdlora_train::TrainError;
-use sdlora_train::checkpoint::write_file;
+use sdlora_train::files::write_file;
 
 use crate::UsageError;
 use crate::commands::Common;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use sdlora_metrics::Confusion;
 use sdlora_train::analysis::{TrainedRun, Trajectory};
-use sdlora_train::{Model, PLAN_FILE, RunConfig, RunLog};
+use sdlora_train::{Model, PLAN_FILE, RunLog, read_plan};
 
 use super::finding::NotShown;
 use crate::UsageError;
@@ -64,7 +64,7 @@ impl Subject {
                     ))
                     .into());
                 }
-                let mut config = RunConfig::parse(&read_text(&plan)?)?;
+                let mut config = read_plan(folder)?;
                 let quiet = Common {
                     quiet: true,
                     ..common.clone()

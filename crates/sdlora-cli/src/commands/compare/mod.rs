@@ -7,8 +7,11 @@ use std::time::Instant;
 use anyhow::Context;
 use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
-use sdlora_train::checkpoint::{self, write_file};
-use sdlora_train::{PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, TaskLog, pixel_floor};
+use sdlora_train::checkpoint;
+use sdlora_train::files::write_file;
+use sdlora_train::{
+    PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, TaskLog, TrainError, pixel_floor,
+};
 use sha2::{Digest, Sha256};
 
 use crate::UsageError;
@@ -21,6 +24,7 @@ use crate::commands::train::execute;
 use crate::config::with_settings;
 use crate::device::Devices;
 use crate::results::{self, Metrics};
+use crate::stop::{StopRequest, Stoppable, Stopped};
 
 mod records;
 mod rows;
@@ -110,6 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         streams.push((base, jobs));
     }
 
+    let stop = StopRequest::on_signals()?;
     let mut text = String::new();
     let mut failed = Vec::new();
     for (base, jobs) in &streams {
@@ -120,7 +125,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if args.floor {
             rows.push(floor(&args, &suite, base)?);
         }
-        let found = rows_of(&args, jobs, records.as_ref(), &mut failed);
+        let found = rows_of(&args, jobs, records.as_ref(), &stop, &mut failed);
+        if stop.is_made() {
+            // Tables without the rest would take the place of whole ones.
+            return Err(Stopped(
+                "stopped: what is finished is kept, and the same command goes on from there".into(),
+            )
+            .into());
+        }
         let n_found: usize = found.iter().map(Row::n_runs).sum();
         if args.finished && n_found < jobs.len() {
             eprintln!(
@@ -239,15 +251,22 @@ fn rows_of(
     args: &Args,
     jobs: &[Job],
     records: Option<&Records>,
+    stop: &StopRequest,
     failed: &mut Vec<String>,
 ) -> Vec<Row> {
     let made = in_parallel(args.jobs, jobs, |job| {
+        if stop.is_made() {
+            return Ok(None);
+        }
         let key = &job.key;
-        let record = record_of(args, job, records).map_err(|e| {
+        let record = record_of(args, job, records, stop).or_else(|e| {
+            if matches!(e.downcast_ref(), Some(TrainError::Stopped { .. })) {
+                return Ok(None);
+            }
             let line = format!("entry `{}`, seed {}: {e:#}", key.entry, key.seed);
             // At once: the other runs may take hours.
             eprintln!("{line}");
-            anyhow::anyhow!(line)
+            Err(anyhow::anyhow!(line))
         })?;
         if let Some(record) = &record {
             let seconds = record.seconds_per_task * record.summary.n_tasks as f64;
@@ -272,14 +291,19 @@ fn rows_of(
 
 /// What a table shows of a run that is recorded, already finished in its folder, continued or made.
 /// `None` where it is neither of the first two and no run is to be made.
-fn record_of(args: &Args, job: &Job, records: Option<&Records>) -> anyhow::Result<Option<Record>> {
+fn record_of(
+    args: &Args,
+    job: &Job,
+    records: Option<&Records>,
+    stop: &StopRequest,
+) -> anyhow::Result<Option<Record>> {
     if let Some(record) = records.and_then(|records| records.get(&job.key, &job.recipe)) {
         return Ok(Some(record));
     }
     if args.finished && !job.folder.join(results::METRICS_FILE).exists() {
         return Ok(None);
     }
-    let record = Record::of(&job.key, &job.recipe, &finished(args, job)?);
+    let record = Record::of(&job.key, &job.recipe, &finished(args, job, stop)?);
     if let Some(records) = records {
         records.put(record.clone())?;
     }
@@ -287,7 +311,7 @@ fn record_of(args: &Args, job: &Job, records: Option<&Records>) -> anyhow::Resul
 }
 
 /// What a run leaves that is made, continued, or already finished in its folder.
-fn finished(args: &Args, job: &Job) -> anyhow::Result<Metrics> {
+fn finished(args: &Args, job: &Job, stop: &StopRequest) -> anyhow::Result<Metrics> {
     if job.folder.join(results::METRICS_FILE).exists() {
         // A finished run of other settings would stand in the table under a label it is not.
         sdlora_train::check_plan(&job.folder, &job.plan).with_context(|| {
@@ -303,13 +327,16 @@ fn finished(args: &Args, job: &Job) -> anyhow::Result<Metrics> {
         };
         let devices = Devices::open(std::slice::from_ref(&args.common.device))?;
         let data_dir = &args.common.data_dir;
-        execute(
+        let mut silent = Silent;
+        let mut observer = Stoppable::new(stop, &mut silent);
+        // Held until the folder is as it stays.
+        let _finished = execute(
             &job.plan,
             data_dir,
             &devices,
             &job.folder,
             start,
-            &mut Silent,
+            &mut observer,
         )?;
         if !args.keep_checkpoints {
             let checkpoints = job.folder.join("checkpoints");

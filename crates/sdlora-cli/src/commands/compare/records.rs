@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
-use sdlora_train::checkpoint::write_file;
+use sdlora_train::files::write_file;
 use sdlora_train::heads::FloatsStored;
 use serde::{Deserialize, Serialize};
 
