@@ -313,3 +313,25 @@ impl Plan {
         ))
     }
 }
+
+/// Checks that images are prepared as a backbone takes them; `path` names it in the message.
+pub(crate) fn check_input(
+    transform: &TransformConfig,
+    vit: &VitConfig,
+    path: &Path,
+) -> Result<(), TrainError> {
+    let (side, n_channels) = (transform.side, transform.channels.count());
+    if side == vit.image_size && n_channels == vit.n_channels {
+        return Ok(());
+    }
+    Err(TrainError::setting(
+        "transform",
+        format!("{n_channels} channels of {side} pixels"),
+        format!(
+            "the {} channels of {} pixels the backbone {} takes",
+            vit.n_channels,
+            vit.image_size,
+            path.display()
+        ),
+    ))
+}

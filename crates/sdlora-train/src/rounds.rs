@@ -93,6 +93,9 @@ impl Rounds<'_> {
                 format!("it is of a stream of {n_before} tasks, and the data now make {n_now}"),
             ));
         }
+        if let Err(problem) = log.check(n_done) {
+            return Err(TrainError::checkpoint(path, problem));
+        }
         observer.event(&Event::Resumed {
             path: Some(&path),
             task_idx: n_done,

@@ -9,7 +9,7 @@ use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Plan;
+use crate::config::{Plan, check_input};
 use crate::error::TrainError;
 use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, FloatsStored};
@@ -192,6 +192,21 @@ impl RunLog {
         }
     }
 
+    /// Checks that as many entries are there as rounds are over, or one more of what is known before the end.
+    pub(crate) fn check(&self, n_done: usize) -> Result<(), String> {
+        let begun = [self.tasks.len(), self.n_trained.len()];
+        let is_whole = begun[0] == begun[1]
+            && (begun[0] == n_done || begun[0] == n_done + 1)
+            && self.eval_seconds.len() == n_done
+            && (self.magnitudes.len() == n_done || self.magnitudes.len() == begun[0]);
+        match is_whole {
+            true => Ok(()),
+            false => Err(format!(
+                "its log does not fit the {n_done} tasks it says are done"
+            )),
+        }
+    }
+
     /// Whether only the evaluation of a round is missing.
     fn is_trained(&self, round: usize) -> bool {
         self.magnitudes.len() > round
@@ -208,23 +223,8 @@ pub(crate) fn new_model(
     let path = config.backbone.path(data_dir);
     let side = config.transform.side;
     let backbone = config.backbone.load(data_dir, Some(side), device)?;
-    let (vit, transform) = (backbone.config(), &config.transform);
-    if transform.side != vit.image_size || transform.channels.count() != vit.n_channels {
-        return Err(TrainError::setting(
-            "transform",
-            format!(
-                "{} channels of {} pixels",
-                transform.channels.count(),
-                transform.side
-            ),
-            format!(
-                "the {} channels of {} pixels the backbone {} takes",
-                vit.n_channels,
-                vit.image_size,
-                path.display()
-            ),
-        ));
-    }
+    let vit = backbone.config();
+    check_input(&config.transform, vit, &path)?;
     let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections()))?;
     Ok(Model::new(backbone, adapter))
 }

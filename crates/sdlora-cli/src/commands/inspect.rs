@@ -11,7 +11,6 @@ use sdlora_weights::WeightFile;
 
 use crate::UsageError;
 use crate::backbone::fetch;
-use crate::commands::read_text;
 use crate::report::summary_block;
 use crate::results;
 

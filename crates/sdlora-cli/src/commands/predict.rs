@@ -39,6 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = read_plan(&args.run)?;
     let transform = config.transform.for_evaluation().init()?;
     let predictor = Predictor::load(&args.run.join("model"), &device)?;
+    predictor.check(&config.transform)?;
     let [channels, height, width] = transform.shape();
     for paths in args.images.chunks(BATCH) {
         let mut pixels = vec![0.0; paths.len() * transform.n_values()];

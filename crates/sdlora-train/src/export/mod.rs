@@ -24,7 +24,7 @@ pub use model_folder::{Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
 use self::model_folder::{ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, PROMPTS_FILE, VIT_FILE};
-use crate::config::{BackboneConfig, RunConfig};
+use crate::config::{BackboneConfig, RunConfig, check_input};
 use crate::error::TrainError;
 use crate::extractor::Extractor;
 use crate::files::sums::check_files;
@@ -115,6 +115,7 @@ impl FinishedRun {
         }
         check_files(&model, &files)?;
         let (vit, _) = Vit::load(&vit_file, None, device)?;
+        check_input(&config.transform, vit.config(), &vit_file)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
         let classifier = Classifier::read(&head_file, d_model)?;
         let n_classes = classifier.n_classes();

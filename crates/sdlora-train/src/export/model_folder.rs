@@ -11,14 +11,16 @@
 //! | `SHA256SUMS` | the sums of all of them, checked when they are read |
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{CurrentForm, HostFactors};
+use sdlora_data::TransformConfig;
 use sdlora_vit::{Vit, WeightDtype};
 
 use super::adapter::CONFIG_KEY;
 use super::tensors::TensorFile;
+use crate::config::check_input;
 use crate::error::TrainError;
 use crate::extractor::Extractor;
 use crate::features::FeatureTable;
@@ -158,6 +160,7 @@ pub struct Predictor {
     classifier: Classifier,
     class_names: Vec<String>,
     device: Device,
+    path: PathBuf,
 }
 
 impl Predictor {
@@ -192,10 +195,21 @@ impl Predictor {
             classifier,
             class_names,
             device: device.clone(),
+            path: folder.join(VIT_FILE),
         })
     }
 
-    /// The class name of each of `images: [batch, n_channels, image_size, image_size]`.
+    /// Checks that images prepared by a transform are what the model takes.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] that names both sizes.
+    pub fn check(&self, transform: &TransformConfig) -> Result<(), TrainError> {
+        check_input(transform, self.extractor.vit().config(), &self.path)
+    }
+
+    /// The class name of each of `images: [batch, n_channels, image_size, image_size]`, which has to be the
+    /// size that [`check`](Self::check) accepts.
     pub fn predict(&self, images: Tensor<4>) -> Vec<&str> {
         let features = self.extractor.features(images);
         let [n, d_model] = features.dims();

@@ -11,7 +11,7 @@ use sdlora_train::{Model, PLAN_FILE, RunLog, read_plan};
 use super::finding::NotShown;
 use crate::UsageError;
 use crate::backbone::Backbones;
-use crate::commands::{Common, read_text};
+use crate::commands::Common;
 
 /// Settings of single diagnostics.
 #[derive(Debug, Clone, clap::Args)]
