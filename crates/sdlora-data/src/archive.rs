@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::files::read_file;
 
 /// The files of a zip archive, unpacked, in the order of their names.
 #[derive(Debug)]
@@ -25,20 +26,8 @@ impl Archive {
         max_member_bytes: u64,
         max_total_bytes: u64,
     ) -> Result<Self, DataError> {
-        let io_error = |source| DataError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let n_bytes = std::fs::metadata(path).map_err(io_error)?.len();
         // Names and headers come on top of the contents.
-        if n_bytes > max_total_bytes.saturating_add(1 << 20) {
-            return Err(DataError::content(
-                format!("`{}`", path.display()),
-                format!("has {n_bytes} bytes, more than {max_total_bytes}"),
-                "fetch it again, it is another file",
-            ));
-        }
-        let file = std::fs::read(path).map_err(io_error)?;
+        let file = read_file(path, max_total_bytes.saturating_add(1 << 20))?;
         let archive_error = |member: &str, source| DataError::Archive {
             path: path.to_owned(),
             member: member.to_owned(),

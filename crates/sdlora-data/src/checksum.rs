@@ -8,10 +8,13 @@ use md5::Md5;
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
+use crate::files::read_file;
 use crate::manifest::{Manifest, ManifestFile};
 
 /// Name of a list of sums, as `sha256sum` writes it.
 const SUMS: &str = "SHA256SUMS";
+/// Largest such list, in bytes.
+const MAX_SUMS_BYTES: u64 = 256 << 20;
 
 /// One file and how its checksum compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +69,8 @@ impl Manifest {
         if !sums.is_file() {
             return Ok(checks);
         }
-        let text = std::fs::read_to_string(&sums)
-            .map_err(|source| DataError::Io { path: sums, source })?;
+        let text = read_file(&sums, MAX_SUMS_BYTES)?;
+        let text = String::from_utf8_lossy(&text);
         for line in text.lines() {
             // A star marks a file that was read as bytes.
             let Some((sum, name)) = line.split_once(char::is_whitespace) else {
@@ -117,6 +120,10 @@ pub(crate) fn compare(path: &Path, file: &ManifestFile) -> Result<FileState, Dat
 
 /// Digest of a file in lower-case hexadecimal, read in pieces.
 fn hexadecimal<D: Digest>(path: &Path) -> std::io::Result<String> {
+    // Links are followed; a pipe or a device has no end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
     let mut file = File::open(path)?;
     let mut hasher = D::new();
     let mut buffer = vec![0; 1 << 16];

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::ClassId;
 use crate::error::DataError;
+use crate::files::read_file;
+
+/// Largest file of an order, in bytes; that of two million long names.
+const MAX_ORDER_BYTES: u64 = 256 << 20;
 
 /// How the classes are ordered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,8 +92,14 @@ impl ClassOrder {
         let Self::File(path) = self else {
             return Ok(self);
         };
-        let text =
-            std::fs::read_to_string(&path).map_err(|source| DataError::Io { path, source })?;
+        let bytes = read_file(&path, MAX_ORDER_BYTES)?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            DataError::content(
+                format!("`{}`", path.display()),
+                "is not UTF-8 text",
+                "write an id or a name in every line",
+            )
+        })?;
         let lines: Vec<&str> = text
             .trim_start_matches('\u{feff}')
             .lines()

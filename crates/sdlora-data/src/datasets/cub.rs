@@ -8,10 +8,11 @@ use std::path::Path;
 
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
-use super::listed::{Listed, ListedImages, is_image};
+use super::listed::{Listed, ListedImages, Usable};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::format::is_image;
 
 /// 200 species.
 pub(super) const CUB200: DatasetEntry = DatasetEntry {
@@ -37,7 +38,9 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
             if !options.classes.is_empty() {
                 listed.retain(|image| options.classes.contains(&image.class));
             }
-            ListedImages::new(name, files, listed, options.bad())?
+            let reading = options.reading(name);
+            let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;
+            ListedImages::new(name, files, usable)?
         }
         _ => read(name, files, &options)?,
     };

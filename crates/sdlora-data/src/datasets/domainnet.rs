@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::folder::{FolderOptions, find, hold_out, without_domains};
-use super::listed::{Listed, ListedImages, is_image};
+use super::folder::{FolderOptions, find};
+use super::halves::hold_out;
+use super::listed::{Listed, ListedImages, Usable};
+use super::listing::without_domains;
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES};
+use crate::format::is_image;
 
 /// 345 classes in six domains.
 pub(super) const DOMAINNET: DatasetEntry = DatasetEntry {
@@ -89,9 +92,22 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     .check()?;
     let manifest = DOMAINNET.manifest()?;
     let files = find(&DOMAINNET, &manifest, &["DomainNet"], data_dir, &folder)?;
-    let listed = list(&files, &options)?;
+    let halves = halves(&files)?;
+    let listed = list(&files, &halves, &options);
+    let mut usable = Usable::of(&files, listed, folder.bad(), folder.reading(name), |_| true)?;
+    let is_given = |image: &Listed| {
+        let parts = parts(files.name(image.file_idx));
+        parts.is_some_and(|(_, _, path)| halves.contains_key(path))
+    };
+    let (given, mut drawn): (Vec<_>, Vec<_>) = usable.images.into_iter().partition(is_given);
+    // Drawn inside each domain, so that every domain is in both halves.
+    hold_out(&mut drawn, &files, options.test_fraction, options.seed);
+    usable.images = given.into_iter().chain(drawn).collect();
+    if !options.by_domain {
+        without_domains(&mut usable.images);
+    }
     let domain_of = |name: &str| parts(name).map_or("", |(domain, ..)| domain).to_owned();
-    let mut images = ListedImages::new(name, files, listed, folder.bad())?.with_domains(domain_of);
+    let mut images = ListedImages::new(name, files, usable)?.with_domains(domain_of);
     let mut differences = Vec::new();
     if options.by_domain {
         images = images.with_groups(|class| class.split('/').next().unwrap_or(class).to_owned());
@@ -101,36 +117,26 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     Ok(Box::new(images.with_notes(differences)))
 }
 
-fn list(files: &Files, options: &DomainNetOptions) -> Result<Vec<Listed>, DataError> {
-    let halves = halves(files)?;
-    let (mut given, mut drawn) = (Vec::new(), Vec::new());
-    for idx in (0..files.len()).filter(|&idx| is_image(files.name(idx))) {
-        let name = files.name(idx);
-        let Some((domain, class, path)) = parts(name) else {
-            continue;
-        };
-        if !options.domains.is_empty() && !options.domains.iter().any(|kept| kept == domain) {
-            continue;
-        }
-        let split = halves.get(path);
-        // Without a list the split is drawn inside each domain, so that every domain is in both halves.
-        let image = Listed {
-            file_idx: idx,
+/// The images of the domains that are read, each of the class `<domain>/<class>`; those that no list names are for
+/// training as yet.
+fn list(
+    files: &Files,
+    halves: &HashMap<String, Split>,
+    options: &DomainNetOptions,
+) -> Vec<Listed> {
+    let is_read = |domain: &str| {
+        options.domains.is_empty() || options.domains.iter().any(|kept| kept == domain)
+    };
+    (0..files.len())
+        .filter(|&idx| is_image(files.name(idx)))
+        .filter_map(|idx| Some((idx, parts(files.name(idx))?)))
+        .filter(|(_, (domain, ..))| is_read(domain))
+        .map(|(file_idx, (domain, class, path))| Listed {
+            file_idx,
             class: format!("{domain}/{class}"),
-            split: split.copied().unwrap_or(Split::Train),
-        };
-        if split.is_some() {
-            given.push(image);
-        } else {
-            drawn.push(image);
-        }
-    }
-    hold_out(&mut drawn, files, options.test_fraction, options.seed);
-    given.extend(drawn);
-    if !options.by_domain {
-        without_domains(&mut given);
-    }
-    Ok(given)
+            split: halves.get(path).copied().unwrap_or(Split::Train),
+        })
+        .collect()
 }
 
 /// Domain, class, and the path from the domain on.

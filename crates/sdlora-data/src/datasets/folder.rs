@@ -11,20 +11,23 @@
 //!
 //! A class id is the rank of the name of the class. Folders inside a class belong to it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::listed::{Bad, Listed, ListedImages, is_image, some_of};
-use super::table::{self, Row};
-use crate::dataset::{Dataset, Options, Split};
+use super::halves::hold_out;
+use super::layout::{FolderLayout, Layout, Place as FolderPlace};
+use super::listed::{Bad, Listed, ListedImages, Usable};
+use super::listing::{Listing, merge_domains};
+use super::table::Table;
+use crate::dataset::{Dataset, Options};
+use crate::decode::{BitDepth, ImageReading, Rotation, bits_in_use};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, Place, locate};
+use crate::format::{is_image, other_ending};
 use crate::manifest::Manifest;
-use crate::seed::{Purpose, generator};
 
 /// Images of one's own.
 pub(super) const FOLDER: DatasetEntry = DatasetEntry {
@@ -87,8 +90,14 @@ pub struct FolderOptions {
     pub csv: Option<String>,
     /// The classes that are kept; all when empty.
     pub classes: Vec<String>,
+    /// What the folders below the root are.
+    pub layout: FolderLayout,
     /// The folders above those of the classes are domains, which a stream may have a task for each of.
     pub domain_folders: bool,
+    /// Which side of an image is up; what its EXIF data say for a folder of one's own, as stored for published data.
+    pub rotation: Option<Rotation>,
+    /// How many bits the samples of 16-bit images use.
+    pub bit_depth: BitDepth,
     /// Decode every image when opening, and leave out and note what cannot be used.
     pub skip_bad: bool,
     /// Most files that are listed.
@@ -103,7 +112,10 @@ impl Default for FolderOptions {
             seed: 1993,
             csv: None,
             classes: Vec::new(),
+            layout: FolderLayout::Auto,
             domain_folders: false,
+            rotation: None,
+            bit_depth: BitDepth::File,
             skip_bad: false,
             max_files: MAX_FILES,
         }
@@ -122,6 +134,25 @@ impl FolderOptions {
                 "a number above 0 and below 1",
             ))
         }
+    }
+
+    /// How the images of the data set `name` are read.
+    pub(super) fn reading(&self, name: &str) -> ImageReading {
+        // Cameras lay an image down and say so; published data were read without a look at that.
+        let usual = if name == FOLDER.name {
+            Rotation::Exif
+        } else {
+            Rotation::Stored
+        };
+        ImageReading {
+            rotation: self.rotation.unwrap_or(usual),
+            bit_depth: self.bit_depth,
+        }
+    }
+
+    /// Whether the images of a class are kept.
+    pub(super) fn keeps(&self, class: &str) -> bool {
+        self.classes.is_empty() || self.classes.iter().any(|kept| kept == class)
     }
 
     /// What happens to bad images.
@@ -167,7 +198,11 @@ pub(super) fn find(
         also,
         max_files: options.max_files,
     };
-    locate(&place, |files| files.names().any(is_image))
+    locate(&place, |files| {
+        // Images that are not read say why a data set is none, where no archive may be it.
+        let has_others = || files.names().any(|name| other_ending(name).is_some());
+        files.names().any(is_image) || (files.archives().is_empty() && has_others())
+    })
 }
 
 /// Reads the classes of `files` by whichever layout they have.
@@ -176,8 +211,12 @@ pub(super) fn read(
     files: Files,
     options: &FolderOptions,
 ) -> Result<ListedImages, DataError> {
-    let mut notes = Vec::new();
-    let (mut listed, layout) = match &options.csv {
+    let reading = options.reading(name);
+    let draw = |usable: &mut Usable| {
+        let (fraction, seed) = (options.test_fraction, options.seed);
+        hold_out(&mut usable.images, &files, fraction, seed);
+    };
+    let (mut usable, known, notes, layout) = match &options.csv {
         Some(_) if options.domain_folders => {
             return Err(DataError::setting(
                 "domain_folders",
@@ -185,242 +224,88 @@ pub(super) fn read(
                 "one of the two, as a table names no domains",
             ));
         }
-        Some(csv) => (from_table(&files, csv, options)?, None),
+        Some(csv) => {
+            let table = Table::read(&files, csv)?;
+            let known = classes(&table.images, |class| class);
+            let is_kept = |class: &str| options.keeps(class);
+            let mut usable = Usable::of(&files, table.images, options.bad(), reading, is_kept)?;
+            if !table.has_splits {
+                draw(&mut usable);
+            }
+            (usable, known, table.notes, None)
+        }
         None => {
-            let layout = Layout::of(&files);
-            let listed = from_folders(&files, &layout, options, &mut notes)?;
-            (listed, options.domain_folders.then_some(layout))
+            let layout = Layout::of(&files, options.layout, options.domain_folders)?;
+            let listing = Listing::of(&files, &layout)?;
+            // Below a domain, the class is the last part.
+            let class_of = |class: &'_ str| -> usize { class.rfind('/').map_or(0, |at| at + 1) };
+            let known = classes(&listing.images, |class| &class[class_of(class)..]);
+            let is_kept = |class: &str| options.keeps(&class[class_of(class)..]);
+            let mut usable = Usable::of(&files, listing.images, options.bad(), reading, is_kept)?;
+            if !layout.has_halves() {
+                draw(&mut usable);
+            }
+            usable.empty_classes = listing.empty_classes;
+            if options.domain_folders {
+                merge_domains(&files, &mut usable)?;
+            }
+            let layout = options.domain_folders.then_some(layout);
+            (usable, known, listing.notes, layout)
         }
     };
     if !options.classes.is_empty() {
-        let kept: BTreeSet<&str> = options.classes.iter().map(String::as_str).collect();
-        let known: BTreeSet<&str> = listed.iter().map(|image| image.class.as_str()).collect();
-        if let Some(unknown) = kept.difference(&known).next() {
+        let mut kept = options.classes.iter();
+        if let Some(unknown) = kept.find(|class| !known.contains(*class)) {
             return Err(DataError::setting(
                 "classes",
                 unknown,
                 "names of class folders",
             ));
         }
-        listed.retain(|image| kept.contains(image.class.as_str()));
+        usable.images.retain(|image| options.keeps(&image.class));
+        usable.empty_classes.retain(|class, _| options.keeps(class));
     }
-    let mut images = ListedImages::new(name, files, listed, options.bad())?.with_notes(notes);
+    let mut notes = notes;
+    if name == FOLDER.name && reading.bit_depth == BitDepth::File {
+        notes.extend(dark(&files, &usable));
+    }
+    let mut images = ListedImages::new(name, files, usable)?.with_notes(notes);
     if let Some(layout) = layout {
-        images = images.with_domains(|name| {
-            let inner = layout.split(name).map_or("", |(_, inner)| inner);
-            inner.split('/').next().unwrap_or_default().to_owned()
+        images = images.with_domains(|name| match layout.place(name) {
+            FolderPlace::Class(_, class) => class.split('/').next().unwrap_or_default().to_owned(),
+            FolderPlace::Stray | FolderPlace::Outside => String::new(),
         });
     }
     Ok(images)
 }
 
-/// How the folders are nested.
-struct Layout {
-    /// What stands before every name, with a `/` at the end, or nothing.
-    root: String,
-    /// Whether the folders below it are the two halves.
-    has_halves: bool,
+/// The names of the classes of images.
+fn classes(listed: &[Listed], name_of: impl Fn(&str) -> &str) -> BTreeSet<String> {
+    let names = listed.iter().map(|image| name_of(&image.class));
+    let names: BTreeSet<&str> = names.collect();
+    names.into_iter().map(str::to_owned).collect()
 }
 
-impl Layout {
-    fn of(files: &Files) -> Self {
-        let root = files.common_folder(is_image).to_owned();
-        let images = files.names().filter(|name| is_image(name));
-        let tops: BTreeSet<&str> = images
-            .filter_map(|name| Some(name.strip_prefix(root.as_str())?.split_once('/')?.0))
-            .collect();
-        let has = |split| tops.iter().any(|top| half_of(top) == Some(split));
-        let has_halves = has(Split::Train) && has(Split::Test);
-        Self { root, has_halves }
-    }
+/// Images that are looked at for the bits they use.
+const N_LOOKED_AT: usize = 16;
 
-    /// Half and inner path of a file; without folders of halves everything is for training as yet.
-    fn split<'a>(&self, name: &'a str) -> Option<(Split, &'a str)> {
-        let below = name.strip_prefix(self.root.as_str())?;
-        if self.has_halves {
-            let (top, inner) = below.split_once('/')?;
-            Some((half_of(top)?, inner))
-        } else {
-            Some((Split::Train, below))
-        }
-    }
-}
-
-fn half_of(folder: &str) -> Option<Split> {
-    match folder {
-        "train" | "training" => Some(Split::Train),
-        "test" | "val" | "valid" | "validation" => Some(Split::Test),
-        _ => None,
-    }
-}
-
-fn from_folders(
-    files: &Files,
-    layout: &Layout,
-    options: &FolderOptions,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Listed>, DataError> {
-    let mut listed = Vec::new();
-    let mut stray = Vec::new();
-    for idx in 0..files.len() {
-        let name = files.name(idx);
-        // What lies outside the images is text about them.
-        let Some(below) = name.strip_prefix(layout.root.as_str()) else {
-            continue;
-        };
-        let parts = layout.split(name).and_then(|(split, inner)| {
-            let (class, rest) = inner.split_once('/')?;
-            if !options.domain_folders {
-                return Some((split, class));
-            }
-            // Domain and class, so that a split at random is drawn inside each domain.
-            let (folder, _) = rest.split_once('/')?;
-            Some((split, &inner[..class.len() + 1 + folder.len()]))
-        });
-        match parts {
-            Some((split, class)) if is_image(name) => listed.push(Listed {
-                file_idx: idx,
-                class: class.to_owned(),
-                split,
-            }),
-            _ => stray.push(format!("`{below}`")),
-        }
-    }
-    if !stray.is_empty() {
-        notes.push(format!(
-            "{} files are no images of a class: {}",
-            stray.len(),
-            some_of(&stray)
-        ));
-    }
-    if !layout.has_halves {
-        hold_out(&mut listed, files, options.test_fraction, options.seed);
-    }
-    if options.domain_folders {
-        without_domains(&mut listed);
-    }
-    check_case(files, &listed)?;
-    Ok(listed)
-}
-
-/// Makes the class `<class>` of all domains of the classes `<domain>/<class>`.
-pub(super) fn without_domains(listed: &mut [Listed]) {
-    for image in listed {
-        if let Some((_, class)) = image.class.split_once('/') {
-            image.class = class.to_owned();
-        }
-    }
-}
-
-/// Refuses classes that some file systems could not tell apart.
-fn check_case(files: &Files, listed: &[Listed]) -> Result<(), DataError> {
-    let mut seen: HashMap<String, &Listed> = HashMap::new();
-    for image in listed {
-        let first = seen.entry(image.class.to_lowercase()).or_insert(image);
-        if first.class != image.class {
-            return Err(files.error(
-                image.file_idx,
-                format!(
-                    "is of class `{}`, which differs from `{}` in upper and lower case only",
-                    image.class, first.class
-                ),
-                "rename or merge one of the folders",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Moves a random part of each class to the test half; the draw depends on seed and file names alone.
-///
-/// Of two images or more, each half gets at least one.
-pub(super) fn hold_out(listed: &mut [Listed], files: &Files, test_fraction: f64, seed: u64) {
-    let mut by_class: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (at, image) in listed.iter().enumerate() {
-        by_class.entry(image.class.clone()).or_default().push(at);
-    }
-    for (class_idx, mut members) in by_class.into_values().enumerate() {
-        members.sort_by(|&a, &b| {
-            files
-                .name(listed[a].file_idx)
-                .cmp(files.name(listed[b].file_idx))
-        });
-        let position = [u32::try_from(class_idx).unwrap_or(u32::MAX), 0, 0];
-        members.shuffle(&mut generator(seed, Purpose::HoldOut, position));
-        let n = members.len();
-        let n_test = ((n as f64 * test_fraction).round() as usize)
-            .max(1)
-            .min(n.saturating_sub(1));
-        for (rank, at) in members.into_iter().enumerate() {
-            listed[at].split = if rank < n_test {
-                Split::Test
-            } else {
-                Split::Train
-            };
-        }
-    }
-}
-
-fn from_table(files: &Files, csv: &str, options: &FolderOptions) -> Result<Vec<Listed>, DataError> {
-    let root = files.common_folder(|_| true);
-    let Some(table_idx) = files
-        .find(&format!("{root}{csv}"))
-        .or_else(|| files.find(csv))
-    else {
-        return Err(DataError::setting(
-            "csv",
-            csv,
-            format!("a table below `{}`", files.path().display()),
-        ));
-    };
-    let rows = table::read(files, table_idx)?;
-    let folder = match files.name(table_idx).rsplit_once('/') {
-        Some((folder, _)) => format!("{folder}/"),
-        None => String::new(),
-    };
-    let mut listed = Vec::with_capacity(rows.len());
-    let mut line_of = HashMap::new();
-    let n_split = rows.iter().filter(|row| row.split.is_some()).count();
-    if n_split != 0 && n_split != rows.len() {
-        return Err(files.error(
-            table_idx,
-            format!("names a split in {n_split} of {} rows", rows.len()),
-            "name it in all or in none",
-        ));
-    }
-    for Row {
-        line,
-        path,
-        label,
-        split,
-    } in rows
-    {
-        let path = path.trim_start_matches("./");
-        let Some(file_idx) = files
-            .find(&format!("{folder}{path}"))
-            .or_else(|| files.find(path))
-        else {
-            return Err(files.error(
-                table_idx,
-                format!("names `{path}` in line {line}, which is not there"),
-                "correct the path, which starts at the folder of the table",
-            ));
-        };
-        if let Some(first) = line_of.insert(file_idx, line) {
-            return Err(files.error(
-                table_idx,
-                format!("names `{path}` in lines {first} and {line}"),
-                "remove one",
-            ));
-        }
-        listed.push(Listed {
-            file_idx,
-            class: label,
-            split: split.unwrap_or(Split::Train),
-        });
-    }
-    if n_split == 0 {
-        hold_out(&mut listed, files, options.test_fraction, options.seed);
-    }
-    Ok(listed)
+/// A note when 16-bit images use so few bits that they become nearly black; some of them are looked at.
+fn dark(files: &Files, usable: &Usable) -> Option<String> {
+    let images = &usable.images;
+    let is_png = |idx: usize| files.name(idx).to_ascii_lowercase().ends_with(".png");
+    let step = images.len().div_ceil(N_LOOKED_AT).max(1);
+    let bits = images
+        .iter()
+        .step_by(step)
+        .map(|image| image.file_idx)
+        .filter(|&idx| is_png(idx))
+        .filter_map(|idx| bits_in_use(&files.read_image(idx).ok()?))
+        .max()
+        .filter(|&bits| bits <= 14)?;
+    // Sensors have an even number.
+    let suggested = bits.max(8).next_multiple_of(2);
+    Some(format!(
+        "16-bit images use the lower {bits} bits at most, of those that were looked at, and become dark: set the option \
+         `bit_depth = {suggested}`"
+    ))
 }

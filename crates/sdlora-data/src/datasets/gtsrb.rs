@@ -15,10 +15,11 @@ use std::path::Path;
 
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
-use super::listed::{Bad, Listed, ListedImages, is_image, some_of};
+use super::listed::{Bad, Listed, ListedImages, Usable, some_of};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::format::is_image;
 
 /// Traffic signs.
 pub(super) const GTSRB: DatasetEntry = DatasetEntry {
@@ -45,7 +46,9 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
         if !options.classes.is_empty() {
             listed.retain(|image| options.classes.contains(&image.class));
         }
-        ListedImages::new(name, files, listed, options.bad())?.with_notes(notes)
+        let reading = options.reading(name);
+        let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;
+        ListedImages::new(name, files, usable)?.with_notes(notes)
     } else {
         read(name, files, &options)?
     };

@@ -128,6 +128,9 @@ const BY_CLASS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrst
 const BALANCED: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt";
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";
 
+/// Most bytes of one file; the largest known, the images of EMNIST by class, has 547 MB.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// Files and classes of one set.
 #[derive(Clone, Copy)]
 struct Names {
@@ -308,9 +311,8 @@ fn half(
         })
     };
     let (images, labels) = (find("images")?, find("labels")?);
-    let (lens, bytes) = read::<3>(files, images)?;
-    let ([n_labels], label_bytes) = read::<1>(files, labels)?;
-    let [n_images, height, width] = lens;
+    let [n_images, height, width] = lengths::<3>(files, images)?;
+    let [n_labels] = lengths::<1>(files, labels)?;
     if n_images != n_labels {
         return Err(files.error(
             labels,
@@ -321,11 +323,12 @@ fn half(
     if n_images == 0 || width == 0 || height == 0 {
         return Err(files.error(images, "holds no images", "fetch it again"));
     }
+    let label_bytes = read(files, labels, [n_labels])?;
+    let mut bytes = read(files, images, [n_images, height, width])?;
     let file = names.file(half, "images");
     let mut samples = Vec::with_capacity(n_images);
-    let mut kept = Vec::with_capacity(bytes.len());
-    let pixels = bytes.chunks_exact(width * height);
-    for (at, (&label, pixels)) in label_bytes.iter().zip(pixels).enumerate() {
+    let len = width * height;
+    for (at, &label) in label_bytes.iter().enumerate() {
         let name = format!("{file} image {at}");
         let class_id = usize::from(label)
             .checked_sub(names.first_label)
@@ -345,39 +348,66 @@ fn half(
                 "fetch it again",
             ));
         };
+        // In place of those that were left out.
+        bytes.copy_within(at * len..(at + 1) * len, samples.len() * len);
         samples.push(Sample { class_id, name });
-        kept.extend_from_slice(pixels);
     }
+    bytes.truncate(samples.len() * len);
     Ok(Half {
         side: [width, height],
         pixels: Pixels {
             samples,
-            bytes: kept,
+            bytes,
         },
     })
 }
 
-/// Lengths and contents of an IDX file of unsigned bytes with `N` dimensions.
-fn read<const N: usize>(files: &Files, idx: usize) -> Result<([usize; N], Vec<u8>), DataError> {
-    let mut bytes = files.read_plain(idx)?;
-    let problem = |text: String| files.error(idx, text, "fetch it again");
+/// Lengths in the header of an IDX file of unsigned bytes with `N` dimensions.
+fn lengths<const N: usize>(files: &Files, idx: usize) -> Result<[usize; N], DataError> {
+    let start = files.plain_start(idx, header_len::<N>())?;
     // Two zero bytes, the type (8: unsigned bytes), the number of dimensions.
-    if bytes.len() < 4 + 4 * N || bytes[..4] != [0, 0, 8, N as u8] {
-        return Err(problem(format!(
-            "is no IDX file of unsigned bytes with {N} dimensions"
-        )));
+    if start.len() as u64 != header_len::<N>() || start[..4] != [0, 0, 8, N as u8] {
+        return Err(files.error(
+            idx,
+            format!("is no IDX file of unsigned bytes with {N} dimensions"),
+            "fetch it again",
+        ));
     }
     let mut lens = [0; N];
-    for (len, field) in lens.iter_mut().zip(bytes[4..].chunks_exact(4)) {
+    for (len, field) in lens.iter_mut().zip(start[4..].chunks_exact(4)) {
         *len = u32::from_be_bytes([field[0], field[1], field[2], field[3]]) as usize;
     }
-    let expected = lens.iter().try_fold(1usize, |n, &len| n.checked_mul(len));
-    bytes.drain(..4 + 4 * N);
-    if expected != Some(bytes.len()) {
+    Ok(lens)
+}
+
+const fn header_len<const N: usize>() -> u64 {
+    4 + 4 * N as u64
+}
+
+/// Contents of an IDX file of these lengths; no more is unpacked than they ask for.
+fn read<const N: usize>(
+    files: &Files,
+    idx: usize,
+    lens: [usize; N],
+) -> Result<Vec<u8>, DataError> {
+    let problem = |text: String| files.error(idx, text, "fetch it again");
+    let expected = lens
+        .iter()
+        .try_fold(1u64, |n, &len| n.checked_mul(len as u64))
+        .filter(|&n| n <= MAX_BYTES)
+        .ok_or_else(|| problem(format!("asks for too many bytes with its lengths {lens:?}")))?;
+    let bytes = files.read_plain(idx, header_len::<N>() + expected)?;
+    let Some(mut bytes) = bytes else {
+        return Err(problem(format!(
+            "has more bytes of data than its lengths {lens:?} ask for"
+        )));
+    };
+    bytes.drain(..(header_len::<N>() as usize).min(bytes.len()));
+    if bytes.len() as u64 != expected {
         return Err(problem(format!(
             "has {} bytes of data, its lengths {lens:?} ask for another number",
             bytes.len()
         )));
     }
-    Ok((lens, bytes))
+    Ok(bytes)
 }

@@ -1,18 +1,16 @@
 //! A data set whose images are files of their own, in a folder or an archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use sha2::{Digest, Sha256};
 
 use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx, Split};
+use crate::decode::ImageReading;
 use crate::error::DataError;
 use crate::files::Files;
 use crate::image::Image;
 
-/// Endings of the image files that are read, in lower case.
-const IMAGES: [&str; 9] = [
-    "png", "jpg", "jpeg", "webp", "bmp", "ppm", "pgm", "pbm", "pnm",
-];
 /// Most names in one note.
 const MAX_NAMED: usize = 10;
 
@@ -36,6 +34,127 @@ pub(super) enum Bad {
     Skip,
 }
 
+/// Images that can be used: bad ones are gone, so that halves may be drawn from what is left.
+#[derive(Debug)]
+pub(super) struct Usable {
+    /// The images.
+    pub(super) images: Vec<Listed>,
+    /// Classes without images that are read, each with the reason.
+    pub(super) empty_classes: BTreeMap<String, String>,
+    bad: Bad,
+    reading: ImageReading,
+    /// Digest of the bytes of each file that was read.
+    digests: HashMap<usize, [u8; 32]>,
+    notes: Vec<String>,
+}
+
+impl Usable {
+    /// Refuses or leaves out the images of `listed` that cannot be used, as `bad` says; those of classes that `is_kept`
+    /// does not know are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Content`] for an empty file and for what could not be listed, unless `bad` skips them.
+    pub(super) fn of(
+        files: &Files,
+        listed: Vec<Listed>,
+        bad: Bad,
+        reading: ImageReading,
+        is_kept: impl Fn(&str) -> bool,
+    ) -> Result<Self, DataError> {
+        let mut usable = Self {
+            images: listed,
+            empty_classes: BTreeMap::new(),
+            bad,
+            reading,
+            digests: HashMap::new(),
+            notes: Vec::new(),
+        };
+        let problems = files.problems();
+        match bad {
+            Bad::Refuse => {
+                let images = usable.images.iter();
+                let mut empty = images.filter(|image| files.size(image.file_idx) == 0);
+                if let Some(image) = empty.find(|image| is_kept(&image.class)) {
+                    return Err(files.error(
+                        image.file_idx,
+                        "is empty",
+                        "replace or remove it, or set the option `skip_bad = true`",
+                    ));
+                }
+                if !problems.is_empty() {
+                    return Err(DataError::content(
+                        format!("`{}`", files.path().display()),
+                        format!("holds what cannot be read: {}", some_of(problems)),
+                        "remove or rename it, or set the option `skip_bad = true`",
+                    ));
+                }
+            }
+            Bad::Skip => {
+                if !problems.is_empty() {
+                    usable.notes.push(format!(
+                        "left out what cannot be read: {}",
+                        some_of(problems)
+                    ));
+                }
+                usable.skip_unreadable(files, is_kept);
+            }
+        }
+        Ok(usable)
+    }
+
+    /// Decodes every image and leaves out those that cannot be.
+    fn skip_unreadable(&mut self, files: &Files, is_kept: impl Fn(&str) -> bool) {
+        let kept: Vec<usize> = self
+            .images
+            .iter()
+            .filter(|image| is_kept(&image.class))
+            .map(|image| image.file_idx)
+            .collect();
+        let read = |&idx: &usize| {
+            let bytes = files.read_image(idx)?;
+            Image::decode_as(&bytes, files.name(idx), self.reading)?;
+            Ok(Sha256::digest(&bytes).into())
+        };
+        let results: Vec<Result<[u8; 32], DataError>> = kept.par_iter().map(read).collect();
+        let mut unreadable = Vec::new();
+        let mut is_bad = BTreeSet::new();
+        for (idx, result) in kept.into_iter().zip(results) {
+            match result {
+                Ok(digest) => drop(self.digests.insert(idx, digest)),
+                Err(_) => {
+                    is_bad.insert(idx);
+                    unreadable.push(format!("`{}`", files.name(idx)));
+                }
+            }
+        }
+        self.images.retain(|image| !is_bad.contains(&image.file_idx));
+        if !unreadable.is_empty() {
+            self.notes.push(format!(
+                "left out {} unreadable images: {}",
+                unreadable.len(),
+                some_of(&unreadable)
+            ));
+        }
+    }
+
+    /// Pairs of images with the same bytes, one to learn from and one to test on; of images whose bytes were read.
+    fn in_both_halves(&self, files: &Files) -> Vec<String> {
+        let mut learned: HashMap<&[u8; 32], usize> = HashMap::new();
+        let of = |split| {
+            let images = self.images.iter().filter(move |image| image.split == split);
+            images.filter_map(|image| Some((self.digests.get(&image.file_idx)?, image.file_idx)))
+        };
+        for (digest, idx) in of(Split::Train) {
+            learned.entry(digest).or_insert(idx);
+        }
+        of(Split::Test)
+            .filter_map(|(digest, idx)| Some((learned.get(digest)?, idx)))
+            .map(|(first, idx)| format!("`{}` and `{}`", files.name(*first), files.name(idx)))
+            .collect()
+    }
+}
+
 /// A data set made of image files.
 #[derive(Debug)]
 pub struct ListedImages {
@@ -45,6 +164,7 @@ pub struct ListedImages {
     groups: Vec<Group>,
     domains: Vec<String>,
     halves: [Half; 2],
+    reading: ImageReading,
     notes: Vec<String>,
 }
 
@@ -65,45 +185,39 @@ fn half_idx(split: Split) -> usize {
     }
 }
 
-/// True when the ending of a name is that of an image.
-pub(super) fn is_image(name: &str) -> bool {
-    name.rsplit_once('.').is_some_and(|(_, ending)| {
-        let ending = ending.to_ascii_lowercase();
-        IMAGES.contains(&ending.as_str())
-    })
-}
-
 impl ListedImages {
     /// Puts the listed images in order: classes by name, images by file name.
     ///
     /// # Errors
     ///
-    /// [`DataError::Content`] for an empty file and for a class without training or test images, unless `bad` skips
-    /// them, and for a list without images.
-    pub(super) fn new(
-        name: &str,
-        files: Files,
-        mut listed: Vec<Listed>,
-        bad: Bad,
-    ) -> Result<Self, DataError> {
-        let mut notes = Vec::new();
-        listed.sort_by_key(|image| image.file_idx);
-        match bad {
-            Bad::Refuse => {
-                if let Some(image) = listed.iter().find(|image| files.size(image.file_idx) == 0) {
-                    return Err(files.error(
-                        image.file_idx,
-                        "is empty",
-                        "replace or remove it, or set the option `skip_bad = true`",
-                    ));
-                }
-            }
-            Bad::Skip => skip_unreadable(&files, &mut listed, &mut notes),
+    /// [`DataError::Content`] for a class without training or test images, unless bad ones are skipped, and for a list
+    /// without images.
+    pub(super) fn new(name: &str, files: Files, mut usable: Usable) -> Result<Self, DataError> {
+        usable.images.sort_by_key(|image| image.file_idx);
+        let same = usable.in_both_halves(&files);
+        let Usable {
+            images: listed,
+            empty_classes,
+            bad,
+            reading,
+            mut notes,
+            ..
+        } = usable;
+        if !same.is_empty() {
+            notes.push(format!(
+                "{} test images are the same as an image to learn from: {}",
+                same.len(),
+                some_of(&same)
+            ));
         }
         let mut counts: BTreeMap<String, [usize; 2]> = BTreeMap::new();
         for image in &listed {
             counts.entry(image.class.clone()).or_default()[half_idx(image.split)] += 1;
         }
+        let without_images = empty_classes
+            .iter()
+            .filter(|(class, _)| !counts.contains_key(*class))
+            .map(|(class, reason)| format!("class `{class}` has no images that are read, as {reason}"));
         let half_empty: Vec<String> = counts
             .iter()
             .filter(|(_, counts)| counts.contains(&0))
@@ -115,6 +229,7 @@ impl ListedImages {
                 };
                 format!("class `{class}` has no {split} images")
             })
+            .chain(without_images)
             .collect();
         if !half_empty.is_empty() {
             if bad == Bad::Refuse {
@@ -128,9 +243,13 @@ impl ListedImages {
             counts.retain(|_, counts| !counts.contains(&0));
         }
         if counts.is_empty() {
+            let reason = match half_empty.is_empty() && notes.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", notes.join("; ")),
+            };
             return Err(DataError::content(
                 format!("`{}`", files.path().display()),
-                format!("holds no images of data set `{name}`"),
+                format!("holds no images of data set `{name}`{reason}"),
                 "put the images in folders named after their classes",
             ));
         }
@@ -155,6 +274,7 @@ impl ListedImages {
             groups: Vec::new(),
             domains: Vec::new(),
             halves,
+            reading,
             notes,
         })
     }
@@ -204,31 +324,6 @@ impl ListedImages {
     pub(super) fn with_notes(mut self, notes: impl IntoIterator<Item = String>) -> Self {
         self.notes.extend(notes);
         self
-    }
-}
-
-/// Decodes every image and leaves out those that cannot be.
-fn skip_unreadable(files: &Files, listed: &mut Vec<Listed>, notes: &mut Vec<String>) {
-    let problems: Vec<Option<String>> = listed
-        .par_iter()
-        .map(|image| {
-            let idx = image.file_idx;
-            files
-                .read(idx)
-                .and_then(|bytes| Image::decode(&bytes, files.name(idx)))
-                .err()
-                .map(|_| format!("`{}`", files.name(idx)))
-        })
-        .collect();
-    let mut is_good = problems.iter().map(Option::is_none);
-    listed.retain(|_| is_good.next().unwrap_or(false));
-    let unreadable: Vec<String> = problems.into_iter().flatten().collect();
-    if !unreadable.is_empty() {
-        notes.push(format!(
-            "left out {} unreadable images: {}",
-            unreadable.len(),
-            some_of(&unreadable)
-        ));
     }
 }
 
@@ -284,12 +379,12 @@ impl Dataset for ListedImages {
             idx,
             len: half.file_idx.len(),
         })?;
-        let bytes = self.files.read(file_idx)?;
+        let bytes = self.files.read_image(file_idx)?;
         let name = format!(
             "{} in {}",
             half.samples[idx].name,
             self.files.path().display()
         );
-        Image::decode(&bytes, &name)
+        Image::decode_as(&bytes, &name, self.reading)
     }
 }

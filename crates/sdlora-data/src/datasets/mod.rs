@@ -5,16 +5,21 @@
 use std::path::Path;
 
 use crate::dataset::{Dataset, Options};
+use crate::decode::{BitDepth, ImageReading, Rotation};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 
 mod cifar;
+mod csv;
 mod cub;
 mod domainnet;
 mod folder;
 mod gtsrb;
+mod halves;
 mod idx;
+mod layout;
 mod listed;
+mod listing;
 mod omniglot;
 mod pixels;
 mod table;
@@ -24,6 +29,7 @@ pub use cifar::CifarOptions;
 pub use domainnet::DomainNetOptions;
 pub use folder::FolderOptions;
 pub use idx::IdxOptions;
+pub use layout::FolderLayout;
 pub use listed::ListedImages;
 pub use omniglot::{Omniglot, OmniglotOptions};
 
@@ -104,6 +110,30 @@ pub fn find(name: &str) -> Result<&'static DatasetEntry, DataError> {
 /// [`DataError::Options`] for options it does not have, and errors about the contents of its files.
 pub fn open(name: &str, data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataError> {
     (find(name)?.open)(data_dir, options)
+}
+
+/// How a data set of these options reads its images; others that go the same way are read in the same way.
+///
+/// # Errors
+///
+/// [`DataError::Options`] for a wrong value.
+pub fn image_reading(name: &str, options: &Options) -> Result<ImageReading, DataError> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Keys {
+        rotation: Option<Rotation>,
+        bit_depth: BitDepth,
+    }
+    let Keys {
+        rotation,
+        bit_depth,
+    } = options.parse(name)?;
+    let folder = FolderOptions {
+        rotation,
+        bit_depth,
+        ..FolderOptions::default()
+    };
+    Ok(folder.reading(name))
 }
 
 #[cfg(test)]

@@ -1,95 +1,301 @@
-//! A table of images: `path,label[,split]`, with or without a line of headings.
+//! A table of images: a path and a label a line, and a split where there is one.
+//!
+//! With a line of headings the columns may stand in any order, and those of other names are passed over, as the index
+//! that pandas writes. Without one they are `path,label[,split]`.
 
+use std::collections::HashMap;
+
+use super::csv::{DELIMITERS, fields, named_delimiter, text};
+use super::halves::Part;
+use super::listed::Listed;
 use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::Files;
+use crate::format::{is_image, other_ending, with_endings};
+
+/// Headings of the column of paths; the first that is there counts.
+const PATHS: [&str; 10] = [
+    "path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "image", "img",
+    "image_id",
+];
+/// Headings of the column of labels.
+const LABELS: [&str; 6] = [
+    "label", "class", "category", "class_name", "label_name", "target",
+];
+/// Headings of the column of splits.
+const SPLITS: [&str; 4] = ["split", "set", "subset", "partition"];
 
 /// One row of a table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Row {
+struct Row {
     /// Its line, from 1.
-    pub(super) line: usize,
+    line: usize,
     /// Path of the image.
-    pub(super) path: String,
+    path: String,
     /// Name of the class.
-    pub(super) label: String,
-    /// The half, where there is a third column.
-    pub(super) split: Option<Split>,
+    label: String,
+    /// The part, where there is a column of it.
+    part: Option<Part>,
 }
 
-/// Reads the table in a file.
-pub(super) fn read(files: &Files, file_idx: usize) -> Result<Vec<Row>, DataError> {
-    let text = files.read_text(file_idx)?;
-    let mut rows = Vec::new();
-    for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let number = at + 1;
-        let problem = |text: &str| {
-            files.error(
-                file_idx,
-                format!("has a line {number} that {text}"),
-                "write `path,label` or `path,label,split` with split train or test",
-            )
+/// Positions of the columns.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    delimiter: char,
+    /// Fields of every line, where a line of headings says so.
+    n_fields: Option<usize>,
+    path: usize,
+    label: usize,
+    split: Option<usize>,
+}
+
+/// Images of a table.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// The images; without a column of splits all are for training as yet.
+    pub(super) images: Vec<Listed>,
+    /// Whether the table says which half an image is of.
+    pub(super) has_splits: bool,
+    /// What was left out, for the user.
+    pub(super) notes: Vec<String>,
+}
+
+impl Table {
+    /// Reads the table `csv` below the folder of `files`, and finds its images.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Setting`] when it is not there, [`DataError::Content`] with the line when it cannot be read, when an
+    /// image is not there or is named twice, and when some rows name a split and some do not.
+    pub(super) fn read(files: &Files, csv: &str) -> Result<Self, DataError> {
+        let root = files.common_folder(|_| true);
+        let Some(table_idx) = files
+            .find(&format!("{root}{csv}"))
+            .or_else(|| files.find(csv))
+        else {
+            return Err(DataError::setting(
+                "csv",
+                csv,
+                format!("a table below `{}`", files.path().display()),
+            ));
         };
+        let rows = rows(files, table_idx)?;
+        let n_split = rows.iter().filter(|row| row.part.is_some()).count();
+        if n_split != 0 && n_split != rows.len() {
+            return Err(files.error(
+                table_idx,
+                format!("names a split in {n_split} of {} rows", rows.len()),
+                "name it in all or in none",
+            ));
+        }
+        let has_test = rows.iter().any(|row| row.part == Some(Part::Test));
+        let folder = match files.name(table_idx).rsplit_once('/') {
+            Some((folder, _)) => format!("{folder}/"),
+            None => String::new(),
+        };
+        let mut table = Self {
+            has_splits: n_split != 0,
+            ..Self::default()
+        };
+        let mut line_of = HashMap::new();
+        let mut n_held_out = 0;
+        for row in rows {
+            let line = row.line;
+            let Some(file_idx) = find(files, &folder, &row.path) else {
+                return Err(files.error(
+                    table_idx,
+                    format!("names `{}` in line {line}, which is not there", row.path),
+                    "correct the path, which starts at the folder of the table",
+                ));
+            };
+            if let Some(first) = line_of.insert(file_idx, line) {
+                return Err(files.error(
+                    table_idx,
+                    format!("names `{}` in lines {first} and {line}", row.path),
+                    "remove one",
+                ));
+            }
+            match row.part.map_or(Some(Split::Train), |part| part.split(has_test)) {
+                Some(split) => table.images.push(Listed {
+                    file_idx,
+                    class: row.label,
+                    split,
+                }),
+                None => n_held_out += 1,
+            }
+        }
+        if n_held_out > 0 {
+            table.notes.push(format!(
+                "the validation rows of `{csv}` ({n_held_out} images) are held out: beside a test half they are neither \
+                 trained nor tested on"
+            ));
+        }
+        Ok(table)
+    }
+}
+
+/// The file that a path of a table names, which starts at the folder of the table or at the root.
+///
+/// Paths of Windows are read. An absolute path was written on another machine, so what stands before its longest end
+/// that is there does not count. A path without an ending is that of the image with one.
+fn find(files: &Files, folder: &str, path: &str) -> Option<usize> {
+    let path = path.replace('\\', "/");
+    let is_absolute = path.starts_with('/') || path.get(1..3) == Some(":/");
+    let exact = |path: &str| {
+        let from = |folder: &str| files.find(&plain(folder, path)?);
+        from(folder).or_else(|| from(""))
+    };
+    let with_ending = |path: &str| {
+        exact(path).or_else(|| {
+            let has_ending = is_image(path) || other_ending(path).is_some();
+            let mut found = with_endings(path).filter(|_| !has_ending).filter_map(|p| exact(&p));
+            found.next().filter(|_| found.next().is_none())
+        })
+    };
+    if !is_absolute {
+        return with_ending(&path);
+    }
+    let slashes = path.match_indices('/').map(|(at, _)| &path[at + 1..]);
+    slashes.filter(|end| !end.is_empty()).find_map(with_ending)
+}
+
+/// The path from the root on, without `.` and `..`; nothing when it leads out of the root.
+fn plain(folder: &str, path: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in folder.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            _ => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Reads the rows of the table in a file.
+fn rows(files: &Files, file_idx: usize) -> Result<Vec<Row>, DataError> {
+    let refuse = |problem: String| {
+        files.error(
+            file_idx,
+            problem,
+            "write it as UTF-8, with a line of headings `path,label` or `path,label,split` and split train or test",
+        )
+    };
+    let text = text(files.read_text_bytes(file_idx)?).map_err(refuse)?;
+    let mut columns: Option<Columns> = None;
+    let mut delimiters = DELIMITERS.to_vec();
+    let mut rows = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let number = at + 1;
+        let problem = |text: String| refuse(format!("has a line {number} that {text}"));
         if line.trim().is_empty() {
             continue;
         }
-        let fields = fields(line).ok_or_else(|| problem("has a quote without its end"))?;
-        if at == 0 && fields[0].eq_ignore_ascii_case("path") {
+        if let Some(delimiter) = named_delimiter(line).filter(|_| at == 0) {
+            delimiters = vec![delimiter];
             continue;
         }
-        let (path, label, split) = match fields.as_slice() {
-            [path, label] => (path, label, None),
-            [path, label, split] => (path, label, Some(split.as_str())),
-            _ => return Err(problem("has not two or three fields")),
+        let columns = match columns {
+            Some(columns) => columns,
+            None => {
+                let (found, is_heading) = Columns::of(line, &delimiters).map_err(&refuse)?;
+                columns = Some(found);
+                if is_heading {
+                    continue;
+                }
+                found
+            }
         };
-        if path.is_empty() || label.is_empty() {
-            return Err(problem("has an empty field"));
+        let fields = fields(line, columns.delimiter)
+            .ok_or_else(|| problem("has a quote without its end".to_owned()))?;
+        if let Some(n) = columns.n_fields.filter(|&n| n != fields.len()) {
+            return Err(problem(format!("has {} fields, the headings {n}", fields.len())));
         }
-        let split = match split {
+        if columns.n_fields.is_none() && !(2..=3).contains(&fields.len()) {
+            return Err(problem("has not two or three fields".to_owned()));
+        }
+        let (path, label) = (&fields[columns.path], &fields[columns.label]);
+        if path.is_empty() || label.is_empty() {
+            return Err(problem("has an empty field".to_owned()));
+        }
+        let split = match columns.n_fields {
+            Some(_) => columns.split.map(|column| &fields[column]),
+            None => fields.get(2),
+        };
+        let part = match split {
             None => None,
-            Some("train" | "training") => Some(Split::Train),
-            Some("test" | "val" | "valid" | "validation") => Some(Split::Test),
-            Some(_) => return Err(problem("names another split")),
+            Some(word) => Some(Part::of(word).ok_or_else(|| {
+                problem(format!("names the split `{word}`, expected train, val or test"))
+            })?),
         };
         rows.push(Row {
             line: number,
             path: path.clone(),
             label: label.clone(),
-            split,
+            part,
         });
     }
     Ok(rows)
 }
 
-/// The fields of a line (RFC 4180 without line breaks in fields), trimmed; nothing when a quote does not end.
-fn fields(line: &str) -> Option<Vec<String>> {
-    let mut fields = vec![String::new()];
-    let mut in_quotes = false;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if in_quotes && chars.peek() == Some(&'"') => {
-                chars.next();
-                fields.last_mut()?.push('"');
+impl Columns {
+    /// The columns by the first line, and whether that is one of headings.
+    ///
+    /// Errors are the end of a sentence about the table.
+    fn of(line: &str, delimiters: &[char]) -> Result<(Self, bool), String> {
+        let mut seen = Vec::new();
+        for &delimiter in delimiters {
+            let Some(fields) = fields(line, delimiter) else {
+                continue;
+            };
+            let column = |names: &[&str]| {
+                names.iter().find_map(|name| {
+                    let is_it = |field: &String| field.eq_ignore_ascii_case(name);
+                    fields.iter().position(is_it)
+                })
+            };
+            let (path, label) = (column(&PATHS), column(&LABELS));
+            if let (Some(path), Some(label)) = (path, label) {
+                let columns = Self {
+                    delimiter,
+                    n_fields: Some(fields.len()),
+                    path,
+                    label,
+                    split: column(&SPLITS),
+                };
+                return Ok((columns, true));
             }
-            '"' => in_quotes = !in_quotes,
-            ',' if !in_quotes => fields.push(String::new()),
-            _ => fields.last_mut()?.push(c),
+            seen.push((delimiter, fields, path.is_some() || label.is_some()));
         }
-    }
-    (!in_quotes).then(|| fields.iter().map(|field| field.trim().to_owned()).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotes_keep_commas() {
-        assert_eq!(
-            fields(r#"a.png, "cat, ""big""" ,train"#).unwrap(),
-            ["a.png", r#"cat, "big""#, "train"]
-        );
-        assert_eq!(fields(r#"a,"b"#), None);
+        // Without headings: the delimiter that makes two or three fields, the first of which is an image.
+        let plain = seen.iter().find(|(_, fields, _)| {
+            let first = fields.first().map_or("", String::as_str);
+            (2..=3).contains(&fields.len()) && (is_image(first) || other_ending(first).is_some())
+        });
+        if let Some(&(delimiter, ..)) = plain {
+            let columns = Self {
+                delimiter,
+                n_fields: None,
+                path: 0,
+                label: 1,
+                split: None,
+            };
+            return Ok((columns, false));
+        }
+        let best = seen
+            .into_iter()
+            .max_by_key(|(delimiter, fields, is_known)| {
+                let rank = DELIMITERS.iter().position(|d| d == delimiter);
+                (*is_known, fields.len(), std::cmp::Reverse(rank))
+            });
+        match best {
+            None => Err("has a first line with a quote without its end".to_owned()),
+            Some((_, fields, _)) => Err(format!(
+                "starts with the fields {fields:?}: neither the path of an image before its label, nor headings with one \
+                 of {} and one of {}",
+                PATHS.join(", "),
+                LABELS.join(", ")
+            )),
+        }
     }
 }

@@ -9,10 +9,11 @@ use std::path::Path;
 
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find};
-use super::listed::{Listed, ListedImages, is_image};
+use super::listed::{Listed, ListedImages, Usable};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::format::is_image;
 
 /// 200 classes.
 pub(super) const TINY_IMAGENET: DatasetEntry = DatasetEntry {
@@ -37,7 +38,9 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
         listed.retain(|image| options.classes.contains(&image.class));
     }
     let words = words(&files)?;
-    let images = ListedImages::new(name, files, listed, options.bad())?
+    let reading = options.reading(name);
+    let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;
+    let images = ListedImages::new(name, files, usable)?
         .with_class_names(|wnid| words.get(wnid).map(|words| format!("{wnid} {words}")));
     let differences = manifest
         .set(name)

@@ -5,27 +5,38 @@
 
 mod folder;
 mod locate;
+mod read;
 mod store;
 mod tar;
 mod zip;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
+pub use read::read_file;
+pub(crate) use read::open_file;
 
+use crate::decode::MAX_IMAGE_BYTES;
 use crate::error::DataError;
+use crate::format::Format;
+use read::{gunzip, gunzip_start, read_to_end};
 use store::Store;
 
 /// Endings of the archives that can be read.
 pub(crate) const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
 pub(crate) const MAX_FILES: usize = 2_000_000;
-/// Largest file that is read, in bytes, once unpacked; the largest known, the images of EMNIST by class, have 547 MB.
-const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known, the training
+/// images of CIFAR-100, have 154 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Largest tar that is unpacked into memory, in bytes.
 const MAX_UNPACKED_BYTES: u64 = 2 << 30;
+/// Largest text (a table, a list), in bytes, once unpacked; that of two million images has about 200 MB.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+/// From this size on, an image is looked at before it is unpacked as a whole.
+const LARGE_IMAGE_BYTES: u64 = 4 << 20;
 
 /// One file: its name with `/` between the parts, and where its bytes are.
 #[derive(Debug)]
@@ -35,6 +46,16 @@ struct Entry {
     at: Location,
     /// Position of its part.
     part: usize,
+}
+
+/// What a folder or an archive lists.
+#[derive(Debug, Default)]
+struct Listing {
+    entries: Vec<Entry>,
+    /// Names of folders in which nothing lies.
+    empty_folders: Vec<String>,
+    /// What cannot be listed, as sentences without a stop: a link to nothing, a name that is no text.
+    problems: Vec<String>,
 }
 
 /// Where the bytes of a file are.
@@ -64,6 +85,8 @@ pub(crate) struct Files {
     /// The folder or archive that was opened, and the archives inside it that were opened with it.
     parts: Vec<Part>,
     entries: Vec<Entry>,
+    empty_folders: Vec<String>,
+    problems: Vec<String>,
 }
 
 impl Files {
@@ -74,9 +97,10 @@ impl Files {
     /// # Errors
     ///
     /// [`DataError::Io`], [`DataError::Archive`] for a damaged zip, and [`DataError::Content`] for more than `max_files`
-    /// files, a name that leaves the folder, names that differ in case only, a loop of links and an unknown archive.
+    /// files, a name that leaves the folder, names that differ in case only and an unknown archive. What cannot be
+    /// listed is one of the [`problems`](Self::problems).
     pub(crate) fn open(path: &Path, max_files: usize) -> Result<Self, DataError> {
-        let (entries, store) = if path.is_dir() {
+        let (listing, store) = if path.is_dir() {
             (folder::list(path, max_files)?, None)
         } else {
             Self::open_archive(path, max_files)?
@@ -86,13 +110,24 @@ impl Files {
             store,
             prefix: String::new(),
         };
+        let Listing {
+            entries,
+            empty_folders,
+            problems,
+        } = listing;
         let mut files = Self {
             parts: vec![part],
             entries,
+            empty_folders,
+            problems,
         };
         files
             .entries
             .retain(|entry| !entry.name.split('/').any(is_litter));
+        files
+            .empty_folders
+            .retain(|folder| !folder.split('/').any(is_litter));
+        files.empty_folders.sort();
         files.entries.sort_by(|a, b| a.name.cmp(&b.name));
         files.check_names()?;
         Ok(files)
@@ -120,6 +155,9 @@ impl Files {
                     part,
                     ..entry
                 }));
+            let empty = inner.empty_folders.iter();
+            files.empty_folders.extend(empty.map(|folder| format!("{prefix}{folder}")));
+            files.problems.extend(inner.problems);
             files.parts.extend(inner.parts.into_iter().map(|part| Part {
                 prefix: prefix.clone(),
                 ..part
@@ -139,15 +177,14 @@ impl Files {
     fn open_archive(
         path: &Path,
         max_files: usize,
-    ) -> Result<(Vec<Entry>, Option<Store>), DataError> {
+    ) -> Result<(Listing, Option<Store>), DataError> {
         let io_error = |source| DataError::Io {
             path: path.to_owned(),
             source,
         };
-        let mut file = std::fs::File::open(path).map_err(io_error)?;
+        let (file, _) = open_file(path)?;
         let mut start = Vec::new();
-        file.by_ref()
-            .take(262)
+        file.take(262)
             .read_to_end(&mut start)
             .map_err(io_error)?;
         if start.starts_with(b"PK") {
@@ -157,9 +194,16 @@ impl Files {
         }
         let store = if start.starts_with(&[0x1f, 0x8b]) {
             // Unpacked while it is read, so that the packed bytes take no memory.
-            let packed = std::fs::File::open(path).map_err(io_error)?;
+            let (packed, _) = open_file(path)?;
             let packed = std::io::BufReader::new(packed);
-            Store::memory(gunzip(packed, MAX_UNPACKED_BYTES, &place_of(path))?)
+            let bytes = gunzip(packed, MAX_UNPACKED_BYTES, &place_of(path))?;
+            Store::memory(bytes.ok_or_else(|| {
+                DataError::content(
+                    place_of(path),
+                    format!("unpacks to more than {MAX_UNPACKED_BYTES} bytes"),
+                    "unpack it to a folder and name that",
+                )
+            })?)
         } else if start.get(257..262) == Some(b"ustar") {
             Store::file(path)?
         } else {
@@ -263,61 +307,157 @@ impl Files {
         }
     }
 
+    /// Names of the folders in which nothing lies, ascending.
+    pub(crate) fn empty_folders(&self) -> &[String] {
+        &self.empty_folders
+    }
+
+    /// What could not be listed: links to nothing and loops of links, names that are not UTF-8, pipes and devices. One
+    /// sentence each, without a stop.
+    pub(crate) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
     /// Reads a file.
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`], and [`DataError::Content`] when it is damaged or larger than 1 GiB.
+    /// [`DataError::Io`], and [`DataError::Content`] when it is damaged or larger than 256 MiB.
     pub(crate) fn read(&self, idx: usize) -> Result<Vec<u8>, DataError> {
+        self.read_within(idx, MAX_FILE_BYTES)
+    }
+
+    /// Reads a file of `max_bytes` at most; a larger one is not unpacked.
+    fn read_within(&self, idx: usize, max_bytes: u64) -> Result<Vec<u8>, DataError> {
         let entry = &self.entries[idx];
-        if entry.size > MAX_FILE_BYTES {
+        if entry.size > max_bytes {
             return Err(self.error(
                 idx,
-                format!("has {} bytes, more than {MAX_FILE_BYTES}", entry.size),
+                format!("has {} bytes, {max_bytes} are read at most", entry.size),
                 "leave it out",
             ));
         }
         let part = &self.parts[entry.part];
         match (&entry.at, &part.store) {
             (Location::Range { start }, Some(store)) => store.read(*start, entry.size),
-            (Location::Zip(member), Some(store)) => {
-                member
-                    .read(store, entry.size)
-                    .map_err(|problem| match problem {
-                        zip::Problem::Store(error) => error,
-                        zip::Problem::Content(text) => {
-                            self.error(idx, text, "fetch the archive again")
-                        }
-                    })
-            }
+            (Location::Zip(member), Some(store)) => member
+                .read(store, entry.size)
+                .map_err(|problem| self.zip_error(idx, problem)),
+            _ => read_file(&part.path.join(self.inner_name(entry)), max_bytes),
+        }
+    }
+
+    /// Reads an image.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read); [`DataError::Content`] for a large file that does not start as an image does,
+    /// before it is unpacked.
+    pub(crate) fn read_image(&self, idx: usize) -> Result<Vec<u8>, DataError> {
+        if self.size(idx) > LARGE_IMAGE_BYTES
+            && Format::of(&self.read_start(idx, 32)?) == Format::Unknown
+        {
+            return Err(self.error(
+                idx,
+                "does not start as an image does",
+                "replace or remove it",
+            ));
+        }
+        self.read_within(idx, MAX_IMAGE_BYTES)
+    }
+
+    /// Reads the first bytes of a file, `n_bytes` of them or all.
+    fn read_start(&self, idx: usize, n_bytes: u64) -> Result<Vec<u8>, DataError> {
+        let entry = &self.entries[idx];
+        let len = entry.size.min(n_bytes);
+        let part = &self.parts[entry.part];
+        match (&entry.at, &part.store) {
+            (Location::Range { start }, Some(store)) => store.read(*start, len),
+            (Location::Zip(member), Some(store)) => member
+                .read_start(store, len)
+                .map_err(|problem| self.zip_error(idx, problem)),
             _ => {
                 let path = part.path.join(self.inner_name(entry));
-                std::fs::read(&path).map_err(|source| DataError::Io { path, source })
+                let (file, _) = open_file(&path)?;
+                read_to_end(file, len, len).map_err(|source| DataError::Io { path, source })
             }
         }
     }
 
-    /// Reads a file, unpacked when its name ends in `.gz`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read`](Self::read).
-    pub(crate) fn read_plain(&self, idx: usize) -> Result<Vec<u8>, DataError> {
-        let bytes = self.read(idx)?;
-        if self.name(idx).ends_with(".gz") {
-            gunzip(bytes.as_slice(), MAX_FILE_BYTES, &self.place(idx))
-        } else {
-            Ok(bytes)
+    fn zip_error(&self, idx: usize, problem: zip::Problem) -> DataError {
+        match problem {
+            zip::Problem::Store(error) => error,
+            zip::Problem::Content(text) => self.error(idx, text, "fetch the archive again"),
         }
     }
 
-    /// Reads a file as text; bytes that are not UTF-8 become replacement characters.
+    /// Reads a file, unpacked when its name ends in `.gz`; nothing when it has more than `max_bytes` then.
     ///
     /// # Errors
     ///
     /// Those of [`read`](Self::read).
+    pub(crate) fn read_plain(
+        &self,
+        idx: usize,
+        max_bytes: u64,
+    ) -> Result<Option<Vec<u8>>, DataError> {
+        if !self.is_packed(idx) {
+            if self.size(idx) > max_bytes {
+                return Ok(None);
+            }
+            return self.read_within(idx, max_bytes).map(Some);
+        }
+        // What cannot be packed grows by five bytes in 16 KiB, and a header with a name stands before it.
+        let most = max_bytes.saturating_add(max_bytes / 1024 + (1 << 16));
+        if self.size(idx) > most {
+            return Ok(None);
+        }
+        let packed = self.read_within(idx, most)?;
+        gunzip(packed.as_slice(), max_bytes, &self.place(idx))
+    }
+
+    /// The first bytes of a file, unpacked when its name ends in `.gz`; fewer when it is shorter or damaged.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read).
+    pub(crate) fn plain_start(&self, idx: usize, n_bytes: u64) -> Result<Vec<u8>, DataError> {
+        if self.is_packed(idx) {
+            let packed = self.read_start(idx, n_bytes.saturating_add(1 << 16))?;
+            Ok(gunzip_start(&packed, n_bytes))
+        } else {
+            self.read_start(idx, n_bytes)
+        }
+    }
+
+    fn is_packed(&self, idx: usize) -> bool {
+        self.name(idx).ends_with(".gz")
+    }
+
+    /// Reads a text, unpacked when its name ends in `.gz`, as bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Self::read), and [`DataError::Content`] for more than 256 MiB.
+    pub(crate) fn read_text_bytes(&self, idx: usize) -> Result<Vec<u8>, DataError> {
+        self.read_plain(idx, MAX_TEXT_BYTES)?.ok_or_else(|| {
+            self.error(
+                idx,
+                format!("has more than {MAX_TEXT_BYTES} bytes, too many for a text"),
+                "name a smaller one",
+            )
+        })
+    }
+
+    /// Reads a text, unpacked when its name ends in `.gz`; bytes that are not UTF-8 become replacement characters.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read_text_bytes`](Self::read_text_bytes).
     pub(crate) fn read_text(&self, idx: usize) -> Result<String, DataError> {
-        Ok(String::from_utf8_lossy(&self.read_plain(idx)?).into_owned())
+        let bytes = self.read_text_bytes(idx)?;
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// The file as errors name it.
@@ -361,6 +501,26 @@ fn is_litter(part: &str) -> bool {
     (part.starts_with('.') && part != "." && part != "..") || part == "__MACOSX"
 }
 
+/// Those of the `folders` of an archive in which no entry lies, without the `/` at their ends.
+fn empty(folders: Vec<String>, entries: &[Entry]) -> Vec<String> {
+    let mut full: HashSet<&str> = HashSet::new();
+    for entry in entries {
+        let mut name = entry.name.as_str();
+        while let Some((folder, _)) = name.rsplit_once('/') {
+            if !full.insert(folder) {
+                break;
+            }
+            name = folder;
+        }
+    }
+    let names = folders
+        .into_iter()
+        .map(|folder| folder.trim_end_matches('/').to_owned());
+    names
+        .filter(|folder| !folder.is_empty() && !full.contains(folder.as_str()))
+        .collect()
+}
+
 /// The error of a listing that does not end in time.
 fn too_many(path: &Path, max_files: usize) -> DataError {
     DataError::content(
@@ -370,31 +530,9 @@ fn too_many(path: &Path, max_files: usize) -> DataError {
     )
 }
 
-/// Unpacks gzip bytes of at most `max_bytes` once unpacked.
-fn gunzip(
-    packed: impl std::io::BufRead,
-    max_bytes: u64,
-    place: &str,
-) -> Result<Vec<u8>, DataError> {
-    let mut bytes = Vec::new();
-    let n_read = flate2::bufread::MultiGzDecoder::new(packed)
-        .take(max_bytes + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| {
-            DataError::content(
-                place,
-                format!("cannot be unpacked ({source})"),
-                "fetch it again",
-            )
-        })?;
-    if n_read as u64 > max_bytes {
-        return Err(DataError::content(
-            place,
-            format!("unpacks to more than {max_bytes} bytes"),
-            "unpack it to a folder and name that",
-        ));
-    }
-    Ok(bytes)
+/// A name that is not UTF-8, with its bytes as they can be typed, as the place of a problem.
+fn place_of_bytes(name: &[u8], path: &Path) -> String {
+    format!("`{}` in `{}`", name.escape_ascii(), path.display())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::DataError;
 
-use super::place_of;
+use super::{open_file, place_of};
 
 /// The bytes of an archive.
 #[derive(Debug)]
@@ -25,12 +25,7 @@ pub(super) enum Store {
 impl Store {
     /// Opens the file at `path`.
     pub(super) fn file(path: &Path) -> Result<Self, DataError> {
-        let io_error = |source| DataError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let file = File::open(path).map_err(io_error)?;
-        let len = file.metadata().map_err(io_error)?.len();
+        let (file, len) = open_file(path)?;
         Ok(Self::File {
             path: path.to_owned(),
             len,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::store::Store;
-use super::{Entry, Location, place_of, too_many};
+use super::{Entry, Listing, Location, empty, place_of, place_of_bytes, too_many};
 use crate::error::DataError;
 
 /// Headers and contents are padded to this many bytes.
@@ -12,7 +12,7 @@ const BLOCK: u64 = 512;
 const MAX_NAME_BYTES: u64 = 64 * 1024;
 
 /// Lists the members of the tar in `store`; `path` is used in errors only.
-pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Vec<Entry>, DataError> {
+pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Listing, DataError> {
     let damaged = |at: u64, problem: &str| {
         DataError::content(
             place_of(path),
@@ -20,8 +20,9 @@ pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Vec<E
             "fetch it again",
         )
     };
-    let mut entries = Vec::new();
-    let mut long_name: Option<String> = None;
+    let mut listing = Listing::default();
+    let mut folders = Vec::new();
+    let mut long_name: Option<Vec<u8>> = None;
     let mut long_size: Option<u64> = None;
     let mut at = 0;
     loop {
@@ -30,7 +31,8 @@ pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Vec<E
         }
         let header = store.read(at, BLOCK)?;
         if header.iter().all(|&b| b == 0) {
-            return Ok(entries);
+            listing.empty_folders = empty(folders, &listing.entries);
+            return Ok(listing);
         }
         if !has_valid_sum(&header) {
             return Err(damaged(at, "a header has a wrong checksum"));
@@ -48,27 +50,42 @@ pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Vec<E
             .ok_or_else(|| damaged(at, "a member is longer than the rest of the file"))?;
         match kind {
             b'0' | 0 | b'7' => {
-                if entries.len() == max_files {
+                if listing.entries.len() == max_files {
                     return Err(too_many(path, max_files));
                 }
                 let name = long_name.take().unwrap_or_else(|| short_name(&header));
                 long_size = None;
-                entries.push(Entry {
-                    name: name.strip_prefix("./").unwrap_or(&name).to_owned(),
-                    size,
-                    at: Location::Range { start },
-                    part: 0,
-                });
+                match String::from_utf8(name) {
+                    Ok(name) => listing.entries.push(Entry {
+                        name: name.strip_prefix("./").unwrap_or(&name).to_owned(),
+                        size,
+                        at: Location::Range { start },
+                        part: 0,
+                    }),
+                    Err(error) => listing.problems.push(format!(
+                        "{} has a name that is not UTF-8",
+                        place_of_bytes(error.as_bytes(), path)
+                    )),
+                }
+            }
+            b'5' => {
+                let name = long_name.take().unwrap_or_else(|| short_name(&header));
+                long_size = None;
+                if folders.len() < max_files && let Ok(name) = String::from_utf8(name) {
+                    folders.push(name.strip_prefix("./").unwrap_or(&name).to_owned());
+                }
             }
             b'L' | b'x' if size > MAX_NAME_BYTES => {
                 return Err(damaged(at, "a name is too long"));
             }
-            b'L' => long_name = Some(text(&store.read(start, size)?)),
+            b'L' => long_name = Some(to_zero(&store.read(start, size)?).to_vec()),
             b'x' => {
                 for (key, value) in pax_records(&store.read(start, size)?) {
                     match key.as_str() {
                         "path" => long_name = Some(value),
-                        "size" => long_size = value.parse().ok(),
+                        "size" => {
+                            long_size = str::from_utf8(&value).ok().and_then(|n| n.parse().ok());
+                        }
                         _ => {}
                     }
                 }
@@ -107,25 +124,30 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 /// Name and, for ustar, the prefix before it.
-fn short_name(header: &[u8]) -> String {
-    let name = text(&header[..100]);
-    let prefix = text(&header[345..500]);
+fn short_name(header: &[u8]) -> Vec<u8> {
+    let name = to_zero(&header[..100]);
+    let prefix = to_zero(&header[345..500]);
     // GNU tar writes "ustar " and uses the bytes of the prefix for times.
     if prefix.is_empty() || &header[257..263] != b"ustar\0" {
-        name
+        name.to_vec()
     } else {
-        format!("{prefix}/{name}")
+        [prefix, b"/", name].concat()
     }
+}
+
+/// The bytes up to the first zero.
+fn to_zero(field: &[u8]) -> &[u8] {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    &field[..end]
 }
 
 /// Text up to the first zero byte.
 fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
+    String::from_utf8_lossy(to_zero(field)).into_owned()
 }
 
 /// Records `<length> <key>=<value>\n`; what does not fit is left out.
-fn pax_records(bytes: &[u8]) -> Vec<(String, String)> {
+fn pax_records(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut records = Vec::new();
     let mut rest = bytes;
     while let Some(space) = rest.iter().position(|&b| b == b' ') {
@@ -135,9 +157,11 @@ fn pax_records(bytes: &[u8]) -> Vec<(String, String)> {
         if len <= space + 1 || len > rest.len() {
             break;
         }
-        let record = String::from_utf8_lossy(&rest[space + 1..len]).into_owned();
-        if let Some((key, value)) = record.trim_end_matches('\n').split_once('=') {
-            records.push((key.to_owned(), value.to_owned()));
+        let record = &rest[space + 1..len];
+        let record = record.strip_suffix(b"\n").unwrap_or(record);
+        if let Some(equals) = record.iter().position(|&b| b == b'=') {
+            let (key, value) = (text(&record[..equals]), to_zero(&record[equals + 1..]));
+            records.push((key, value.to_vec()));
         }
         rest = &rest[len..];
     }
@@ -193,14 +217,14 @@ pub(super) mod tests {
         assert_eq!(
             pax_records(b"16 path=a/b.txt\n11 size=12\n"),
             [
-                ("path".to_owned(), "a/b.txt".to_owned()),
-                ("size".to_owned(), "12".to_owned())
+                ("path".to_owned(), b"a/b.txt".to_vec()),
+                ("size".to_owned(), b"12".to_vec())
             ]
         );
         let mut tar = header(b"pax", b'x', 16);
         tar.extend(padded(b"16 path=a/b.txt\n"));
         tar.extend(tarred(&[("short", b"x")]));
-        let entries = list(&Store::memory(tar), Path::new("p.tar"), 9).unwrap();
-        assert_eq!(entries[0].name, "a/b.txt");
+        let listing = list(&Store::memory(tar), Path::new("p.tar"), 9).unwrap();
+        assert_eq!(listing.entries[0].name, "a/b.txt");
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use zip::CompressionMethod;
 
 use super::store::Store;
-use super::{Entry, Location, too_many};
+use super::read::read_to_end;
+use super::{Entry, Listing, Location, empty, open_file, place_of_bytes, too_many};
 use crate::error::DataError;
 
 /// Length of the fixed part of a local file header (ZIP specification, 4.3.7).
@@ -36,7 +37,9 @@ pub(super) enum Problem {
 }
 
 /// Lists the members of the zip file at `path`.
-pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataError> {
+///
+/// A backslash separates folders as `/` does: some programs of Windows write it, against the format (4.4.17).
+pub(super) fn list(path: &Path, max_files: usize) -> Result<Listing, DataError> {
     let archive_error = |member: String, source| DataError::Archive {
         path: path.to_owned(),
         member,
@@ -46,7 +49,7 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
         path: path.to_owned(),
         source,
     };
-    let mut file = std::fs::File::open(path).map_err(io_error)?;
+    let (mut file, _) = open_file(path)?;
     // The directory is read as a whole below, so its length is looked at first. Folders are members, too.
     let n_announced = announced(&mut file).map_err(io_error)?;
     if n_announced.is_some_and(|n| n > 2 * max_files as u64) {
@@ -54,18 +57,31 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
     }
     let archive = zip::ZipArchive::new(std::io::BufReader::new(file))
         .map_err(|source| archive_error(String::new(), source))?;
-    let mut entries = Vec::new();
+    let mut listing = Listing::default();
+    let mut folders = Vec::new();
     for idx in 0..archive.len() {
         let member = archive
             .by_index_data(idx)
             .map_err(|source| archive_error(format!("number {idx}"), source))?;
+        // A name in UTF-8 that stands in an extra field has taken the place of that of the header.
+        let Ok(name) = std::str::from_utf8(member.name_raw()) else {
+            listing.problems.push(format!(
+                "{} has a name that is not UTF-8, as packed on Windows in a code page such as GBK",
+                place_of_bytes(member.name_raw(), path)
+            ));
+            continue;
+        };
+        let name = name.replace('\\', "/");
+        if name.ends_with('/') {
+            folders.push(name);
+            continue;
+        }
         if !member.is_file() {
             continue;
         }
-        if entries.len() == max_files {
+        if listing.entries.len() == max_files {
             return Err(too_many(path, max_files));
         }
-        let name = String::from_utf8_lossy(member.name_raw()).into_owned();
         let is_deflated = match member.compression() {
             CompressionMethod::Stored => false,
             CompressionMethod::Deflated => true,
@@ -84,7 +100,7 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
                 "unpack it to a folder",
             ));
         }
-        entries.push(Entry {
+        listing.entries.push(Entry {
             name,
             size: member.size(),
             at: Location::Zip(Member {
@@ -96,7 +112,8 @@ pub(super) fn list(path: &Path, max_files: usize) -> Result<Vec<Entry>, DataErro
             part: 0,
         });
     }
-    Ok(entries)
+    listing.empty_folders = empty(folders, &listing.entries);
+    Ok(listing)
 }
 
 /// Number of members that the end record of the directory announces, if one is found.
@@ -141,23 +158,9 @@ impl Member {
     /// Reads and unpacks the member, `len` bytes, and compares its checksum.
     pub(super) fn read(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
         let content = |text: &str| Problem::Content(text.to_owned());
-        let header = store
-            .read(self.header_start, LOCAL_HEADER_LEN)
-            .map_err(Problem::Store)?;
-        if !header.starts_with(b"PK\x03\x04") {
-            return Err(content("does not start where the directory says"));
-        }
-        let number = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        // The lengths of name and extra field; those of the directory may differ.
-        let start = self.header_start + LOCAL_HEADER_LEN + number(26) + number(28);
-        let packed = store.read(start, self.packed_len).map_err(Problem::Store)?;
+        let packed = self.packed(store, self.packed_len)?;
         let bytes = if self.is_deflated {
-            let mut bytes = Vec::new();
-            flate2::read::DeflateDecoder::new(packed.as_slice())
-                .take(len.saturating_add(1))
-                .read_to_end(&mut bytes)
-                .map_err(|source| Problem::Content(format!("cannot be unpacked ({source})")))?;
-            bytes
+            inflate(&packed, len, len.saturating_add(1))?
         } else {
             packed
         };
@@ -171,6 +174,42 @@ impl Member {
         }
         Ok(bytes)
     }
+
+    /// Reads and unpacks the first `len` bytes of the member, which are not compared with its checksum.
+    pub(super) fn read_start(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
+        if !self.is_deflated {
+            return self.packed(store, self.packed_len.min(len));
+        }
+        // Bytes that cannot be packed take little more room.
+        let most = len.saturating_mul(2).saturating_add(1 << 12);
+        let packed = self.packed(store, self.packed_len.min(most))?;
+        inflate(&packed, len, len)
+    }
+
+    /// The first `len` bytes of the member, packed as they are.
+    fn packed(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
+        let header = store
+            .read(self.header_start, LOCAL_HEADER_LEN)
+            .map_err(Problem::Store)?;
+        if !header.starts_with(b"PK\x03\x04") {
+            let text = "does not start where the directory says";
+            return Err(Problem::Content(text.to_owned()));
+        }
+        let number = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        // The lengths of name and extra field; those of the directory may differ.
+        let start = self.header_start + LOCAL_HEADER_LEN + number(26) + number(28);
+        store.read(start, len).map_err(Problem::Store)
+    }
+}
+
+/// Unpacks deflated bytes, `max_bytes` at most.
+fn inflate(packed: &[u8], expected: u64, max_bytes: u64) -> Result<Vec<u8>, Problem> {
+    read_to_end(
+        flate2::read::DeflateDecoder::new(packed),
+        expected,
+        max_bytes,
+    )
+    .map_err(|source| Problem::Content(format!("cannot be unpacked ({source})")))
 }
 
 #[cfg(test)]
@@ -241,5 +280,31 @@ pub(super) mod tests {
             error.contains("abc.txt") && error.contains("a.zip"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn names_of_windows_are_read_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.zip");
+        let mut bytes = zipped(&[("dog\\1.png", b"x"), ("e\\", b""), ("??/1.png", b"y")]);
+        // The Chinese word for dog in GBK, in the local header and in the directory.
+        while let Some(at) = bytes.windows(3).position(|w| w == b"??/") {
+            bytes[at..at + 2].copy_from_slice(b"\xb9\xb7");
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let files = crate::files::Files::open(&path, 10).unwrap();
+        assert_eq!(files.names().collect::<Vec<_>>(), ["dog/1.png"]);
+        assert_eq!(files.read(0).unwrap(), b"x");
+        assert_eq!(files.empty_folders(), ["e"]);
+        let [problem] = files.problems() else {
+            panic!("{:?}", files.problems());
+        };
+        for part in ["`\\xb9\\xb7/1.png` in `", "a.zip`", "GBK"] {
+            assert!(problem.contains(part), "{problem}");
+        }
+        // A backslash does not lead out of the folder either.
+        std::fs::write(&path, zipped(&[("a\\..\\..\\x", b"x")])).unwrap();
+        let error = crate::files::Files::open(&path, 10).unwrap_err().to_string();
+        assert!(error.contains("leaves the folder"), "{error}");
     }
 }

@@ -1,0 +1,104 @@
+//! Tables as programs write them: UTF-8 or UTF-16, with commas, semicolons or tabs between the fields.
+
+/// The text of a table.
+///
+/// # Errors
+///
+/// Why it is no text, as the end of a sentence about the table.
+pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
+    let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
+        if bytes.len() % 2 != 0 {
+            return Err("is UTF-16 text that ends in the middle of a character".to_owned());
+        }
+        let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
+        char::decode_utf16(units)
+            .collect::<Result<String, _>>()
+            .map_err(|_| "is UTF-16 text with broken characters".to_owned())
+    };
+    match bytes.as_slice() {
+        [0xff, 0xfe, rest @ ..] => return utf16(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => return utf16(rest, u16::from_be_bytes),
+        _ => {}
+    }
+    if bytes.contains(&0) {
+        return Err("is no text, or UTF-16 text without a mark of it at its start".to_owned());
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
+        Err(error) => {
+            let good = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..good].iter().filter(|&&b| b == b'\n').count() + 1;
+            Err(format!("is not UTF-8 in line {line}"))
+        }
+    }
+}
+
+/// What may stand between fields, the usual one first.
+pub(super) const DELIMITERS: [char; 3] = [',', ';', '\t'];
+
+/// The delimiter that a first line `sep=;` names, as Excel reads it.
+pub(super) fn named_delimiter(line: &str) -> Option<char> {
+    let rest = line.trim_end_matches(['\r', '\n']).strip_prefix("sep=")?;
+    let mut chars = rest.chars();
+    let delimiter = chars.next().filter(|c| DELIMITERS.contains(c))?;
+    chars.next().is_none().then_some(delimiter)
+}
+
+/// The fields of a line (RFC 4180 without line breaks in fields), trimmed; nothing when a quote does not end.
+pub(super) fn fields(line: &str, delimiter: char) -> Option<Vec<String>> {
+    let mut fields = vec![String::new()];
+    let mut in_quotes = false;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if in_quotes && chars.peek() == Some(&'"') => {
+                chars.next();
+                fields.last_mut()?.push('"');
+            }
+            '"' => in_quotes = !in_quotes,
+            c if c == delimiter && !in_quotes => fields.push(String::new()),
+            _ => fields.last_mut()?.push(c),
+        }
+    }
+    (!in_quotes).then(|| fields.iter().map(|field| field.trim().to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_keep_commas() {
+        assert_eq!(
+            fields(r#"a.png, "cat, ""big""" ,train"#, ',').unwrap(),
+            ["a.png", r#"cat, "big""#, "train"]
+        );
+        assert_eq!(fields(r#"a,"b"#, ','), None);
+        assert_eq!(fields("a;b,c", ';').unwrap(), ["a", "b,c"]);
+        assert_eq!(named_delimiter("sep=;\r"), Some(';'));
+        assert_eq!(named_delimiter("sep=x"), None);
+    }
+
+    #[test]
+    fn texts_of_other_programs_are_read_or_refused_with_the_cause() {
+        let utf16 = |text: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(bytes).collect()
+        };
+        for bytes in [
+            utf16("é,猫", u16::to_le_bytes),
+            utf16("é,猫", u16::to_be_bytes),
+            "\u{feff}é,猫".into(),
+            "é,猫".into(),
+        ] {
+            assert_eq!(text(bytes).unwrap(), "é,猫");
+        }
+        for (bytes, part) in [
+            (&b"a,b\nc,caf\xe9\n"[..], "line 2"),
+            (b"a\0,\0b\0", "UTF-16"),
+            (b"\xff\xfea", "UTF-16"),
+        ] {
+            let error = text(bytes.to_vec()).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
