@@ -64,6 +64,15 @@ impl Progress {
         }
     }
 
+    /// Prints what the user should know, also where nothing else is printed: images may be missing.
+    pub fn note(&self, text: &str) {
+        if self.quiet {
+            eprintln!("note: {text}");
+        } else {
+            self.println(&format!("note: {text}"));
+        }
+    }
+
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
@@ -89,9 +98,7 @@ impl Observer for Progress {
                     None => "no checkpoint was written yet: starting again".to_owned(),
                 });
             }
-            Event::Notice { text } => {
-                self.println(&format!("note: {text}"));
-            }
+            Event::Notice { text } => self.note(text),
             Event::TaskStarted {
                 task_idx,
                 n_tasks,

@@ -122,7 +122,10 @@ pub(crate) fn compare(path: &Path, file: &ManifestFile) -> Result<FileState, Dat
 fn hexadecimal<D: Digest>(path: &Path) -> std::io::Result<String> {
     // Links are followed; a pipe or a device has no end.
     if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(std::io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is no regular file",
+        ));
     }
     let mut file = File::open(path)?;
     let mut hasher = D::new();

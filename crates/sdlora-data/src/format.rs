@@ -23,8 +23,8 @@ pub(crate) enum Format {
     Unknown,
 }
 
-/// True when the ending of a name is that of an image that is read.
-pub(crate) fn is_image(name: &str) -> bool {
+/// True when the ending of a file name, in upper or lower case, is that of an image format that is read.
+pub fn is_image(name: &str) -> bool {
     ending(name).is_some_and(|ending| READ.contains(&ending.as_str()))
 }
 
@@ -61,14 +61,32 @@ impl Format {
         match start {
             [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] | [b'B', b'M', ..] => Self::Read,
             [b'P', b'1'..=b'7', ..] => Self::Read,
-            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Self::Read,
+            [
+                b'R',
+                b'I',
+                b'F',
+                b'F',
+                _,
+                _,
+                _,
+                _,
+                b'W',
+                b'E',
+                b'B',
+                b'P',
+                ..,
+            ] => Self::Read,
             [b'G', b'I', b'F', b'8', ..] => Self::Other("a GIF"),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Other("a TIFF"),
             [b'8', b'B', b'P', b'S', ..] => Self::Other("a PSD"),
             [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => Self::Other("a JPEG XL"),
             [0, 0, 0, 12, b'j', b'P', ..] => Self::Other("a JPEG 2000"),
             _ if matches!(brand, b"avif" | b"avis") => Self::Other("an AVIF"),
-            _ if matches!(brand, b"heic" | b"heix" | b"hevc" | b"heim" | b"mif1" | b"msf1") => {
+            _ if matches!(
+                brand,
+                b"heic" | b"heix" | b"hevc" | b"heim" | b"mif1" | b"msf1"
+            ) =>
+            {
                 Self::Other("a HEIC")
             }
             _ if is_text("<svg") || is_text("<?xml") => Self::Other("an SVG or XML text"),

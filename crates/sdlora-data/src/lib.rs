@@ -95,6 +95,7 @@ pub use erasing::RandomErasing;
 pub use error::DataError;
 pub use files::read_file;
 pub use fingerprint::{Change, ClassPrint, Fingerprint, HalfPrint};
+pub use format::is_image;
 pub use image::{Image, encode_png};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Access, FetchTerms, Manifest, ManifestFile, ManifestSet};

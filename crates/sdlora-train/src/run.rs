@@ -134,7 +134,8 @@ pub fn run_on_devices(
     let fresh = new_model(plan, data_dir, &device)?;
     let tests = rooms.test_loaders(&dataset, config)?;
     let fingerprint = Fingerprint::of(dataset.as_ref(), Some(&fresh.backbone));
-    let mut notices = Vec::new();
+    // Images that were left out, for instance.
+    let mut notices = dataset.notes().to_vec();
     let folder = RunFolder::claim(folder, plan, &fingerprint, start, &mut notices)?;
 
     let rounds = Rounds {

@@ -1,6 +1,8 @@
 //! `sdlora data`: what data sets there are, where their files come from and whether they are right, and what they look
 //! like.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,7 +61,7 @@ struct Which {
 struct Verify {
     #[command(flatten)]
     which: Which,
-    /// Decode every image as well
+    /// Decode every image as well, and say which are the same in both halves
     #[arg(long)]
     images: bool,
 }
@@ -147,19 +149,59 @@ fn verify(args: &Verify) -> anyhow::Result<()> {
     let dataset = args.which.open()?;
     describe(dataset.as_ref());
     if args.images {
-        for split in [Split::Train, Split::Test] {
-            for (idx, sample) in dataset.samples(split).iter().enumerate() {
-                if let Err(error) = dataset.image(split, idx) {
-                    n_wrong += 1;
-                    println!("WRONG    {}: {error}", sample.name);
-                }
-            }
-        }
+        n_wrong += verify_images(dataset.as_ref());
     }
     if n_wrong > 0 {
         anyhow::bail!("{n_wrong} files or images are wrong: fetch or replace them");
     }
     Ok(())
+}
+
+/// Most pairs of equal images that are named.
+const MAX_PAIRS: usize = 10;
+
+/// Decodes every image, and prints those that cannot be and those that are in both halves; the number of the first.
+fn verify_images(dataset: &dyn Dataset) -> usize {
+    let mut n_wrong = 0;
+    let mut learned: HashMap<u64, SampleIdx> = HashMap::new();
+    let mut same = Vec::new();
+    for split in [Split::Train, Split::Test] {
+        for (idx, sample) in dataset.samples(split).iter().enumerate() {
+            let image = match dataset.image(split, idx) {
+                Ok(image) => image,
+                Err(error) => {
+                    n_wrong += 1;
+                    let error = anyhow::Error::from(error);
+                    println!("WRONG    {}: {error:#}", sample.name);
+                    continue;
+                }
+            };
+            let mut hasher = DefaultHasher::new();
+            (image.width(), image.channels(), image.data()).hash(&mut hasher);
+            let hash = hasher.finish();
+            if split == Split::Train {
+                learned.entry(hash).or_insert(idx);
+            } else if let Some(&first) = learned.get(&hash)
+                // Two images may have one hash.
+                && dataset.image(Split::Train, first).is_ok_and(|other| other == image)
+            {
+                let first = &dataset.samples(Split::Train)[first].name;
+                same.push(format!("`{first}` and `{}`", sample.name));
+            }
+        }
+    }
+    if !same.is_empty() {
+        let n_more = same.len().saturating_sub(MAX_PAIRS);
+        let mut named = same[..same.len() - n_more].join(", ");
+        if n_more > 0 {
+            named += &format!(" and {n_more} more");
+        }
+        println!(
+            "note     {} test images are the same as an image to learn from: {named}",
+            same.len()
+        );
+    }
+    n_wrong
 }
 
 /// Prints the numbers of a data set and its notes.

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
-use sdlora_data::{Channels, Image, Normalise, Split, Transform, TransformConfig};
+use sdlora_data::{
+    Channels, Image, ImageReading, Normalise, Split, Transform, TransformConfig, is_image,
+};
 use sdlora_train::{
     AdapterFolder, BackboneConfig, Extractor, FinishedRun, TensorFile, extract_features,
 };
@@ -147,9 +149,7 @@ fn inputs(
     let paths = images(input)?;
     let mut pixels = vec![0.0; paths.len() * n_values];
     for (path, out) in paths.iter().zip(pixels.chunks_exact_mut(n_values)) {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("cannot read image {}; check the path", path.display()))?;
-        let image = Image::decode(&bytes, &path.display().to_string())?;
+        let image = Image::open(path, ImageReading::default())?;
         let base = transform.base_image(image, &[], Split::Test, 0);
         transform.write(&base, None, out);
     }
@@ -157,7 +157,7 @@ fn inputs(
     Ok((names, pixels))
 }
 
-/// The image itself, or the PNG and JPEG files of a folder in the order of their names.
+/// The image itself, or the image files of a folder in the order of their names.
 fn images(input: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !input.is_dir() {
         return Ok(vec![input.to_owned()]);
@@ -167,14 +167,17 @@ fn images(input: &Path) -> anyhow::Result<Vec<PathBuf>> {
         std::fs::read_dir(input).with_context(|| format!("cannot list {}", input.display()))?
     {
         let path = entry?.path();
-        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        if ["png", "jpg", "jpeg"].iter().any(|e| extension == *e) {
+        if is_image(&path.to_string_lossy()) {
             paths.push(path);
         }
     }
     paths.sort();
     if paths.is_empty() {
-        return Err(UsageError(format!("{} holds no PNG or JPEG file", input.display())).into());
+        return Err(UsageError(format!(
+            "{} holds no image file that is read (PNG, JPEG, WebP, BMP, PNM)",
+            input.display()
+        ))
+        .into());
     }
     Ok(paths)
 }

@@ -94,6 +94,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     write_file(&recipe_path, recipe.as_bytes())?;
 
     let mut progress = Progress::new(args.common.quiet);
+    for note in train.notes().iter().chain(judge.notes()) {
+        progress.note(note);
+    }
     let stop = StopRequest::on_signals()?;
     let mut observer = Stoppable::new(&stop, &mut progress);
     let mut logger = RunLogger::new(&args.run, &mut observer);

@@ -24,10 +24,17 @@ pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
         return Err("is no text, or UTF-16 text without a mark of it at its start".to_owned());
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
+        Ok(text) => Ok(text
+            .strip_prefix('\u{feff}')
+            .map(str::to_owned)
+            .unwrap_or(text)),
         Err(error) => {
             let good = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..good].iter().filter(|&&b| b == b'\n').count() + 1;
+            let line = error.as_bytes()[..good]
+                .iter()
+                .filter(|&&b| b == b'\n')
+                .count()
+                + 1;
             Err(format!("is not UTF-8 in line {line}"))
         }
     }
@@ -82,7 +89,11 @@ mod tests {
     #[test]
     fn texts_of_other_programs_are_read_or_refused_with_the_cause() {
         let utf16 = |text: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
-            "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(bytes).collect()
+            "\u{feff}"
+                .encode_utf16()
+                .chain(text.encode_utf16())
+                .flat_map(bytes)
+                .collect()
         };
         for bytes in [
             utf16("é,猫", u16::to_le_bytes),

@@ -119,11 +119,7 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
 
 /// The images of the domains that are read, each of the class `<domain>/<class>`; those that no list names are for
 /// training as yet.
-fn list(
-    files: &Files,
-    halves: &HashMap<String, Split>,
-    options: &DomainNetOptions,
-) -> Vec<Listed> {
+fn list(files: &Files, halves: &HashMap<String, Split>, options: &DomainNetOptions) -> Vec<Listed> {
     let is_read = |domain: &str| {
         options.domains.is_empty() || options.domains.iter().any(|kept| kept == domain)
     };

@@ -355,10 +355,7 @@ fn half(
     bytes.truncate(samples.len() * len);
     Ok(Half {
         side: [width, height],
-        pixels: Pixels {
-            samples,
-            bytes,
-        },
+        pixels: Pixels { samples, bytes },
     })
 }
 
@@ -385,11 +382,7 @@ const fn header_len<const N: usize>() -> u64 {
 }
 
 /// Contents of an IDX file of these lengths; no more is unpacked than they ask for.
-fn read<const N: usize>(
-    files: &Files,
-    idx: usize,
-    lens: [usize; N],
-) -> Result<Vec<u8>, DataError> {
+fn read<const N: usize>(files: &Files, idx: usize, lens: [usize; N]) -> Result<Vec<u8>, DataError> {
     let problem = |text: String| files.error(idx, text, "fetch it again");
     let expected = lens
         .iter()

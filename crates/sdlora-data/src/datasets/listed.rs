@@ -128,7 +128,8 @@ impl Usable {
                 }
             }
         }
-        self.images.retain(|image| !is_bad.contains(&image.file_idx));
+        self.images
+            .retain(|image| !is_bad.contains(&image.file_idx));
         if !unreadable.is_empty() {
             self.notes.push(format!(
                 "left out {} unreadable images: {}",
@@ -217,7 +218,9 @@ impl ListedImages {
         let without_images = empty_classes
             .iter()
             .filter(|(class, _)| !counts.contains_key(*class))
-            .map(|(class, reason)| format!("class `{class}` has no images that are read, as {reason}"));
+            .map(|(class, reason)| {
+                format!("class `{class}` has no images that are read, as {reason}")
+            });
         let half_empty: Vec<String> = counts
             .iter()
             .filter(|(_, counts)| counts.contains(&0))

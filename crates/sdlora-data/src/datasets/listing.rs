@@ -52,7 +52,8 @@ impl Listing {
             }
             match layout.place(name) {
                 Place::Class(part, class) if is_image(name) => {
-                    let split = part.map_or(Some(Split::Train), |part| part.split(layout.has_test()));
+                    let split =
+                        part.map_or(Some(Split::Train), |part| part.split(layout.has_test()));
                     match split {
                         Some(split) => listing.images.push(Listed {
                             file_idx: idx,

@@ -15,12 +15,25 @@ use crate::format::{is_image, other_ending, with_endings};
 
 /// Headings of the column of paths; the first that is there counts.
 const PATHS: [&str; 10] = [
-    "path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "image", "img",
+    "path",
+    "filepath",
+    "file_path",
+    "image_path",
+    "filename",
+    "file_name",
+    "file",
+    "image",
+    "img",
     "image_id",
 ];
 /// Headings of the column of labels.
 const LABELS: [&str; 6] = [
-    "label", "class", "category", "class_name", "label_name", "target",
+    "label",
+    "class",
+    "category",
+    "class_name",
+    "label_name",
+    "target",
 ];
 /// Headings of the column of splits.
 const SPLITS: [&str; 4] = ["split", "set", "subset", "partition"];
@@ -115,7 +128,10 @@ impl Table {
                     "remove one",
                 ));
             }
-            match row.part.map_or(Some(Split::Train), |part| part.split(has_test)) {
+            match row
+                .part
+                .map_or(Some(Split::Train), |part| part.split(has_test))
+            {
                 Some(split) => table.images.push(Listed {
                     file_idx,
                     class: row.label,
@@ -148,7 +164,9 @@ fn find(files: &Files, folder: &str, path: &str) -> Option<usize> {
     let with_ending = |path: &str| {
         exact(path).or_else(|| {
             let has_ending = is_image(path) || other_ending(path).is_some();
-            let mut found = with_endings(path).filter(|_| !has_ending).filter_map(|p| exact(&p));
+            let mut found = with_endings(path)
+                .filter(|_| !has_ending)
+                .filter_map(|p| exact(&p));
             found.next().filter(|_| found.next().is_none())
         })
     };
@@ -209,7 +227,10 @@ fn rows(files: &Files, file_idx: usize) -> Result<Vec<Row>, DataError> {
         let fields = fields(line, columns.delimiter)
             .ok_or_else(|| problem("has a quote without its end".to_owned()))?;
         if let Some(n) = columns.n_fields.filter(|&n| n != fields.len()) {
-            return Err(problem(format!("has {} fields, the headings {n}", fields.len())));
+            return Err(problem(format!(
+                "has {} fields, the headings {n}",
+                fields.len()
+            )));
         }
         if columns.n_fields.is_none() && !(2..=3).contains(&fields.len()) {
             return Err(problem("has not two or three fields".to_owned()));
@@ -225,7 +246,9 @@ fn rows(files: &Files, file_idx: usize) -> Result<Vec<Row>, DataError> {
         let part = match split {
             None => None,
             Some(word) => Some(Part::of(word).ok_or_else(|| {
-                problem(format!("names the split `{word}`, expected train, val or test"))
+                problem(format!(
+                    "names the split `{word}`, expected train, val or test"
+                ))
             })?),
         };
         rows.push(Row {

@@ -183,16 +183,16 @@ mod tests {
         let values = [0, 1000, 2047, 4095];
         let plain = png(&values, None);
         assert_eq!(read(&plain, BitDepth::File).unwrap(), [0, 3, 7, 15]);
-        assert_eq!(
-            read(&plain, BitDepth::Bits(12)).unwrap(),
-            [0, 62, 127, 255]
-        );
+        assert_eq!(read(&plain, BitDepth::Bits(12)).unwrap(), [0, 62, 127, 255]);
         let said = png(&values, Some(12));
         assert_eq!(read(&said, BitDepth::File).unwrap(), [0, 62, 127, 255]);
         assert_eq!(bits_in_use(&plain), Some(12));
         assert_eq!(bits_in_use(&said), None);
         let error = read(&plain, BitDepth::Bits(10)).unwrap_err();
-        assert!(error.contains("4095") && error.contains("bit_depth = 10"), "{error}");
+        assert!(
+            error.contains("4095") && error.contains("bit_depth = 10"),
+            "{error}"
+        );
     }
 
     #[test]

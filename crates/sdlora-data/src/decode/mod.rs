@@ -265,7 +265,11 @@ mod tests {
                     .collect();
                 assert_eq!(accepted, [0; 0], "{format:?} of {} bytes", whole.len());
                 let followed = [&whole[..], &[0x55; 300]].concat();
-                assert_eq!(read(&followed).unwrap(), read(&whole).unwrap(), "{format:?}");
+                assert_eq!(
+                    read(&followed).unwrap(),
+                    read(&whole).unwrap(),
+                    "{format:?}"
+                );
             }
         }
     }
@@ -274,19 +278,34 @@ mod tests {
     #[test]
     fn a_jpeg_cut_short_is_refused_however_it_is_coded() {
         for (name, bytes) in [
-            ("progressive", &include_bytes!("../../tests/images/progressive.jpg")[..]),
-            ("restarts", include_bytes!("../../tests/images/restarts.jpg")),
-            ("thumbnail", include_bytes!("../../tests/images/thumbnail.jpg")),
+            (
+                "progressive",
+                &include_bytes!("../../tests/images/progressive.jpg")[..],
+            ),
+            (
+                "restarts",
+                include_bytes!("../../tests/images/restarts.jpg"),
+            ),
+            (
+                "thumbnail",
+                include_bytes!("../../tests/images/thumbnail.jpg"),
+            ),
         ] {
             Image::decode(bytes, name).unwrap();
             for len in 0..bytes.len() {
-                assert!(Image::decode(&bytes[..len], name).is_err(), "{name} of {len} bytes");
+                assert!(
+                    Image::decode(&bytes[..len], name).is_err(),
+                    "{name} of {len} bytes"
+                );
             }
             // Reserved before it was fetched: the rest is zero.
             let mut half = bytes.to_vec();
             half[bytes.len() / 2..].fill(0);
             let error = Image::decode(&half, name).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("cut short"), "{error}");
+            assert!(
+                error.contains(name) && error.contains("cut short"),
+                "{error}"
+            );
         }
     }
 
@@ -294,7 +313,10 @@ mod tests {
     fn another_format_is_named() {
         let error = Image::decode(b"GIF89a\x01\0\x01\0", "cat.jpg").unwrap_err();
         let error = error.to_string();
-        assert!(error.contains("cat.jpg") && error.contains("a GIF"), "{error}");
+        assert!(
+            error.contains("cat.jpg") && error.contains("a GIF"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -315,7 +337,12 @@ mod tests {
 
     #[test]
     fn sizes_in_a_header_do_not_take_memory() {
-        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Jpeg, ImageFormat::WebP] {
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Bmp,
+            ImageFormat::Jpeg,
+            ImageFormat::WebP,
+        ] {
             let mut bytes = encode(&noise(), format);
             let huge = 16_000u32;
             match format {
@@ -343,7 +370,10 @@ mod tests {
                 }
             }
             let error = Image::decode(&bytes, "x").unwrap_err();
-            assert!(matches!(error, DataError::Decode { .. }), "{format:?}: {error}");
+            assert!(
+                matches!(error, DataError::Decode { .. }),
+                "{format:?}: {error}"
+            );
         }
     }
 }

@@ -173,10 +173,19 @@ mod tests {
             "socket` is a socket",
             "`caf\\xe9.png`",
         ];
-        assert_eq!(listing.problems.len(), parts.len(), "{:?}", listing.problems);
+        assert_eq!(
+            listing.problems.len(),
+            parts.len(),
+            "{:?}",
+            listing.problems
+        );
         for part in parts {
             let has = |problem: &String| problem.contains(part);
-            assert!(listing.problems.iter().any(has), "{part}: {:?}", listing.problems);
+            assert!(
+                listing.problems.iter().any(has),
+                "{part}: {:?}",
+                listing.problems
+            );
         }
     }
 }

@@ -15,8 +15,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
-pub use read::read_file;
 pub(crate) use read::open_file;
+pub use read::read_file;
 
 use crate::decode::MAX_IMAGE_BYTES;
 use crate::error::DataError;
@@ -156,7 +156,9 @@ impl Files {
                     ..entry
                 }));
             let empty = inner.empty_folders.iter();
-            files.empty_folders.extend(empty.map(|folder| format!("{prefix}{folder}")));
+            files
+                .empty_folders
+                .extend(empty.map(|folder| format!("{prefix}{folder}")));
             files.problems.extend(inner.problems);
             files.parts.extend(inner.parts.into_iter().map(|part| Part {
                 prefix: prefix.clone(),
@@ -174,19 +176,14 @@ impl Files {
         self.names().filter(is_archive).map(str::to_owned).collect()
     }
 
-    fn open_archive(
-        path: &Path,
-        max_files: usize,
-    ) -> Result<(Listing, Option<Store>), DataError> {
+    fn open_archive(path: &Path, max_files: usize) -> Result<(Listing, Option<Store>), DataError> {
         let io_error = |source| DataError::Io {
             path: path.to_owned(),
             source,
         };
         let (file, _) = open_file(path)?;
         let mut start = Vec::new();
-        file.take(262)
-            .read_to_end(&mut start)
-            .map_err(io_error)?;
+        file.take(262).read_to_end(&mut start).map_err(io_error)?;
         if start.starts_with(b"PK") {
             let members = zip::list(path, max_files)?;
             let store = Store::file(path)?;

@@ -73,12 +73,11 @@ pub fn read_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>, DataError> {
         return Err(too_long(len.to_string()));
     }
     // Some files of the system have another length than they say.
-    let bytes = read_to_end(file, len, max_bytes.saturating_add(1)).map_err(|source| {
-        DataError::Io {
+    let bytes =
+        read_to_end(file, len, max_bytes.saturating_add(1)).map_err(|source| DataError::Io {
             path: path.to_owned(),
             source,
-        }
-    })?;
+        })?;
     if bytes.len() as u64 > max_bytes {
         return Err(too_long("more".to_owned()));
     }
@@ -164,11 +163,18 @@ mod tests {
         std::fs::write(&path, vec![7; 200_000]).unwrap();
         assert_eq!(read_file(&path, 200_000).unwrap(), vec![7; 200_000]);
         let error = read_file(&path, 199_999).unwrap_err().to_string();
-        assert!(error.contains("a.bin") && error.contains("199999"), "{error}");
+        assert!(
+            error.contains("a.bin") && error.contains("199999"),
+            "{error}"
+        );
         // Memory beyond what came: at most as much again.
         let bytes = read_to_end(&vec![1; 300_000][..], 1 << 40, 1 << 40).unwrap();
         assert_eq!(bytes.len(), 300_000);
-        assert!(bytes.capacity() <= 2 * 300_000 + FIRST_BYTES, "{}", bytes.capacity());
+        assert!(
+            bytes.capacity() <= 2 * 300_000 + FIRST_BYTES,
+            "{}",
+            bytes.capacity()
+        );
     }
 
     #[cfg(unix)]
@@ -187,7 +193,10 @@ mod tests {
             (dir.path(), "a folder"),
         ] {
             let error = read_file(path, 10).unwrap_err().to_string();
-            assert!(error.contains(what) && error.contains(path.to_str().unwrap()), "{error}");
+            assert!(
+                error.contains(what) && error.contains(path.to_str().unwrap()),
+                "{error}"
+            );
             let error = super::super::Files::open(path, 10);
             assert_eq!(error.is_err(), !path.is_dir(), "{}", path.display());
         }

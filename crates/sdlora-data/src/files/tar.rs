@@ -71,7 +71,9 @@ pub(super) fn list(store: &Store, path: &Path, max_files: usize) -> Result<Listi
             b'5' => {
                 let name = long_name.take().unwrap_or_else(|| short_name(&header));
                 long_size = None;
-                if folders.len() < max_files && let Ok(name) = String::from_utf8(name) {
+                if folders.len() < max_files
+                    && let Ok(name) = String::from_utf8(name)
+                {
                     folders.push(name.strip_prefix("./").unwrap_or(&name).to_owned());
                 }
             }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use zip::CompressionMethod;
 
-use super::store::Store;
 use super::read::read_to_end;
+use super::store::Store;
 use super::{Entry, Listing, Location, empty, open_file, place_of_bytes, too_many};
 use crate::error::DataError;
 
@@ -304,7 +304,9 @@ pub(super) mod tests {
         }
         // A backslash does not lead out of the folder either.
         std::fs::write(&path, zipped(&[("a\\..\\..\\x", b"x")])).unwrap();
-        let error = crate::files::Files::open(&path, 10).unwrap_err().to_string();
+        let error = crate::files::Files::open(&path, 10)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("leaves the folder"), "{error}");
     }
 }
