@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut classes = classes.into_iter();
         for (path, problem) in paths.iter().zip(problems) {
             let line = match problem {
-                None => classes.next().unwrap_or_default(),
+                None => classes.next().unwrap_or_default().to_owned(),
                 Some(error) => {
                     n_failed += 1;
                     format!("error: {error:#}")

@@ -265,11 +265,12 @@ pub(super) fn read(
         usable.images.retain(|image| options.keeps(&image.class));
         usable.empty_classes.retain(|class, _| options.keeps(class));
     }
-    let mut notes = notes;
+    usable.notes.extend(notes);
     if name == FOLDER.name && reading.bit_depth == BitDepth::File {
-        notes.extend(dark(&files, &usable));
+        let note = dark(&files, &usable);
+        usable.notes.extend(note);
     }
-    let mut images = ListedImages::new(name, files, usable)?.with_notes(notes);
+    let mut images = ListedImages::new(name, files, usable)?;
     if let Some(layout) = layout {
         images = images.with_domains(|name| match layout.place(name) {
             FolderPlace::Class(_, class) => class.split('/').next().unwrap_or_default().to_owned(),

@@ -45,7 +45,8 @@ pub(super) struct Usable {
     reading: ImageReading,
     /// Digest of the bytes of each file that was read.
     digests: HashMap<usize, [u8; 32]>,
-    notes: Vec<String>,
+    /// What was left out, for the user.
+    pub(super) notes: Vec<String>,
 }
 
 impl Usable {
@@ -246,7 +247,7 @@ impl ListedImages {
             counts.retain(|_, counts| !counts.contains(&0));
         }
         if counts.is_empty() {
-            let reason = match half_empty.is_empty() && notes.is_empty() {
+            let reason = match notes.is_empty() {
                 true => String::new(),
                 false => format!(" ({})", notes.join("; ")),
             };

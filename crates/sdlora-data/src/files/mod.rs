@@ -3,6 +3,7 @@
 //! Opening lists names and sizes; the bytes of a file are read when they are asked for. Nothing is unpacked to disk. A
 //! tar.gz has no index, so it is unpacked once into memory, up to a limit.
 
+mod contents;
 mod folder;
 mod locate;
 mod read;
@@ -15,28 +16,18 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
-pub(crate) use read::open_file;
 pub use read::read_file;
 
-use crate::decode::MAX_IMAGE_BYTES;
 use crate::error::DataError;
-use crate::format::Format;
-use read::{gunzip, gunzip_start, read_to_end};
+use read::{gunzip, open_file};
 use store::Store;
 
 /// Endings of the archives that can be read.
 pub(crate) const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
 pub(crate) const MAX_FILES: usize = 2_000_000;
-/// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known, the training
-/// images of CIFAR-100, have 154 MB.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Largest tar that is unpacked into memory, in bytes.
 const MAX_UNPACKED_BYTES: u64 = 2 << 30;
-/// Largest text (a table, a list), in bytes, once unpacked; that of two million images has about 200 MB.
-const MAX_TEXT_BYTES: u64 = 256 << 20;
-/// From this size on, an image is looked at before it is unpacked as a whole.
-const LARGE_IMAGE_BYTES: u64 = 4 << 20;
 
 /// One file: its name with `/` between the parts, and where its bytes are.
 #[derive(Debug)]
@@ -313,148 +304,6 @@ impl Files {
     /// sentence each, without a stop.
     pub(crate) fn problems(&self) -> &[String] {
         &self.problems
-    }
-
-    /// Reads a file.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Io`], and [`DataError::Content`] when it is damaged or larger than 256 MiB.
-    pub(crate) fn read(&self, idx: usize) -> Result<Vec<u8>, DataError> {
-        self.read_within(idx, MAX_FILE_BYTES)
-    }
-
-    /// Reads a file of `max_bytes` at most; a larger one is not unpacked.
-    fn read_within(&self, idx: usize, max_bytes: u64) -> Result<Vec<u8>, DataError> {
-        let entry = &self.entries[idx];
-        if entry.size > max_bytes {
-            return Err(self.error(
-                idx,
-                format!("has {} bytes, {max_bytes} are read at most", entry.size),
-                "leave it out",
-            ));
-        }
-        let part = &self.parts[entry.part];
-        match (&entry.at, &part.store) {
-            (Location::Range { start }, Some(store)) => store.read(*start, entry.size),
-            (Location::Zip(member), Some(store)) => member
-                .read(store, entry.size)
-                .map_err(|problem| self.zip_error(idx, problem)),
-            _ => read_file(&part.path.join(self.inner_name(entry)), max_bytes),
-        }
-    }
-
-    /// Reads an image.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read`](Self::read); [`DataError::Content`] for a large file that does not start as an image does,
-    /// before it is unpacked.
-    pub(crate) fn read_image(&self, idx: usize) -> Result<Vec<u8>, DataError> {
-        if self.size(idx) > LARGE_IMAGE_BYTES
-            && Format::of(&self.read_start(idx, 32)?) == Format::Unknown
-        {
-            return Err(self.error(
-                idx,
-                "does not start as an image does",
-                "replace or remove it",
-            ));
-        }
-        self.read_within(idx, MAX_IMAGE_BYTES)
-    }
-
-    /// Reads the first bytes of a file, `n_bytes` of them or all.
-    fn read_start(&self, idx: usize, n_bytes: u64) -> Result<Vec<u8>, DataError> {
-        let entry = &self.entries[idx];
-        let len = entry.size.min(n_bytes);
-        let part = &self.parts[entry.part];
-        match (&entry.at, &part.store) {
-            (Location::Range { start }, Some(store)) => store.read(*start, len),
-            (Location::Zip(member), Some(store)) => member
-                .read_start(store, len)
-                .map_err(|problem| self.zip_error(idx, problem)),
-            _ => {
-                let path = part.path.join(self.inner_name(entry));
-                let (file, _) = open_file(&path)?;
-                read_to_end(file, len, len).map_err(|source| DataError::Io { path, source })
-            }
-        }
-    }
-
-    fn zip_error(&self, idx: usize, problem: zip::Problem) -> DataError {
-        match problem {
-            zip::Problem::Store(error) => error,
-            zip::Problem::Content(text) => self.error(idx, text, "fetch the archive again"),
-        }
-    }
-
-    /// Reads a file, unpacked when its name ends in `.gz`; nothing when it has more than `max_bytes` then.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read`](Self::read).
-    pub(crate) fn read_plain(
-        &self,
-        idx: usize,
-        max_bytes: u64,
-    ) -> Result<Option<Vec<u8>>, DataError> {
-        if !self.is_packed(idx) {
-            if self.size(idx) > max_bytes {
-                return Ok(None);
-            }
-            return self.read_within(idx, max_bytes).map(Some);
-        }
-        // What cannot be packed grows by five bytes in 16 KiB, and a header with a name stands before it.
-        let most = max_bytes.saturating_add(max_bytes / 1024 + (1 << 16));
-        if self.size(idx) > most {
-            return Ok(None);
-        }
-        let packed = self.read_within(idx, most)?;
-        gunzip(packed.as_slice(), max_bytes, &self.place(idx))
-    }
-
-    /// The first bytes of a file, unpacked when its name ends in `.gz`; fewer when it is shorter or damaged.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read`](Self::read).
-    pub(crate) fn plain_start(&self, idx: usize, n_bytes: u64) -> Result<Vec<u8>, DataError> {
-        if self.is_packed(idx) {
-            let packed = self.read_start(idx, n_bytes.saturating_add(1 << 16))?;
-            Ok(gunzip_start(&packed, n_bytes))
-        } else {
-            self.read_start(idx, n_bytes)
-        }
-    }
-
-    fn is_packed(&self, idx: usize) -> bool {
-        self.name(idx).ends_with(".gz")
-    }
-
-    /// Reads a text, unpacked when its name ends in `.gz`, as bytes.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read`](Self::read), and [`DataError::Content`] for more than 256 MiB.
-    pub(crate) fn read_text_bytes(&self, idx: usize) -> Result<Vec<u8>, DataError> {
-        self.read_plain(idx, MAX_TEXT_BYTES)?.ok_or_else(|| {
-            self.error(
-                idx,
-                format!("has more than {MAX_TEXT_BYTES} bytes, too many for a text"),
-                "name a smaller one",
-            )
-        })
-    }
-
-    /// Reads a text, unpacked when its name ends in `.gz`; bytes that are not UTF-8 become replacement characters.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read_text_bytes`](Self::read_text_bytes).
-    pub(crate) fn read_text(&self, idx: usize) -> Result<String, DataError> {
-        let bytes = self.read_text_bytes(idx)?;
-        Ok(String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// The file as errors name it.
