@@ -16,6 +16,7 @@ mod interop;
 mod process;
 mod sdlora;
 mod software_vulkan;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -57,6 +58,7 @@ enum Command {
     Golden(golden::Args),
     Interop(interop::Args),
     Check(check::Args),
+    Torture(torture::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Torture(args) => torture::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -94,7 +97,7 @@ mod tests {
         let help = command.render_long_help().to_string();
         for name in [
             "train", "pretrain", "compare", "predict", "inspect", "presets", "data", "export",
-            "features", "analyse", "bench", "golden", "interop", "check",
+            "features", "analyse", "bench", "golden", "interop", "check", "torture",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

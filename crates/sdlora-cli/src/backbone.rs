@@ -13,6 +13,7 @@ use toml::{Table, Value};
 use crate::UsageError;
 use crate::commands::Common;
 use crate::download_bar::DownloadBar;
+use crate::output::say;
 use crate::preprocess;
 
 /// Which backbone instead of the configuration's.
@@ -147,7 +148,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
         false => None,
     };
     if !common.quiet {
-        println!(
+        say!(
             "backbone {spec}: {}",
             summary(&checkpoint, sha256.as_deref())
         );

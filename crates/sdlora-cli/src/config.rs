@@ -11,7 +11,9 @@ use toml::{Table, Value};
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::{Common, presets, read_text};
+use crate::output::note;
 use crate::pilot::{self, Translation};
+use crate::shown::{shown, shown_path};
 
 /// Which configuration, and what is different from it.
 #[derive(Debug, Clone, clap::Args)]
@@ -84,7 +86,7 @@ impl ConfigArgs {
         let Translation { table, notes } = pilot::translate(json, self.seed)
             .with_context(|| format!("{} cannot be used", path.display()))?;
         for note in notes {
-            eprintln!("{}: {note}", path.display());
+            note!("{}: {}", shown_path(path), shown(&note));
         }
         Ok(table.to_string())
     }

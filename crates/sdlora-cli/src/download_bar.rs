@@ -2,6 +2,9 @@
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::{note, say};
+use crate::shown::shown;
+
 /// One bar per file; without a terminal one line per file.
 pub struct DownloadBar {
     bar: ProgressBar,
@@ -36,7 +39,7 @@ impl sdlora_fetch::Progress for DownloadBar {
         (self.file, self.n_bytes) = (file.to_owned(), 0);
         self.bar.reset();
         self.bar.set_length(total.unwrap_or(0));
-        self.bar.set_prefix(format!("downloading {file}"));
+        self.bar.set_prefix(format!("downloading {}", shown(file)));
     }
 
     fn advance(&mut self, n: u64) {
@@ -45,12 +48,32 @@ impl sdlora_fetch::Progress for DownloadBar {
     }
 
     fn done(&mut self) {
-        let line = format!("downloaded {}, {}", self.file, HumanBytes(self.n_bytes));
+        let line = format!(
+            "downloaded {}, {}",
+            shown(&self.file),
+            HumanBytes(self.n_bytes)
+        );
         if self.bar.is_hidden() && !self.quiet {
-            println!("{line}");
+            say!("{line}");
         } else {
             self.bar.println(line);
         }
         self.bar.finish_and_clear();
+    }
+
+    fn trouble(&mut self, what: &str) {
+        if self.quiet {
+            return;
+        }
+        let what = shown(what);
+        let line = match self.file.is_empty() {
+            true => what,
+            false => format!("{}: {what}", shown(&self.file)),
+        };
+        if self.bar.is_hidden() {
+            note!("{line}");
+        } else {
+            self.bar.println(line);
+        }
     }
 }

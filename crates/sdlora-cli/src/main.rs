@@ -1,8 +1,9 @@
 //! `sdlora`: train, pretrain, compare and predict from the command line.
 //!
 //! The only crate that prints, chooses a device and picks an exit code: 0 done, 1 the run failed,
-//! 2 the command or its settings are wrong, 130 it was asked to stop and what is done is kept.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+//! 2 the command or its settings are wrong, 130 it was asked to stop and what is done is kept. A reader of
+//! the output who leaves early, as `head` does, ends a command that only answers with 0: it has what it asked
+//! for.
 
 mod allocator;
 mod backbone;
@@ -10,17 +11,24 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+#[cfg(test)]
+mod mutations;
+mod output;
 mod pilot;
 mod preprocess;
 mod progress;
 mod report;
 mod results;
 mod run_log;
+mod shown;
 mod stop;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use output::{OutputError, answer, note};
+use shown::clipped_to;
 
 /// A mistake of the user rather than a failed run.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +57,38 @@ enum Command {
     Analyse(commands::analyse::Args),
 }
 
+/// Longest message that is printed, in characters: an error may repeat what it found in a file.
+const LONGEST_MESSAGE: usize = 10_000;
+
 fn main() -> ExitCode {
     allocator::keep_free_memory();
-    let cli = Cli::parse();
-    let done = match cli.command {
+    let done = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(asked) if !asked.use_stderr() => {
+            answer!("{}", asked.to_string().trim_end()).map_err(anyhow::Error::from)
+        }
+        Err(mistake) => {
+            let text = mistake.to_string();
+            note!("{}", clipped_lines(text.trim_end()));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_unread(&error) => ExitCode::SUCCESS,
+        Err(error) if is_stop(&error) => {
+            note!("{}", chain(&error));
+            ExitCode::from(stop::EXIT_CODE)
+        }
+        Err(error) => {
+            note!("error: {}", chain(&error));
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Train(args) => commands::train::run(args),
         Command::Pretrain(args) => commands::pretrain::run(args),
         Command::Compare(args) => commands::compare::run(args),
@@ -63,28 +99,22 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Features(args) => commands::features::run(args),
         Command::Analyse(args) => commands::analyse::run(args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_stop(&error) => {
-            eprintln!("{}", chain(&error));
-            ExitCode::from(stop::EXIT_CODE)
-        }
-        Err(error) => {
-            eprintln!("error: {}", chain(&error));
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
-        }
     }
 }
 
 /// The messages of an error and its causes, each said once: many repeat their cause.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain() {
+        let message = match has_lines(cause) {
+            true => clipped_lines(&cause.to_string()),
+            // A line break in it comes from a name.
+            false => clipped_to(&cause.to_string(), LONGEST_MESSAGE),
+        };
         if text.is_empty() {
-            text = cause;
-        } else if !text.contains(cause.trim_end()) {
-            text = format!("{text}: {cause}");
+            text = message;
+        } else if !text.contains(message.trim_end()) {
+            text = format!("{text}: {message}");
         }
     }
     text
@@ -101,6 +131,30 @@ fn is_stop(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Whether a message is written in several lines.
+fn has_lines(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<UsageError>()
+        || cause.is::<commands::compare::Unfinished>()
+        || cause.is::<stop::Stopped>()
+        || cause.is::<toml::de::Error>()
+        || matches!(
+            cause.downcast_ref(),
+            Some(sdlora_train::TrainError::Config { .. })
+        )
+}
+
+fn clipped_lines(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_MESSAGE) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{} ... and more", &text[..end]),
+    }
+}
+
+/// Whether a command ended because nobody reads its answer any more.
+fn is_unread(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(OutputError::Closed))
+}
+
 fn is_usage(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<UsageError>()
@@ -111,7 +165,27 @@ fn is_usage(error: &anyhow::Error) -> bool {
                 .downcast_ref::<sdlora_data::DataError>()
                 .is_some_and(sdlora_data::DataError::is_usage)
             || cause
+                .downcast_ref::<sdlora_vit::VitError>()
+                .is_some_and(sdlora_vit::VitError::is_usage)
+            || cause
                 .downcast_ref::<sdlora_train::TrainError>()
                 .is_some_and(sdlora_train::TrainError::is_usage)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_message_neither_breaks_the_line_nor_fills_the_screen() {
+        let name = format!("a\nerror: b\u{1b}[2J{}", "x".repeat(1 << 20));
+        let error = anyhow::Error::from(sdlora_train::TrainError::export("run", name));
+        let text = chain(&error);
+        assert!(text.contains("a\\nerror: b\\u{1b}[2Jxxx"), "{text:.200}");
+        assert!(!text.contains('\n') && text.len() < 2 * LONGEST_MESSAGE);
+        // What is written in lines stays so.
+        let steps = anyhow::Error::from(UsageError("do\n  1. this".into()));
+        assert_eq!(chain(&steps), "do\n  1. this");
+    }
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sdlora_train::{Event, Observer};
 
+use crate::output::say;
 use crate::report::AccuracyTable;
+use crate::shown::shown_lines;
 
 /// Shows what a run tells; without a terminal a line every few seconds.
 pub struct Progress {
@@ -58,9 +60,9 @@ impl Progress {
             return;
         }
         if self.bar.is_hidden() {
-            println!("{text}");
+            say!("{text}");
         } else {
-            self.bar.println(text);
+            self.bar.println(shown_lines(text));
         }
     }
 
@@ -136,7 +138,7 @@ impl Observer for Progress {
                 self.bar.set_position(*step as u64 + 1);
                 if self.bar.is_hidden() && !self.quiet && self.last_line.elapsed() > LINE_EVERY {
                     self.last_line = Instant::now();
-                    println!("{} step {}/{n_steps}  {message}", self.prefix, step + 1);
+                    say!("{} step {}/{n_steps}  {message}", self.prefix, step + 1);
                 }
                 self.bar.set_message(message);
             }

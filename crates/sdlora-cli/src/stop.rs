@@ -1,6 +1,5 @@
 //! Ctrl-C and SIGTERM: the first asks the work to stop where nothing is lost, the second ends it at once.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +8,8 @@ use anyhow::Context;
 use sdlora_train::{Event, Observer};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+
+use crate::output::note;
 
 /// Exit code of a command that was asked to stop, as shells give it to Ctrl-C.
 pub const EXIT_CODE: u8 = 130;
@@ -43,11 +44,7 @@ impl StopRequest {
             while !seen.is_made() {
                 std::thread::sleep(LOOK_EVERY);
             }
-            // Nothing may be listening any more, and that is no reason to fail.
-            let _ = writeln!(
-                std::io::stderr(),
-                "stopping after this step, and saving; once more stops at once"
-            );
+            note!("stopping after this step, and saving; once more stops at once");
         });
         Ok(request)
     }

@@ -1,4 +1,4 @@
-//! Ten thousand changed files, the same in every run: whatever is in a file, it is read or refused and nothing panics.
+//! Ten thousand changed files, or as many as `SDLORA_MUTATIONS` says for each, the same in every run: whatever is in a file, it is read or refused and nothing panics.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
 
@@ -14,6 +14,7 @@ use image::ImageFormat;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_data::{ClassOrder, Image, Options};
+use sdlora_testkit::mutations::count;
 
 fn gzipped(bytes: &[u8]) -> Vec<u8> {
     let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -48,11 +49,11 @@ fn ten_thousand_mutations_never_panic() {
         ImageFormat::Pnm,
     ] {
         let original = encoded(5, format);
-        let mut n_decoded = 0;
-        for _ in 0..1200 {
+        let (mut n_decoded, n) = (0, count(1200));
+        for _ in 0..n {
             n_decoded += usize::from(Image::decode(&mutated(&original, &mut rng), "x").is_ok());
         }
-        assert!(n_decoded < 1200, "{format:?}: no change was noticed");
+        assert!(n_decoded < n, "{format:?}: no change was noticed");
     }
     let png = encoded(5, ImageFormat::Png);
     let files = [("a/1.png", png.clone()), ("a/2.png", png.clone())];
@@ -96,7 +97,7 @@ fn ten_thousand_mutations_never_panic() {
             _ => Options::none(),
         };
         let mut n_refused = 0;
-        for _ in 0..680 {
+        for _ in 0..count(680) {
             write(dir.path(), file, &mutated(&original, &mut rng));
             n_refused += usize::from(open(name, dir.path(), &options).is_err());
         }
@@ -183,7 +184,7 @@ fn changed_lists_never_panic() {
         };
         open(name, dir.path(), &options).unwrap();
         let mut n_refused = 0;
-        for _ in 0..150 {
+        for _ in 0..count(150) {
             write(dir.path(), file, &mutated(text, &mut rng));
             let opened = open(name, dir.path(), &options);
             n_refused += usize::from(opened.is_err());
@@ -206,7 +207,7 @@ fn changed_class_orders_never_panic() {
     let names: Vec<String> = ["ant", "bus", "cat"].map(str::to_owned).to_vec();
     let path = dir.path().join("order.txt");
     for text in [&b"2\n0\n1\n"[..], b"cat\nant\n"] {
-        for _ in 0..300 {
+        for _ in 0..count(300) {
             std::fs::write(&path, mutated(text, &mut rng)).unwrap();
             if let Ok(order) = ClassOrder::File(path.clone()).resolve(&names) {
                 assert!(order.iter().all(|&class| class < 3));

@@ -1,17 +1,17 @@
 //! Requests: time limits, redirects that keep a token at home, and what is worth another attempt.
 
-use std::time::Duration;
+use std::io::{ErrorKind, Read};
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Method, Request, Response as RawResponse};
 use ureq::{Agent, Body, Proxy};
 
 use crate::error::FetchError;
 use crate::names::{join, origin, shown};
+use crate::progress::Progress;
 
 /// Time to establish a connection.
 const CONNECT: Duration = Duration::from_secs(20);
-/// Longest silence of a server before the connection counts as broken.
-const SILENCE: Duration = Duration::from_secs(60);
 /// Redirects in a row, as many as browsers follow at most.
 const N_REDIRECTS: usize = 20;
 /// Longest pause between two attempts.
@@ -24,19 +24,96 @@ pub struct Retry {
     pub n_attempts: u32,
     /// Pause after the first of them; it doubles each time, up to 30 seconds.
     pub first_pause: Duration,
+    /// When a connection that still stands counts as broken.
+    pub pace: Pace,
+}
+
+/// How slow a server may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Longest silence, before an answer and between two parts of it.
+    pub silence: Duration,
+    /// Time over which bytes are counted.
+    pub window: Duration,
+    /// Fewest bytes in that time.
+    pub least: u64,
+}
+
+impl Default for Pace {
+    /// 20 seconds of silence; 1 KiB a second over 30 seconds, below which a data set takes months.
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(20),
+            window: Duration::from_secs(30),
+            least: 30 << 10,
+        }
+    }
+}
+
+/// Counts the bytes of a [`Pace`].
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pace: Pace,
+    since: Instant,
+    n_bytes: u64,
+}
+
+/// What a [`Watch`] finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Speed {
+    /// The time is not over.
+    Unknown,
+    Enough,
+    /// Too few bytes, with the words for it.
+    TooSlow(String),
+}
+
+impl Watch {
+    pub(crate) fn new(pace: Pace) -> Self {
+        Self {
+            pace,
+            since: Instant::now(),
+            n_bytes: 0,
+        }
+    }
+
+    /// Counts bytes; at the end of a window says how it was and begins the next.
+    pub(crate) fn add(&mut self, n: u64) -> Speed {
+        self.n_bytes += n;
+        if self.since.elapsed() < self.pace.window {
+            return Speed::Unknown;
+        }
+        let counted = std::mem::replace(self, Self::new(self.pace));
+        match counted.n_bytes < counted.pace.least {
+            false => Speed::Enough,
+            true => Speed::TooSlow(format!(
+                "only {} bytes came in {:.0?}",
+                counted.n_bytes,
+                counted.since.elapsed()
+            )),
+        }
+    }
 }
 
 impl Default for Retry {
-    /// Five attempts within about 8 seconds, so that a short loss of the network is survived.
+    /// Five attempts within about 8 seconds, so that a short loss of the network is survived; a server that
+    /// is silent is given up after about two minutes, one that is too slow after two and a half.
     fn default() -> Self {
         Self {
             n_attempts: 5,
             first_pause: Duration::from_millis(500),
+            pace: Pace::default(),
         }
     }
 }
 
 impl Retry {
+    /// The words on an attempt that failed and is repeated.
+    pub(crate) fn next(&self, reason: &dyn std::error::Error, n_failed: u32) -> String {
+        let (next, n) = (n_failed + 1, self.n_attempts);
+        format!("{reason}: attempt {next} of {n}")
+    }
+
     /// Waits after the attempt number `n_failed`, counted from 1.
     pub(crate) fn pause(&self, n_failed: u32) {
         let factor = 1u32 << n_failed.saturating_sub(1).min(16);
@@ -49,8 +126,21 @@ impl Retry {
 pub(crate) enum Failure {
     /// The network or a busy server: worth another attempt.
     Broken(Box<dyn std::error::Error + Send + Sync>),
+    /// Bytes come, but too few: worth an attempt on another connection, and no progress.
+    Slow(String),
     /// Another attempt would end the same way.
     Final(FetchError),
+}
+
+impl Failure {
+    /// Why the attempt failed.
+    pub(crate) fn reason(self) -> Box<dyn std::error::Error + Send + Sync> {
+        match self {
+            Self::Broken(reason) => reason,
+            Self::Slow(words) => words.into(),
+            Self::Final(error) => Box::new(error),
+        }
+    }
 }
 
 impl From<FetchError> for Failure {
@@ -116,8 +206,8 @@ impl Client {
                 None
             })
             .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
+            .timeout_recv_response(Some(retry.pace.silence))
+            .timeout_per_read(Some(retry.pace.silence))
             .build();
         Self {
             agent: config.new_agent(),
@@ -154,7 +244,8 @@ impl Client {
             let request = request.body(()).map_err(|_| {
                 unusable(&at, "address or token has letters it may not have".into())
             })?;
-            let raw = self.agent.run(request).map_err(|e| sort(e, &at))?;
+            let pace = self.retry.pace;
+            let raw = self.agent.run(request).map_err(|e| sort(e, &at, pace))?;
             let location = raw
                 .headers()
                 .get("location")
@@ -186,6 +277,7 @@ impl Client {
         url: &str,
         token: Option<&str>,
         follow: Follow,
+        progress: &mut dyn Progress,
     ) -> Result<Response, FetchError> {
         let mut n_failed = 0;
         loop {
@@ -199,7 +291,8 @@ impl Client {
             };
             match failure {
                 Failure::Final(error) => return Err(error),
-                Failure::Broken(source) => {
+                failure @ (Failure::Broken(_) | Failure::Slow(_)) => {
+                    let source = failure.reason();
                     n_failed += 1;
                     if n_failed >= self.retry.n_attempts {
                         return Err(FetchError::Connection {
@@ -208,11 +301,55 @@ impl Client {
                             source,
                         });
                     }
+                    progress.trouble(&self.retry.next(source.as_ref(), n_failed));
                     self.retry.pause(n_failed);
                 }
             }
         }
     }
+}
+
+/// The body of an answer that is short by nature.
+///
+/// # Errors
+///
+/// When the connection breaks, is slower than the pace allows, or brings more than `limit` bytes.
+pub(crate) fn read_short(body: &mut Body, limit: u64, pace: Pace) -> Result<Vec<u8>, Failure> {
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 1 << 13]);
+    let mut watch = Watch::new(pace);
+    let mut reader = body.as_reader();
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => {
+                bytes.extend_from_slice(&chunk[..n]);
+                if bytes.len() as u64 > limit {
+                    let problem = format!("the answer is longer than {limit} bytes");
+                    return Err(Failure::Broken(problem.into()));
+                }
+                if let Speed::TooSlow(words) = watch.add(n as u64) {
+                    return Err(Failure::Slow(words));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(error, pace)),
+        }
+    }
+}
+
+/// A connection that broke while it was read.
+pub(crate) fn broken(error: std::io::Error, pace: Pace) -> Failure {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let is_silence =
+        error.kind() == ErrorKind::TimedOut || matches!(inner, Some(ureq::Error::Timeout(_)));
+    match is_silence {
+        true => Failure::Broken(silent(pace).into()),
+        false => Failure::Broken(Box::new(error)),
+    }
+}
+
+fn silent(pace: Pace) -> String {
+    format!("nothing came for {:?}", pace.silence)
 }
 
 fn response(raw: RawResponse<Body>, hops: Vec<HeaderMap>) -> Response {
@@ -245,7 +382,7 @@ pub(crate) fn refused(url: &str, status: u16) -> FetchError {
     }
 }
 
-fn sort(error: ureq::Error, url: &str) -> Failure {
+fn sort(error: ureq::Error, url: &str, pace: Pace) -> Failure {
     use ureq::Error;
     match error {
         Error::BadUri(_) | Error::Http(_) | Error::InvalidProxyUrl | Error::TlsRequired => {
@@ -253,6 +390,9 @@ fn sort(error: ureq::Error, url: &str) -> Failure {
                 url: shown(url),
                 problem: error.to_string(),
             })
+        }
+        Error::Timeout(ureq::Timeout::RecvResponse | ureq::Timeout::PerRead) => {
+            Failure::Broken(silent(pace).into())
         }
         other => Failure::Broken(Box::new(other)),
     }

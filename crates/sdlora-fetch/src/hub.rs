@@ -100,7 +100,7 @@ impl Hub {
         {
             return Ok(snapshot.clone());
         }
-        let listing = match (self.listing(repo), cached) {
+        let listing = match (self.listing(repo, progress), cached) {
             (Err(FetchError::Connection { .. }), Some(snapshot)) => return Ok(snapshot),
             (listing, _) => listing?,
         };
@@ -133,25 +133,27 @@ impl Hub {
     }
 
     /// Asks for the commit and the files of a revision.
-    fn listing(&self, repo: &HubRepo) -> Result<Listing, FetchError> {
+    fn listing(&self, repo: &HubRepo, progress: &mut dyn Progress) -> Result<Listing, FetchError> {
         let url = format!(
             "{}/api/models/{}/revision/{}",
             self.config.endpoint,
             encode_path(repo.id()),
             encode(repo.revision())
         );
-        let response = self.send(&Method::GET, &url, Follow::All)?;
+        let response = self.send(&Method::GET, &url, Follow::All, progress)?;
         self.accept(&response, repo, &url)?;
-        let mut body = response.body;
         let unusable = |problem: String| FetchError::Answer {
             url: shown(&url),
             problem,
         };
-        let bytes = body
-            .with_config()
-            .limit(LIST_LIMIT)
-            .read_to_vec()
-            .map_err(|e| unusable(e.to_string()))?;
+        let mut body = response.body;
+        let bytes = read_short(&mut body, LIST_LIMIT, self.client.retry.pace).map_err(|e| {
+            FetchError::Connection {
+                url: shown(&url),
+                n_attempts: 1,
+                source: e.reason(),
+            }
+        })?;
         let listing: Listing =
             serde_json::from_slice(&bytes).map_err(|e| unusable(e.to_string()))?;
         if !is_commit(&listing.sha) {
@@ -178,10 +180,10 @@ impl Hub {
             encode_path(repo.id()),
             encode_path(name)
         );
-        let mut head = self.send(&Method::HEAD, &url, Follow::SameOrigin)?;
+        let mut head = self.send(&Method::HEAD, &url, Follow::SameOrigin, progress)?;
         if head.is_redirect() && etag_of(&head).is_none() {
             // An endpoint that only leads elsewhere.
-            head = self.send(&Method::HEAD, &url, Follow::All)?;
+            head = self.send(&Method::HEAD, &url, Follow::All, progress)?;
         }
         if !head.is_redirect() {
             self.accept(&head, repo, &url)?;
@@ -220,9 +222,16 @@ impl Hub {
         cache.link(commit, name, etag)
     }
 
-    fn send(&self, method: &Method, url: &str, follow: Follow) -> Result<Response, FetchError> {
+    fn send(
+        &self,
+        method: &Method,
+        url: &str,
+        follow: Follow,
+        progress: &mut dyn Progress,
+    ) -> Result<Response, FetchError> {
+        let token = self.config.token.as_deref();
         self.client
-            .send_retrying(method, url, self.config.token.as_deref(), follow)
+            .send_retrying(method, url, token, follow, progress)
     }
 
     /// Turns statuses and the Hub's own error codes into errors.

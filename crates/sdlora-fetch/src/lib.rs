@@ -42,7 +42,7 @@ mod verify;
 pub use config::HubConfig;
 pub use download::{Downloader, Expected, download};
 pub use error::FetchError;
-pub use http::Retry;
+pub use http::{Pace, Retry};
 pub use hub::Hub;
 pub use mirror::{Mirror, Place};
 pub use progress::{Progress, Silent};

@@ -8,6 +8,8 @@ pub trait Progress {
     fn advance(&mut self, n: u64);
     /// The file is complete and checked.
     fn done(&mut self);
+    /// Nothing or too little comes: what happened, and which attempt follows.
+    fn trouble(&mut self, _what: &str) {}
 }
 
 /// Tells no one.

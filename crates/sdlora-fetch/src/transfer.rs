@@ -7,7 +7,7 @@ use std::path::Path;
 use ureq::http::Method;
 
 use crate::error::FetchError;
-use crate::http::{Client, Failure, Follow, Response, busy, refused};
+use crate::http::{Client, Failure, Follow, Response, Speed, Watch, broken, busy, refused};
 use crate::names::shown;
 use crate::progress::Progress;
 use crate::verify::Sum;
@@ -71,6 +71,17 @@ pub(crate) fn open_locked(part: &Path) -> Result<File, FetchError> {
     if let Some(folder) = part.parent() {
         fs::create_dir_all(folder).map_err(FetchError::io("create", folder))?;
     }
+    match fs::symlink_metadata(part) {
+        // A link would let a download grow in any file of the user. It was not made here.
+        Ok(found) if found.is_symlink() => {
+            fs::remove_file(part).map_err(FetchError::io("remove", part))?;
+        }
+        Ok(found) if !found.is_file() => {
+            let is_none = std::io::Error::other("it is no file; remove it");
+            return Err(FetchError::io("write", part)(is_none));
+        }
+        _ => {}
+    }
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -125,6 +136,10 @@ struct State<'a> {
     n_have: u64,
     /// ETag of the version that the bytes belong to, once an answer named it.
     etag: Option<String>,
+    /// Over all attempts: a server that breaks before every window ends is as slow as one that does not.
+    watch: Watch,
+    /// Windows in a row that were too slow.
+    n_slow: u32,
 }
 
 /// Brings all bytes into the temporary file.
@@ -141,6 +156,8 @@ fn run(
         path,
         n_have,
         etag: None,
+        watch: Watch::new(client.retry.pace),
+        n_slow: 0,
     };
     if wanted.bytes.is_some_and(|bytes| state.n_have > bytes) {
         state.restart()?;
@@ -157,18 +174,21 @@ fn run(
         match attempt(client, wanted, &mut state, progress) {
             Ok(()) => return Ok(()),
             Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Broken(source)) => {
+            Err(failure) => {
                 if state.n_have > n_best {
                     (n_failed, n_best) = (0, state.n_have);
                 }
                 n_failed += 1;
-                if n_failed >= client.retry.n_attempts {
+                let n_attempts = n_failed.max(state.n_slow);
+                let source = failure.reason();
+                if n_attempts >= client.retry.n_attempts {
                     return Err(FetchError::Connection {
                         url: shown(wanted.url),
-                        n_attempts: n_failed,
+                        n_attempts,
                         source,
                     });
                 }
+                progress.trouble(&client.retry.next(source.as_ref(), n_attempts));
                 client.retry.pause(n_failed);
             }
         }
@@ -242,13 +262,21 @@ fn attempt(
             Ok(0) => break,
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Failure::Broken(Box::new(error))),
+            Err(error) => return Err(broken(error, client.retry.pace)),
         };
         if state.n_have + n as u64 > limit {
             return Err(too_long(state.n_have + n as u64).into());
         }
         state.append(&chunk[..n])?;
         progress.advance(n as u64);
+        match state.watch.add(n as u64) {
+            Speed::Unknown => {}
+            Speed::Enough => state.n_slow = 0,
+            Speed::TooSlow(words) => {
+                state.n_slow += 1;
+                return Err(Failure::Slow(words));
+            }
+        }
     }
     match wanted.bytes.or(total) {
         Some(expected) if state.n_have < expected => Err(Failure::Broken(

@@ -5,9 +5,10 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use common::{Reply, Server, Told, bytes, retry, sum};
-use sdlora_fetch::{Downloader, Expected, FetchError, Mirror, Silent};
+use sdlora_fetch::{Downloader, Expected, FetchError, Mirror, Pace, Retry, Silent};
 use tempfile::TempDir;
 
 const N: usize = 100_000;
@@ -421,4 +422,83 @@ fn of_an_unknown_file_all_that_the_server_announced_must_come() {
         .fetch(&url, &to.dest, &expected, &mut Silent)
         .unwrap();
     assert_eq!(server.asked().len(), n_asked);
+}
+
+/// A server that is slow in a way, and what is told before it is given up.
+fn given_up(answer: impl Fn(&common::Asked, usize) -> Reply + Send + 'static) -> Vec<String> {
+    let (server, to, mut told) = (Server::start(answer), target(), Told::default());
+    let retry = Retry {
+        pace: Pace {
+            silence: Duration::from_millis(300),
+            window: Duration::from_millis(500),
+            least: 1000,
+        },
+        ..retry(3)
+    };
+    let error = Downloader::new(retry)
+        .fetch(
+            &format!("{}/f", server.url),
+            &to.dest,
+            &expected(&bytes(N)),
+            &mut told,
+        )
+        .unwrap_err();
+    assert!(
+        matches!(error, FetchError::Connection { n_attempts: 3, .. }),
+        "{error}"
+    );
+    assert!(!to.dest.exists());
+    told.troubles
+}
+
+#[test]
+fn a_server_that_drips_is_given_up_and_told_of() {
+    // Each attempt brings new bytes, so by the rule for broken connections it would never end.
+    let drip =
+        |asked: &common::Asked, _| Reply::ranged(asked, &bytes(N)).drip(Duration::from_millis(20));
+    let told = given_up(drip);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].starts_with("only ") && told[0].ends_with("attempt 2 of 3"),
+        "{told:?}"
+    );
+    // Nor does it help to break before every window ends.
+    let told = given_up(move |asked, n| drip(asked, n).cut(9));
+    assert!(
+        told.iter().any(|words| words.starts_with("only ")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_told_of() {
+    let told = given_up(|asked, _| Reply::ranged(asked, &bytes(N)).drip(Duration::from_secs(2)));
+    assert_eq!(
+        told,
+        [
+            "nothing came for 300ms: attempt 2 of 3",
+            "nothing came for 300ms: attempt 3 of 3"
+        ]
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_under_the_temporary_name_is_not_followed() {
+    let server = Server::start(|asked, _| Reply::ranged(asked, &bytes(N)));
+    let to = target();
+    let own = to.part.with_file_name("thesis.txt");
+    fs::write(&own, "years of work").unwrap();
+    std::os::unix::fs::symlink(&own, &to.part).unwrap();
+    Downloader::new(retry(1))
+        .fetch(
+            &format!("{}/f", server.url),
+            &to.dest,
+            &expected(&bytes(N)),
+            &mut Silent,
+        )
+        .unwrap();
+    assert_eq!(fs::read_to_string(&own).unwrap(), "years of work");
+    assert_eq!(fs::read(&to.dest).unwrap(), bytes(N));
+    assert!(!fs::symlink_metadata(&to.dest).unwrap().is_symlink());
 }

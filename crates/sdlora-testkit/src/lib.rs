@@ -9,6 +9,7 @@
 //! | [`cases`] | the cases of `metrics.json` and `optim.json` |
 //! | [`close`] | comparison of tensors and slices within a [`Tolerance`] |
 //! | [`device`] | the one place that chooses the device of the whole test suite |
+//! | [`mutations`] | damaged files, and how many of them |
 //! | [`toy`] | small class-dependent images |
 //!
 //! ```
@@ -26,6 +27,7 @@ pub mod cases;
 pub mod close;
 pub mod device;
 pub mod golden;
+pub mod mutations;
 pub mod toy;
 
 pub use cases::{ExpectedMetrics, MetricsCase, MetricsFile, OptimCase, OptimConfig, OptimFile};

@@ -318,8 +318,10 @@ impl TrainError {
 
     /// Whether the user's input is at fault (exit code 2) rather than the run (exit code 1).
     pub fn is_usage(&self) -> bool {
-        if let Self::Data(error) = self {
-            return error.is_usage();
+        match self {
+            Self::Data(error) => return error.is_usage(),
+            Self::Vit(error) => return error.is_usage(),
+            _ => {}
         }
         matches!(
             self,
@@ -338,7 +340,6 @@ impl TrainError {
                 | Self::OutputExists { .. }
                 | Self::Export { .. }
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })
-                | Self::Vit(VitError::UnknownPreset { .. })
         )
     }
 }

@@ -63,3 +63,10 @@ pub enum VitError {
         report: Box<WeightReport>,
     },
 }
+
+impl VitError {
+    /// Whether a name or setting is at fault rather than a file.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::UnknownPreset { .. } | Self::Shape { .. })
+    }
+}

@@ -1,6 +1,6 @@
 //! Damaged and hostile files: whatever happens to a checkpoint, reading it ends, without a panic and within bounds.
 //!
-//! Deterministic: case `i` is always the same file, and a failure names it.
+//! Deterministic: case `i` is always the same file, and a failure names it. `SDLORA_MUTATIONS` makes more of them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use sdlora_testkit::mutations::count as count_of;
 use sdlora_weights::WeightFile;
 
 /// Far more than reading a file of 1 to 3 KB needs: none of these takes more than 70 KB.
@@ -219,7 +220,7 @@ fn no_mutation_of_a_file_panics_or_takes_memory_beyond_the_bound() {
     };
 
     // Whole files, zip directories included.
-    for case in 0..15_000 {
+    for case in 0..count_of(15_000) {
         let (name, bytes) = &seeds[case % seeds.len()];
         let other = &seeds[rng.below(seeds.len())].1;
         let mut bytes = bytes.clone();
@@ -235,7 +236,7 @@ fn no_mutation_of_a_file_panics_or_takes_memory_beyond_the_bound() {
         .filter(|(_, bytes)| bytes.starts_with(b"PK"))
         .map(|(name, bytes)| (name, members(bytes)))
         .collect();
-    for case in 0..15_000 {
+    for case in 0..count_of(15_000) {
         let (name, members) = &zips[case % zips.len()];
         let pickle = |members: &[(String, Vec<u8>)]| {
             let found = members.iter().find(|(name, _)| name.ends_with("/data.pkl"));
@@ -263,7 +264,7 @@ fn no_mutation_of_a_file_panics_or_takes_memory_beyond_the_bound() {
         .unwrap();
     let n_header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let (header, data) = whole[8..].split_at(n_header);
-    for case in 0..10_000 {
+    for case in 0..count_of(10_000) {
         let mut header = header.to_vec();
         let other = header.clone();
         mutate(&mut header, &other, &mut rng);
@@ -282,7 +283,7 @@ fn no_mutation_of_a_file_panics_or_takes_memory_beyond_the_bound() {
     let map = br#"{"metadata":{"total_size":44},"weight_map":{"a":"shard.safetensors","b":"shard.safetensors"}}"#;
     std::fs::write(&index, map).unwrap();
     assert!(read_all(WeightFile::open(&index)));
-    for case in 0..500 {
+    for case in 0..count_of(500) {
         let mut bytes = map.to_vec();
         mutate(&mut bytes, map, &mut rng);
         std::fs::write(&index, bytes).unwrap();
@@ -291,7 +292,6 @@ fn no_mutation_of_a_file_panics_or_takes_memory_beyond_the_bound() {
         }));
     }
 
-    assert!(n_cases >= 10_000);
     // Mutations that leave most files readable, or none, would test little.
     assert!(
         (n_cases / 20..n_cases / 2).contains(&n_accepted),

@@ -11,9 +11,11 @@ use sdlora_data::{
 };
 
 use super::contact_sheet;
-use super::data_fetch::Fetch;
+use super::data_fetch::{Fetch, entries};
 use crate::UsageError;
 use crate::config::ConfigArgs;
+use crate::output::{self, answer, say};
+use crate::shown::{clipped, shown, shown_path};
 
 /// List data sets, fetch or verify their files, or show what is in one
 #[derive(Debug, clap::Args)]
@@ -102,10 +104,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn list(data_dir: &Path) -> anyhow::Result<()> {
-    println!(
+    answer!(
         "{:<20} {:>8} {:>9}  {:<7} summary",
-        "name", "classes", "images", "present"
-    );
+        "name",
+        "classes",
+        "images",
+        "present"
+    )?;
     for entry in datasets::DATASETS {
         let manifest = entry.manifest()?;
         let number = |n: Option<usize>| match n {
@@ -114,24 +119,26 @@ fn list(data_dir: &Path) -> anyhow::Result<()> {
         };
         let set = manifest.set(entry.name);
         let is_present = manifest.present_folder(data_dir).is_some();
-        println!(
+        answer!(
             "{:<20} {:>8} {:>9}  {:<7} {}",
             entry.name,
             number(set.map(|set| set.classes)),
             number(set.map(|set| set.images)),
             if is_present { "yes" } else { "-" },
             entry.summary
-        );
+        )?;
     }
     Ok(())
 }
 
+/// Goes on without its output: what is wrong is also told by the exit code.
 fn verify(args: &Verify) -> anyhow::Result<()> {
-    let entry = datasets::find(&args.which.name)?;
-    let manifest = entry.manifest()?;
-    println!(
+    let entries = entries(&args.which.name)?;
+    let manifest = entries[0].manifest()?;
+    say!(
         "source   {}\nlicence  {}",
-        manifest.source, manifest.licence
+        manifest.source,
+        manifest.licence
     );
     let mut n_wrong = 0;
     for check in manifest.check_files(&args.which.data_dir)? {
@@ -144,17 +151,22 @@ fn verify(args: &Verify) -> anyhow::Result<()> {
             }
             _ => "not checked".to_owned(),
         };
-        println!("file     {}: {state}", check.path.display());
+        say!("file     {}: {state}", shown_path(&check.path));
     }
-    let dataset = args.which.open()?;
-    describe(dataset.as_ref());
-    if args.images {
-        n_wrong += verify_images(dataset.as_ref());
+    for entry in &entries {
+        let dataset = args.which.open_named(entry.name)?;
+        if entries.len() > 1 {
+            say!("opened   {}", entry.name);
+        }
+        describe(dataset.as_ref());
+        if args.images {
+            n_wrong += verify_images(dataset.as_ref());
+        }
     }
     if n_wrong > 0 {
         anyhow::bail!("{n_wrong} files or images are wrong: fetch or replace them");
     }
-    Ok(())
+    Ok(output::check()?)
 }
 
 /// Most pairs of equal images that are named.
@@ -172,7 +184,8 @@ fn verify_images(dataset: &dyn Dataset) -> usize {
                 Err(error) => {
                     n_wrong += 1;
                     let error = anyhow::Error::from(error);
-                    println!("WRONG    {}: {error:#}", sample.name);
+                    let (name, reason) = (shown(&sample.name), shown(&format!("{error:#}")));
+                    say!("WRONG    {name}: {reason}");
                     continue;
                 }
             };
@@ -196,9 +209,10 @@ fn verify_images(dataset: &dyn Dataset) -> usize {
         if n_more > 0 {
             named += &format!(" and {n_more} more");
         }
-        println!(
-            "note     {} test images are the same as an image to learn from: {named}",
-            same.len()
+        say!(
+            "note     {} test images are the same as an image to learn from: {}",
+            same.len(),
+            shown(&named)
         );
     }
     n_wrong
@@ -212,13 +226,13 @@ pub fn describe(dataset: &dyn Dataset) {
             counts[sample.class_id][half] += 1;
         }
     }
-    println!("classes  {}", counts.len());
+    say!("classes  {}", counts.len());
     if !dataset.groups().is_empty() {
-        println!("groups   {}", dataset.groups().len());
+        say!("groups   {}", dataset.groups().len());
     }
     for (half, split) in [Split::Train, Split::Test].into_iter().enumerate() {
         let of_half = counts.iter().map(|counts| counts[half]);
-        println!(
+        say!(
             "{:<8} {} images, {} to {} a class",
             split.to_string(),
             dataset.samples(split).len(),
@@ -227,7 +241,7 @@ pub fn describe(dataset: &dyn Dataset) {
         );
     }
     for note in dataset.notes() {
-        println!("note     {note}");
+        say!("note     {}", shown(&note));
     }
 }
 
@@ -236,6 +250,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
         return Err(UsageError("`--classes` and `--per-class` are 1 or more".to_owned()).into());
     }
     let dataset = args.which.open()?;
+    refuse_image(dataset.as_ref(), &args.out)?;
     describe(dataset.as_ref());
     let n_classes = dataset.class_names().len();
     let n_rows = args.classes.min(n_classes);
@@ -250,11 +265,33 @@ fn show(args: &Show) -> anyhow::Result<()> {
             .map(|i| dataset.image(Split::Train, of_class[i * of_class.len() / n_shown]))
             .collect();
         rows.push(images?);
-        println!("row {:>3}  {}", row + 1, dataset.class_names()[class_id]);
+        say!(
+            "row {:>3}  {}",
+            row + 1,
+            clipped(&dataset.class_names()[class_id])
+        );
     }
     contact_sheet::write(&rows, &args.out)?;
-    println!("wrote    {}", args.out.display());
+    say!("wrote    {}", shown_path(&args.out));
     Ok(())
+}
+
+/// Refuses a file for the sheet that is an image of the data set.
+fn refuse_image(dataset: &dyn Dataset, out: &Path) -> Result<(), UsageError> {
+    let Ok(out) = std::fs::canonicalize(out) else {
+        return Ok(());
+    };
+    let mut samples = [Split::Train, Split::Test]
+        .into_iter()
+        .flat_map(|split| dataset.samples(split));
+    match samples.find(|sample| out.ends_with(&sample.name)) {
+        None => Ok(()),
+        Some(sample) => Err(UsageError(format!(
+            "`--out {}` is the image `{}` of the data set: choose another place",
+            out.display(),
+            sample.name
+        ))),
+    }
 }
 
 fn show_tasks(args: &Show) -> anyhow::Result<()> {
@@ -266,7 +303,7 @@ fn show_tasks(args: &Show) -> anyhow::Result<()> {
     let dataset: Arc<dyn Dataset> = args.which.open()?.into();
     let stream = TaskStream::new(dataset.as_ref(), &config)?;
     for task in stream.tasks() {
-        println!("{}", task_line(dataset.as_ref(), task));
+        answer!("{}", task_line(dataset.as_ref(), task))?;
     }
     Ok(())
 }
@@ -289,12 +326,12 @@ fn task_line(dataset: &dyn Dataset, task: &Task) -> String {
         task.test.as_ref().len()
     );
     if let Some(domain) = task.domain.and_then(|domain| dataset.domains().get(domain)) {
-        line += &format!("  domain {domain}");
+        line += &format!("  domain {}", clipped(domain));
     }
-    let names: Vec<&str> = task
+    let names: Vec<String> = task
         .classes
         .iter()
-        .map(|&class| dataset.class_names()[class].as_str())
+        .map(|&class| clipped(&dataset.class_names()[class]))
         .collect();
     line + "  " + &names.join(", ")
 }
@@ -302,6 +339,11 @@ fn task_line(dataset: &dyn Dataset, task: &Task) -> String {
 impl Which {
     /// Opens the data set; a wrong name or option is the user's mistake.
     fn open(&self) -> anyhow::Result<Box<dyn Dataset>> {
+        self.open_named(&self.name)
+    }
+
+    /// Opens one of the data sets that the name stands for.
+    fn open_named(&self, name: &str) -> anyhow::Result<Box<dyn Dataset>> {
         let mut options = Options::none();
         for option in &self.options {
             let (key, value) = option.split_once('=').ok_or_else(|| {
@@ -314,7 +356,7 @@ impl Which {
         if self.skip_bad {
             options = options.with("skip_bad", true);
         }
-        Ok(datasets::open(&self.name, &self.data_dir, &options)?)
+        Ok(datasets::open(name, &self.data_dir, &options)?)
     }
 }
 
@@ -344,7 +386,10 @@ mod tests {
         let out = out.to_str().unwrap();
         run_words(&["list", "--data-dir", &data_dir]).unwrap();
         let name = "omniglot-evaluation";
-        run_words(&["verify", name, "--data-dir", &data_dir]).unwrap();
+        // The name `fetch` takes stands for every data set its files make.
+        for name in [name, "omniglot"] {
+            run_words(&["verify", name, "--data-dir", &data_dir]).unwrap();
+        }
         let sheet = ["--classes", "3", "--per-class", "4", "--out", out];
         run_words(&[&["show", name, "--data-dir", &data_dir], &sheet[..]].concat()).unwrap();
         let sheet = Image::decode(&std::fs::read(out).unwrap(), "sheet").unwrap();

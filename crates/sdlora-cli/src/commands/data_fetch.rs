@@ -7,6 +7,8 @@ use sdlora_fetch::{Downloader, Expected, Mirror, sha256_of};
 
 use crate::UsageError;
 use crate::download_bar::DownloadBar;
+use crate::output::say;
+use crate::shown::shown_path;
 
 #[derive(Debug, clap::Args)]
 pub struct Fetch {
@@ -40,9 +42,10 @@ impl Fetch {
         let entries = entries(&self.name)?;
         let manifest = entries[0].manifest()?;
         if !self.quiet {
-            println!(
+            say!(
                 "source   {}\nlicence  {}",
-                manifest.source, manifest.licence
+                manifest.source,
+                manifest.licence
             );
         }
         self.check_terms(&manifest)?;
@@ -52,7 +55,7 @@ impl Fetch {
             && let Some(names) = complete(&entries, &self.data_dir)
         {
             if !self.quiet {
-                println!("there    {names} is complete already, unpacked: nothing is fetched");
+                say!("there    {names} is complete already, unpacked: nothing is fetched");
             }
             return Ok(());
         }
@@ -65,19 +68,19 @@ impl Fetch {
                 continue;
             }
             if file.sha256.is_empty() && file.md5.is_empty() {
-                println!(
+                say!(
                     "sha256   {} {}, not compared",
                     sha256_of(&path)?,
-                    path.display()
+                    shown_path(&path)
                 );
             } else if was_there {
-                println!("there    {}", path.display());
+                say!("there    {}", shown_path(&path));
             }
         }
         for entry in entries {
             let dataset = datasets::open(entry.name, &self.data_dir, &Options::none())?;
             if !self.quiet {
-                println!("opened   {}", entry.name);
+                say!("opened   {}", entry.name);
                 super::data::describe(dataset.as_ref());
             }
         }
@@ -113,7 +116,7 @@ impl Fetch {
 }
 
 /// The data sets of a name: one, or all that are made of the files of a manifest of that name.
-fn entries(name: &str) -> anyhow::Result<Vec<&'static DatasetEntry>> {
+pub fn entries(name: &str) -> anyhow::Result<Vec<&'static DatasetEntry>> {
     let mut family = Vec::new();
     for entry in datasets::DATASETS {
         if entry.name != name && entry.manifest()?.name == name {

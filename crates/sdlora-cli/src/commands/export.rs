@@ -6,6 +6,8 @@ use sdlora_train::{FinishedRun, Format};
 
 use crate::backbone::Backbones;
 use crate::commands::Common;
+use crate::output::say;
+use crate::shown::shown_path;
 
 /// Write the model of a finished run for timm, Hugging Face or peft, or the adapter by itself
 #[derive(Debug, clap::Args)]
@@ -39,7 +41,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     sdlora_train::export(&run, format, &args.out, args.force)?;
     if !args.common.quiet {
-        println!("{}", args.out.display());
+        say!("{}", shown_path(&args.out));
     }
     Ok(())
 }

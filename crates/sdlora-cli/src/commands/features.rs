@@ -14,7 +14,9 @@ use sdlora_vit::Vit;
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
-use crate::commands::Common;
+use crate::commands::{Common, read_file, refuse_overwriting};
+use crate::output::say;
+use crate::shown::shown_path;
 
 /// Write the features of images, and the tokens after chosen blocks
 #[derive(Debug, clap::Args)]
@@ -56,6 +58,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    refuse_inputs(&args)?;
     let device = crate::device::open(&args.common.device)?;
     let (extractor, transform) = model(&args, &device)?;
     let (names, pixels) = inputs(&args.input, extractor.vit(), &transform.init()?)?;
@@ -64,7 +67,40 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .insert("names".into(), serde_json::to_string(&names)?);
     file.write(&args.out)?;
     if !args.common.quiet {
-        println!("{}", args.out.display());
+        say!("{}", shown_path(&args.out));
+    }
+    Ok(())
+}
+
+/// Refuses to write over what is read.
+fn refuse_inputs(args: &Args) -> anyhow::Result<()> {
+    let mut inputs = vec![args.input.clone()];
+    if args.input.is_dir() {
+        inputs.extend(images(&args.input)?);
+    }
+    if let Some(spec) = &args.backbone.backbone {
+        inputs.push(spec.into());
+    }
+    for folder in [
+        args.run.as_ref().map(|run| run.join("model")),
+        args.adapter.clone(),
+    ] {
+        let files = folder
+            .map(std::fs::read_dir)
+            .into_iter()
+            .flatten()
+            .flatten();
+        inputs.extend(files.flatten().map(|entry| entry.path()));
+    }
+    for input in &inputs {
+        refuse_overwriting(&args.out, input)?;
+    }
+    if args.out.is_dir() {
+        return Err(UsageError(format!(
+            "`--out {}` is a folder: give the name of a file",
+            args.out.display()
+        ))
+        .into());
     }
     Ok(())
 }

@@ -11,8 +11,10 @@ use sdlora_weights::WeightFile;
 
 use crate::UsageError;
 use crate::backbone::fetch;
+use crate::output::answer;
 use crate::report::summary_block;
 use crate::results;
+use crate::shown::{clipped, clipped_to, shown, shown_path};
 
 /// Show what a checkpoint or a run is
 #[derive(Debug, clap::Args)]
@@ -30,8 +32,8 @@ pub struct Args {
     runs: PathBuf,
 }
 
-/// Longest value of the metadata that is shown whole, in characters.
-const LONGEST: usize = 100;
+/// Longest reason for which a file is no backbone, in characters: some list its tensors.
+const LONGEST_ERROR: usize = 2000;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -41,8 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     } else {
         describe_weights(&path, args.heads, !args.summary)?
     };
-    print!("{text}");
-    Ok(())
+    Ok(answer!("{}", text.trim_end())?)
 }
 
 fn find(args: &Args) -> anyhow::Result<PathBuf> {
@@ -80,19 +81,25 @@ fn describe_weights(
         },
     );
     let mut out = String::new();
-    writeln!(out, "{}", file.path().display())?;
+    writeln!(out, "{}", shown_path(file.path()))?;
     match &understood {
         Ok(checkpoint) => writeln!(out, "{}", checkpoint.describe().trim_end())?,
         // Heads and adapters are no backbones, and are listed all the same.
-        Err(error) => writeln!(out, "{}, no backbone: {error}", file.kind())?,
+        Err(error) => writeln!(
+            out,
+            "{}, no backbone: {}",
+            file.kind(),
+            clipped_to(&error.to_string(), LONGEST_ERROR)
+        )?,
     }
     for (key, value) in file.metadata() {
-        writeln!(out, "metadata {key} = {}", shortened(value))?;
+        writeln!(out, "metadata {} = {}", clipped(key), clipped(value))?;
     }
     for name in file.unbuilt() {
         writeln!(
             out,
-            "left out: what {name} would build, which is Python code"
+            "left out: what {} would build, which is Python code",
+            clipped(name)
         )?;
     }
     if with_tensors {
@@ -138,18 +145,20 @@ fn becomes(mapped: &MappedTensor) -> String {
 }
 
 /// Plan, tasks done, results and model files.
-fn describe_run(folder: &Path) -> anyhow::Result<String> {
+pub fn describe_run(folder: &Path) -> anyhow::Result<String> {
     let config = read_plan(folder)?;
     let mut out = String::new();
-    writeln!(out, "run       {}", folder.display())?;
-    writeln!(out, "method    {}", config.method.name)?;
-    writeln!(out, "data set  {}, seed {}", config.dataset, config.seed)?;
-    write!(out, "backbone  {}", config.backbone.weights.display())?;
+    writeln!(out, "run       {}", shown_path(folder))?;
+    writeln!(out, "method    {}", clipped(&config.method.name))?;
+    let dataset = clipped(&config.dataset);
+    writeln!(out, "data set  {dataset}, seed {}", config.seed)?;
+    let weights = config.backbone.weights.to_string_lossy();
+    write!(out, "backbone  {}", clipped(&weights))?;
     if let Some(preset) = &config.backbone.preset {
-        write!(out, ", shape {preset}")?;
+        write!(out, ", shape {}", clipped(preset))?;
     }
     match &config.backbone.sha256 {
-        Some(sum) => writeln!(out, ", SHA-256 {sum}")?,
+        Some(sum) => writeln!(out, ", SHA-256 {}", clipped(sum))?,
         None => writeln!(out)?,
     }
     writeln!(
@@ -171,12 +180,12 @@ fn describe_run(folder: &Path) -> anyhow::Result<String> {
             "state     finished: {} tasks, {} classes, on {}",
             matrix.n_tasks(),
             metrics.class_names.len(),
-            metrics.device
+            clipped(&metrics.device)
         )?;
         write!(out, "\n{}", summary_block(&Summary::of(matrix)).trim_end())?;
         writeln!(out)?;
     } else {
-        let newest = names.last().map_or("none", String::as_str);
+        let newest = names.last().map_or("none".to_owned(), |name| shown(name));
         writeln!(
             out,
             "state     {n_done} tasks done, newest checkpoint {newest}; continue with `sdlora train \
@@ -224,20 +233,24 @@ fn model_file(path: &Path) -> [String; 4] {
     }
 }
 
-/// Columns under their headings, as wide as their longest cell.
+/// Columns under their headings, as wide as their longest cell; of long texts the beginning.
 fn table<const N: usize>(
     out: &mut String,
     headings: [&str; N],
     rows: &[[String; N]],
 ) -> std::fmt::Result {
     let headings = headings.map(str::to_owned);
+    let rows = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| clipped(cell)));
+    let rows: Vec<_> = [headings].into_iter().chain(rows).collect();
     let mut widths = [0; N];
-    for row in [&headings].into_iter().chain(rows) {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    for row in [&headings].into_iter().chain(rows) {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
             write!(line, "{cell:<width$}  ")?;
@@ -245,19 +258,6 @@ fn table<const N: usize>(
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
-}
-
-fn shortened(value: &str) -> String {
-    let mut chars = value.chars();
-    let start: String = chars
-        .by_ref()
-        .take(LONGEST)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    match chars.count() {
-        0 => start,
-        n_more => format!("{start} ... and {n_more} more characters"),
-    }
 }
 
 /// A number with its thousands apart: 1,234,567.
@@ -287,8 +287,17 @@ mod tests {
             [0, 12, 999, 1000, 1_234_567].map(grouped),
             ["0", "12", "999", "1,000", "1,234,567"]
         );
-        let long = "ü".repeat(LONGEST + 7);
-        assert!(shortened(&long).ends_with("ü ... and 7 more characters"));
-        assert_eq!(shortened("a\nb"), "a b");
+        let mut out = String::new();
+        let long = "ü".repeat(70_000);
+        let rows = [[long, "1".to_owned()], ["a\nb".to_owned(), "2".to_owned()]];
+        table(&mut out, ["name", "n"], &rows).unwrap();
+        assert!(
+            out.contains("ü ... and 69800 more characters  1\n"),
+            "{out}"
+        );
+        assert!(
+            out.contains("\na\\nb ") && out.lines().count() == 3,
+            "{out}"
+        );
     }
 }

@@ -47,3 +47,27 @@ pub fn read_text(path: &Path) -> anyhow::Result<String> {
         .into()
     })
 }
+
+/// Reads a file the user named.
+pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
+    use anyhow::Context;
+    std::fs::read(path)
+        .map_err(|e| crate::UsageError(e.to_string()))
+        .with_context(|| format!("cannot read {}; check the path", path.display()))
+}
+
+/// Refuses a place to write to that is a file the command reads.
+///
+/// # Errors
+///
+/// A usage error that names the file.
+pub fn refuse_overwriting(out: &Path, input: &Path) -> Result<(), crate::UsageError> {
+    let place = |path: &Path| std::fs::canonicalize(path).ok();
+    match (place(out), place(input)) {
+        (Some(a), Some(b)) if a == b => Err(crate::UsageError(format!(
+            "`--out {}` is what the command reads: choose another place",
+            out.display()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -8,6 +8,8 @@ use sdlora_train::{Predictor, read_plan};
 
 use crate::UsageError;
 use crate::commands::Common;
+use crate::output::answer;
+use crate::shown::{shown, shown_path};
 
 /// Name the class of images
 #[derive(Debug, clap::Args)]
@@ -79,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     format!("error: {error:#}")
                 }
             };
-            println!("{}\t{line}", path.display());
+            answer!("{}\t{}", shown_path(path), shown(&line))?;
         }
     }
     if n_failed > 0 {

@@ -8,6 +8,8 @@ use toml::{Table, Value};
 
 use crate::UsageError;
 use crate::commands::read_text;
+use crate::output::answer;
+use crate::shown::clipped;
 
 /// A configuration that ships with the program.
 pub struct Preset {
@@ -155,13 +157,13 @@ enum Command {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    match (args.command, args.name) {
-        (None, Some(name)) | (Some(Command::Show { name }), _) => print!("{}", find(&name)?.text),
-        (None, None) => print!("{}", list(&[])?),
-        (Some(Command::List { filter }), _) => print!("{}", list(&filter)?),
-        (Some(Command::Diff { a, b }), _) => print!("{}", diff(&a, &b)?),
-    }
-    Ok(())
+    let text = match (args.command, args.name) {
+        (None, Some(name)) | (Some(Command::Show { name }), _) => find(&name)?.text.to_owned(),
+        (None, None) => list(&[])?,
+        (Some(Command::List { filter }), _) => list(&filter)?,
+        (Some(Command::Diff { a, b }), _) => diff(&a, &b)?,
+    };
+    Ok(answer!("{}", text.trim_end())?)
 }
 
 /// A line for each preset whose name contains all words.
@@ -187,7 +189,7 @@ fn list(words: &[String]) -> Result<String, UsageError> {
 fn diff(a: &str, b: &str) -> anyhow::Result<String> {
     let (left, right) = (keys(a)?, keys(b)?);
     let absent = || "-".to_owned();
-    let mut rows = vec![("key".to_owned(), a.to_owned(), b.to_owned())];
+    let mut rows = vec![("key".to_owned(), clipped(a), clipped(b))];
     for key in left
         .keys()
         .chain(right.keys().filter(|key| !left.contains_key(*key)))
@@ -195,15 +197,19 @@ fn diff(a: &str, b: &str) -> anyhow::Result<String> {
         let (l, r) = (left.get(key), right.get(key));
         if l != r {
             let value = |value: Option<&String>| value.cloned().unwrap_or_else(absent);
-            rows.push((key.clone(), value(l), value(r)));
+            let value = |of| clipped(&value(of));
+            rows.push((clipped(key), value(l), value(r)));
         }
     }
     rows[1..].sort();
     if rows.len() == 1 {
         return Ok("no key differs\n".into());
     }
-    let width = |of: fn(&(String, String, String)) -> usize| rows.iter().map(of).max().unwrap_or(0);
-    let (w_key, w_left) = (width(|r| r.0.len()), width(|r| r.1.len()));
+    let width = |of: fn(&(String, String, String)) -> &String| {
+        let widths = rows.iter().map(|row| of(row).chars().count());
+        widths.max().unwrap_or(0)
+    };
+    let (w_key, w_left) = (width(|r| &r.0), width(|r| &r.1));
     Ok(rows
         .iter()
         .map(|(key, l, r)| format!("{key:<w_key$}  {l:<w_left$}  {r}\n"))

@@ -1,6 +1,7 @@
 //! `sdlora pretrain`: make a backbone from a data set, with a model card beside it.
 
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -12,9 +13,11 @@ use sdlora_train::pretrain::{
 use sdlora_train::{FolderLock, TrainError};
 use sdlora_vit::WeightDtype;
 
-use crate::commands::{Common, read_text};
+use crate::commands::{Common, read_text, refuse_overwriting};
+use crate::output::say;
 use crate::progress::Progress;
 use crate::run_log::RunLogger;
+use crate::shown::shown_path;
 use crate::stop::{StopRequest, Stoppable, Stopped};
 
 /// The recipes inside the binary, by the data set they learn; the first made the backbone that ships.
@@ -48,7 +51,7 @@ pub struct Args {
     config: Option<PathBuf>,
     /// Number of epochs instead of the recipe's
     #[arg(long)]
-    epochs: Option<usize>,
+    epochs: Option<NonZeroUsize>,
     /// Seed instead of the recipe's
     #[arg(long)]
     seed: Option<u64>,
@@ -68,8 +71,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => recipe(&args.data)?.to_owned(),
     };
     let mut config = PretrainConfig::parse(&text)?;
-    config.n_epochs = args.epochs.unwrap_or(config.n_epochs);
+    config.n_epochs = args.epochs.map_or(config.n_epochs, NonZeroUsize::get);
     config.seed = args.seed.unwrap_or(config.seed);
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| args.run.join("vit.safetensors"));
+    check_out(&out, args.config.as_deref())?;
     let device = crate::device::open(&args.common.device)?;
     let data_dir = &args.common.data_dir;
     let train: Arc<dyn Dataset> =
@@ -111,17 +119,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(stopped("stopped before the features are judged").into());
     }
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
-    let out = args.out.unwrap_or_else(|| args.run.join("vit.safetensors"));
     vit.save(&out, WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
     let card = model_card(&config, &log, ncm, &recipe);
     write_file(&out.with_extension("md"), card.as_bytes())?;
-    println!(
+    say!(
         "nearest class mean on {}: {:.2} % of all test images, all {} classes jointly",
         config.eval_dataset,
         100.0 * ncm,
         judge.class_names().len()
     );
-    println!("weights: {}", out.display());
+    say!("weights: {}", shown_path(&out));
+    Ok(())
+}
+
+/// Refuses a place for the weights that is their model card or the recipe. Before the training: hours later
+/// would be late.
+fn check_out(out: &Path, recipe: Option<&Path>) -> Result<(), crate::UsageError> {
+    let card = out.with_extension("md");
+    if card == out || out.is_dir() {
+        return Err(crate::UsageError(format!(
+            "`--out {}` is no name for a weight file: let it end in `.safetensors`",
+            out.display()
+        )));
+    }
+    for place in [out, &card] {
+        if let Some(recipe) = recipe {
+            refuse_overwriting(place, recipe)?;
+        }
+    }
     Ok(())
 }
 
@@ -194,6 +219,21 @@ mod tests {
             error.contains("omniglot, tiny-imagenet") && error.contains("--config"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn weights_do_not_take_the_place_of_their_card_or_recipe() {
+        let home = tempfile::tempdir().unwrap();
+        let recipe = home.path().join("recipe.md");
+        std::fs::write(&recipe, "").unwrap();
+        for wrong in ["vit.md", "recipe.safetensors", "."] {
+            assert!(
+                check_out(&home.path().join(wrong), Some(&recipe)).is_err(),
+                "{wrong}"
+            );
+        }
+        check_out(&home.path().join("vit.safetensors"), Some(&recipe)).unwrap();
+        check_out(&home.path().join("recipe.safetensors"), None).unwrap();
     }
 
     #[test]

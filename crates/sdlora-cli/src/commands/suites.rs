@@ -136,7 +136,12 @@ impl Suite {
         Ok(Self::parse(name_or_file, &text)?)
     }
 
-    fn parse(source: &str, text: &str) -> Result<Self, UsageError> {
+    /// The suite of a text; `source` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`find`](Self::find).
+    pub fn parse(source: &str, text: &str) -> Result<Self, UsageError> {
         let suite: Self = toml::from_str(text)
             .map_err(|e| UsageError(format!("suite `{source}` is not usable: {e}")))?;
         let bases = suite.bases()?;

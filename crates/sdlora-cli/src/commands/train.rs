@@ -11,10 +11,12 @@ use crate::UsageError;
 use crate::commands::Common;
 use crate::config::ConfigArgs;
 use crate::device::Devices;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::report::{published_block, published_numbers, summary_block};
 use crate::results;
 use crate::run_log::RunLogger;
+use crate::shown::shown_path;
 use crate::stop::{StopRequest, Stoppable, Stopped};
 
 /// Learn a stream of tasks one after another
@@ -65,7 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "{} on {}: run folder {}",
         plan.config().method.name,
         plan.config().dataset,
-        folder.display()
+        shown_path(&folder)
     ));
     let data_dir = &args.common.data_dir;
     let stop = StopRequest::on_signals()?;
@@ -81,11 +83,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         with_way_on(error, args.name.as_deref().unwrap_or(&own))
     })?;
     let summary = Summary::of(&finished.log.matrix);
-    print!("\n{}", summary_block(&summary));
+    say!("\n{}", summary_block(&summary).trim_end());
     let published = published_numbers(&plan.config().expected, &summary);
-    println!("{}", published_block(&published));
-    println!("report: {}", folder.join("report.html").display());
-    println!("model:  {}", folder.join("model").display());
+    say!("{}", published_block(&published));
+    say!("report: {}", shown_path(&folder.join("report.html")));
+    say!("model:  {}", shown_path(&folder.join("model")));
     Ok(())
 }
 

@@ -149,10 +149,16 @@ pub(super) fn cell_text(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
+/// Widest column that is padded, in characters.
+const MOST_COLUMNS: usize = 200;
+
 /// A markdown table whose first row is its header; the first column is text, the others numbers.
 pub(super) fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let width_of = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..N).map(|column| width_of(column).unwrap_or(0)).collect();
+    // Longer cells stick out; a width above 65,535 would be refused by the formatter.
+    let widths: Vec<usize> = (0..N)
+        .map(|column| width_of(column).unwrap_or(0).min(MOST_COLUMNS))
+        .collect();
     let mut text = String::new();
     for (row_idx, row) in rows.iter().enumerate() {
         for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {

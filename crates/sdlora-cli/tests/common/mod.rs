@@ -1,3 +1,4 @@
+#![allow(dead_code, reason = "each test file uses a part")]
 //! The program as a user starts it.
 
 use std::path::{Path, PathBuf};
@@ -30,4 +31,23 @@ pub fn out(output: &Output) -> String {
 /// What a run prints beside its results.
 pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Arguments of a run of seconds, called `name`: two tasks of a few characters.
+pub fn toy_run(home: &Path, name: &str) -> Vec<String> {
+    let data = data();
+    let mut args: Vec<String> = ["train", "--name", name, "--data-dir"]
+        .map(str::to_owned)
+        .into();
+    args.push(data.to_str().unwrap().to_owned());
+    args.push("--runs".into());
+    args.push(home.join("runs").to_str().unwrap().to_owned());
+    for set in [
+        "n_epochs=1",
+        "stream.n_tasks=2",
+        "stream.split={ increment = { init_cls = 3, increment = 3 } }",
+    ] {
+        args.extend(["--set".to_owned(), set.to_owned()]);
+    }
+    args
 }

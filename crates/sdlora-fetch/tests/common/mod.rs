@@ -40,6 +40,8 @@ pub struct Reply {
     /// Closes the connection after so many bytes of the body.
     cut: Option<usize>,
     chunked: bool,
+    /// Waits so long before every byte of the body.
+    drip: Option<Duration>,
 }
 
 impl Reply {
@@ -50,6 +52,7 @@ impl Reply {
             body: Vec::new(),
             cut: None,
             chunked: false,
+            drip: None,
         }
     }
 
@@ -83,6 +86,12 @@ impl Reply {
 
     pub fn cut(mut self, n: usize) -> Self {
         self.cut = Some(n);
+        self
+    }
+
+    /// Sends one byte of the body after another, each after a pause.
+    pub fn drip(mut self, pause: Duration) -> Self {
+        self.drip = Some(pause);
         self
     }
 
@@ -166,7 +175,12 @@ fn write(mut stream: TcpStream, request: &Asked, reply: &Reply) -> std::io::Resu
         return Ok(());
     }
     let body = &reply.body[..reply.cut.unwrap_or(reply.body.len()).min(reply.body.len())];
-    if reply.chunked {
+    if let Some(pause) = reply.drip {
+        for byte in body {
+            thread::sleep(pause);
+            stream.write_all(&[*byte])?;
+        }
+    } else if reply.chunked {
         for part in body.chunks(1000) {
             write!(stream, "{:x}\r\n", part.len())?;
             stream.write_all(part)?;
@@ -185,6 +199,7 @@ pub struct Told {
     pub started: Vec<(String, Option<u64>)>,
     pub n_bytes: u64,
     pub n_done: usize,
+    pub troubles: Vec<String>,
 }
 
 impl Progress for Told {
@@ -197,6 +212,9 @@ impl Progress for Told {
     fn done(&mut self) {
         self.n_done += 1;
     }
+    fn trouble(&mut self, what: &str) {
+        self.troubles.push(what.into());
+    }
 }
 
 /// Attempts without waiting.
@@ -204,6 +222,7 @@ pub fn retry(n_attempts: u32) -> Retry {
     Retry {
         n_attempts,
         first_pause: Duration::from_millis(1),
+        ..Retry::default()
     }
 }
 

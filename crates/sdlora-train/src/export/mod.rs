@@ -8,6 +8,7 @@ mod extract;
 mod hf;
 mod model_folder;
 mod peft;
+mod place;
 mod tensors;
 mod timm;
 
@@ -24,6 +25,7 @@ pub use model_folder::{Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
 use self::model_folder::{ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, PROMPTS_FILE, VIT_FILE};
+use self::place::{Kind, Place};
 use crate::config::{BackboneConfig, RunConfig, check_input};
 use crate::error::TrainError;
 use crate::extractor::Extractor;
@@ -241,12 +243,14 @@ fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
     TensorFile::read(&path)
 }
 
-/// Writes `run` in a form to `out`; only `force` replaces what is there.
+/// Writes `run` in a form to `out`; only `force` replaces what is there. A folder appears whole or not
+/// at all, and a replaced one keeps no file of before.
 ///
 /// # Errors
 ///
 /// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, which is
-/// always so with prompts, and those of the file system.
+/// always so with prompts, and for a place that holds what no export writes or what the run is read
+/// from, and those of the file system.
 pub fn export(
     run: &FinishedRun,
     format: Format,
@@ -265,24 +269,19 @@ pub fn export(
             ),
         ));
     }
-    if out.exists() && !force {
-        return Err(TrainError::OutputExists { path: out.into() });
-    }
+    let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
+    let kind = if is_file { Kind::File } else { Kind::Folder };
+    let place = Place::check(out, kind, run, force)?;
     if format != Format::Safetensors {
         // Refused before anything is written.
         run.linear_head()?;
     }
-    let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
-    let folder = if is_file { out.parent() } else { Some(out) };
-    if let Some(folder) = folder.filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
-    }
     match format {
-        Format::Timm if is_file => timm::file(run)?.write(out),
-        Format::Timm => timm::write(run, out),
-        Format::Hf => hf::write(run, out),
-        Format::Peft => peft::write(run, out),
-        Format::Safetensors => adapter::write(run, out),
+        Format::Timm if is_file => place.file(|out| timm::file(run)?.write(out)),
+        Format::Timm => place.folder(|out| timm::write(run, out)),
+        Format::Hf => place.folder(|out| hf::write(run, out)),
+        Format::Peft => place.folder(|out| peft::write(run, out)),
+        Format::Safetensors => place.folder(|out| adapter::write(run, out)),
     }
 }
 

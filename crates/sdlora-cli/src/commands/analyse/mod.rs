@@ -27,6 +27,8 @@ use sdlora_train::files::write_file;
 
 use crate::UsageError;
 use crate::commands::Common;
+use crate::output::say;
+use crate::shown::{shown, shown_path};
 use finding::{Finding, NotShown};
 use subject::{Options, Subject};
 
@@ -123,12 +125,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 reason(error).with_context(|| format!("diagnostic {name}"))?,
             ),
         };
-        println!("{name}: {verdict}: {line}");
+        say!("{name}: {verdict}: {}", shown(&line));
         lines.push_str(&finding::row(&[name.into(), verdict.into(), line]));
     }
     write_file(&out.join("findings.csv"), lines.as_bytes())?;
     if n_shown > 0 {
-        println!("figures and tables: {}", out.display());
+        say!("figures and tables: {}", shown_path(&out));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::finding::NotShown;
 use crate::UsageError;
 use crate::backbone::Backbones;
 use crate::commands::Common;
+use crate::output::note;
 
 /// Settings of single diagnostics.
 #[derive(Debug, Clone, clap::Args)]
@@ -153,5 +154,5 @@ impl Subject {
 
 /// A line for who waits, beside the results.
 fn note(text: &str) {
-    eprintln!("  {text}");
+    note!("  {text}");
 }

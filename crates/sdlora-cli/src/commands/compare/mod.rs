@@ -16,17 +16,19 @@ use sha2::{Digest, Sha256};
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
-use crate::commands::Common;
 use crate::commands::in_parallel::in_parallel;
 use crate::commands::presets::Preset;
 use crate::commands::suites::Suite;
 use crate::commands::train::execute;
+use crate::commands::{Common, refuse_overwriting};
 use crate::config::with_settings;
 use crate::device::Devices;
+use crate::output::{self, note, say};
 use crate::results::{self, Metrics};
+use crate::shown::{clipped, shown};
 use crate::stop::{StopRequest, Stoppable, Stopped};
 
-mod records;
+pub mod records;
 mod rows;
 
 use records::{Key, Record, Records};
@@ -101,6 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .into());
     }
 
+    check_inputs(&args)?;
     let records = args.records.as_deref().map(Records::open).transpose()?;
     // Every plan is made before anything is trained: a mistake in the last entry costs no hours.
     let mut backbones = Backbones::default();
@@ -113,13 +116,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let jobs = jobs_on(&args, &suite, base, &folder, &mut backbones)?;
         streams.push((base, jobs));
     }
+    if let Some(only) = &args.only
+        && !(args.floor && FLOOR.contains(only.as_str()))
+        && streams.iter().all(|(_, jobs)| jobs.is_empty())
+    {
+        return Err(UsageError(nothing_called(only, &suite, &streams)).into());
+    }
 
     let stop = StopRequest::on_signals()?;
     let mut text = String::new();
     let mut failed = Vec::new();
     for (base, jobs) in &streams {
         if bases.len() > 1 {
-            println!("\n{}: {}", base.name, base.summary());
+            say!("\n{}: {}", base.name, base.summary());
         }
         let mut rows = Vec::new();
         if args.floor {
@@ -135,7 +144,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         let n_found: usize = found.iter().map(Row::n_runs).sum();
         if args.finished && n_found < jobs.len() {
-            eprintln!(
+            note!(
                 "{}: {n_found} of {} runs are finished, and only those are in the tables",
                 base.name,
                 jobs.len()
@@ -146,7 +155,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             continue;
         }
         let table = table_of(&rows, &suite.claim);
-        println!("\n{table}");
+        say!("\n{table}");
         if bases.len() > 1 {
             text.push_str(&format!("### {}\n\n{}\n\n", base.name, base.summary()));
         }
@@ -157,17 +166,59 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             write_text(path, text.trim_end())?;
         }
     }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(anyhow::anyhow!(
-            "{} not finished, the tables stand without them:\n{}",
-            match failed.len() {
-                1 => "one run is".to_owned(),
-                n => format!("{n} runs are"),
-            },
-            failed.join("\n")
-        )),
+    if failed.is_empty() {
+        // Without `--out` the tables are nowhere else.
+        return match args.out {
+            None => Ok(output::check()?),
+            Some(_) => Ok(()),
+        };
     }
+    let n_failed = match failed.len() {
+        1 => "one run is".to_owned(),
+        n => format!("{n} runs are"),
+    };
+    Err(Unfinished(format!(
+        "{n_failed} not finished, the tables stand without them:\n{}",
+        failed.join("\n")
+    ))
+    .into())
+}
+
+/// Runs that failed, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfinished(String);
+
+/// Refuses what would count a run twice, or overwrite a file that is read.
+fn check_inputs(args: &Args) -> Result<(), UsageError> {
+    for (i, seed) in args.seeds.iter().enumerate() {
+        if args.seeds[..i].contains(seed) {
+            return Err(UsageError(format!(
+                "seed {seed} stands twice in `--seeds`, and one run is not two: give every seed once"
+            )));
+        }
+    }
+    let Some(out) = &args.out else { return Ok(()) };
+    let suite = Path::new(&args.suite);
+    for input in [Some(suite), args.records.as_deref()].into_iter().flatten() {
+        refuse_overwriting(out, input)?;
+    }
+    Ok(())
+}
+
+/// Why `--only` leaves nothing.
+fn nothing_called(only: &str, suite: &Suite, streams: &[(&&Preset, Vec<Job>)]) -> String {
+    let labels: Vec<_> = suite
+        .entry
+        .iter()
+        .filter(|entry| streams.iter().any(|(base, _)| entry.is_on(base.name)))
+        .map(|entry| clipped(&entry.label))
+        .collect();
+    format!(
+        "no entry of suite `{}` has `{only}` in its label: choose of {}",
+        suite.name,
+        labels.join(", ")
+    )
 }
 
 /// One run of a suite: an entry with a seed.
@@ -263,9 +314,14 @@ fn rows_of(
             if matches!(e.downcast_ref(), Some(TrainError::Stopped { .. })) {
                 return Ok(None);
             }
-            let line = format!("entry `{}`, seed {}: {e:#}", key.entry, key.seed);
+            let reason = shown(&format!("{e:#}"));
+            let line = format!(
+                "entry `{}`, seed {}: {reason}",
+                clipped(&key.entry),
+                key.seed
+            );
             // At once: the other runs may take hours.
-            eprintln!("{line}");
+            note!("{line}");
             Err(anyhow::anyhow!(line))
         })?;
         if let Some(record) = &record {
@@ -394,7 +450,8 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
     let accuracy = summary
         .final_average_accuracy
         .map_or("-".into(), |a| format!("{:.2} %", 100.0 * a));
-    println!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
+    let label = clipped(label);
+    say!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
 }
 
 /// Seconds of a run but for evaluation.
@@ -402,10 +459,12 @@ fn seconds_of(log: &RunLog) -> f64 {
     log.tasks.iter().map(TaskLog::total_seconds).sum()
 }
 
+/// Label of the row without a backbone.
+const FLOOR: &str = "pixels, nearest class mean";
+
 /// The row that shows what images give away without any backbone; kept in no run folder.
 fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
-    let label = "pixels, nearest class mean";
-    let mut row = Row::new(label);
+    let mut row = Row::new(FLOOR);
     for &seed in &args.seeds {
         let settings = settings(args, suite, &[], seed);
         let no_backbone = BackboneArgs::default();
@@ -417,7 +476,7 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
             .with_context(|| format!("the floor, seed {seed}"))?;
         let summary = Summary::of(&matrix);
         let seconds = start.elapsed().as_secs_f64();
-        say(args, label, seed, &summary, seconds);
+        say(args, FLOOR, seed, &summary, seconds);
         let seconds_per_task = seconds / summary.n_tasks.max(1) as f64;
         row.push(seed, summary, seconds_per_task);
     }

@@ -4,12 +4,13 @@
 //! lines a table is made again without the runs, and runs of several machines come together in one.
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
-use sdlora_train::files::write_file;
 use sdlora_train::heads::FloatsStored;
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +76,10 @@ impl Record {
     }
 }
 
-/// A file of records, one line of JSON each; renewed whenever a run finishes.
+/// A file of records, one line of JSON each, that several processes may add to.
+///
+/// Lines are only ever added: what other runs left stays to the last digit. Of two lines of one run
+/// the later one counts.
 #[derive(Debug)]
 pub struct Records {
     path: PathBuf,
@@ -84,21 +88,12 @@ pub struct Records {
 
 #[derive(Debug, Default)]
 struct Lines {
-    /// In the order of the file.
-    records: Vec<Record>,
-    place: HashMap<Key, usize>,
-}
-
-impl Lines {
-    /// Puts a record in the place of an earlier one of the same run, or at the end.
-    fn put(&mut self, record: Record) {
-        let next = self.records.len();
-        let place = *self.place.entry(record.key.clone()).or_insert(next);
-        match self.records.get_mut(place) {
-            Some(earlier) => *earlier = record,
-            None => self.records.push(record),
-        }
-    }
+    records: HashMap<Key, Record>,
+    /// Bytes and lines of the file that are in `records`.
+    n_bytes: u64,
+    n_lines: usize,
+    /// Whether the last of these lines has no end, as an editor may leave it.
+    is_open: bool,
 }
 
 impl Records {
@@ -108,22 +103,11 @@ impl Records {
     ///
     /// When it cannot be read, or a line is no record.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        };
         let mut lines = Lines::default();
-        for (i, line) in text.lines().enumerate() {
-            if !line.trim().is_empty() {
-                lines.put(serde_json::from_str(line).with_context(|| {
-                    format!(
-                        "line {} of {} is no record of a run: remove the line, or name another file",
-                        i + 1,
-                        path.display()
-                    )
-                })?);
-            }
+        match File::open(path) {
+            Ok(mut file) => lines.read(&mut file, path)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(cannot("read", path)(e)),
         }
         Ok(Self {
             path: path.to_owned(),
@@ -134,25 +118,93 @@ impl Records {
     /// The record of a run by the same recipe.
     pub fn get(&self, key: &Key, recipe: &str) -> Option<Record> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = &lines.records[*lines.place.get(key)?];
+        let record = lines.records.get(key)?;
         (record.recipe == recipe).then(|| record.clone())
     }
 
-    /// Adds a run, in the place of an earlier one of the same key, and writes the file.
+    /// Adds the line of a run, which counts instead of an earlier one of the same key. Waits for
+    /// another process that is adding one, and reads first what others have added.
     ///
     /// # Errors
     ///
-    /// When the file system refuses.
+    /// When the file system refuses, or another process wrote what is no record.
     pub fn put(&self, record: Record) -> anyhow::Result<()> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.put(record);
-        let mut text = String::new();
-        for record in &lines.records {
-            text.push_str(&serde_json::to_string(record)?);
-            text.push('\n');
+        let path = &self.path;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(cannot("write", path))?;
+        match file.lock() {
+            // Some network file systems know no locks; there one process at a time is safe.
+            Err(e) if e.kind() == ErrorKind::Unsupported => {}
+            locked => locked.map_err(cannot("lock", path))?,
         }
-        Ok(write_file(&self.path, text.as_bytes())?)
+        lines.read(&mut file, path)?;
+        if lines.records.get(&record.key) == Some(&record) {
+            return Ok(());
+        }
+        // What follows the last whole line was left by a process that was killed while it wrote.
+        let length = file.metadata().map_err(cannot("read", path))?.len();
+        if length > lines.n_bytes {
+            file.set_len(lines.n_bytes).map_err(cannot("write", path))?;
+        }
+        let end = if lines.is_open { "\n" } else { "" };
+        let line = format!("{end}{}\n", serde_json::to_string(&record)?);
+        // One call, so that a reader without the lock sees whole lines.
+        file.write_all(line.as_bytes())
+            .and_then(|()| file.sync_data())
+            .map_err(cannot("write", path))?;
+        lines.n_bytes += line.len() as u64;
+        lines.n_lines += 1;
+        lines.is_open = false;
+        lines.records.insert(record.key.clone(), record);
+        Ok(())
     }
+}
+
+impl Lines {
+    /// Reads what was added since; a last line that is no record and has no end is not taken.
+    fn read(&mut self, file: &mut File, path: &Path) -> anyhow::Result<()> {
+        let mut added = Vec::new();
+        file.seek(SeekFrom::Start(self.n_bytes))
+            .and_then(|_| file.read_to_end(&mut added))
+            .map_err(cannot("read", path))?;
+        for line in added.split_inclusive(|&byte| byte == b'\n') {
+            let is_whole = line.ends_with(b"\n");
+            if !line.trim_ascii().is_empty() {
+                let record: Record = match serde_json::from_slice(line) {
+                    Ok(record) => record,
+                    Err(_) if !is_whole => break,
+                    Err(e) => {
+                        return Err(e).with_context(|| {
+                            format!(
+                                "line {} of {} is no record of a run: remove the line, or name \
+                                 another file",
+                                self.n_lines + 1,
+                                path.display()
+                            )
+                        });
+                    }
+                };
+                self.records.insert(record.key.clone(), record);
+            }
+            self.n_bytes += line.len() as u64;
+            self.n_lines += 1;
+            self.is_open = !is_whole;
+        }
+        Ok(())
+    }
+}
+
+fn cannot(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> anyhow::Error {
+    let text = format!(
+        "cannot {action} {}; check the path and the free space",
+        path.display()
+    );
+    move |e| anyhow::Error::from(e).context(text)
 }
 
 #[cfg(test)]
@@ -195,7 +247,8 @@ mod tests {
         records.put(record("ncm", 1, 0.75)).unwrap();
 
         let read = Records::open(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
+        // The line it replaces is left as it was.
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 4);
         for expected in [
             record("ncm", 1, 0.75),
             record("lora, \"quoted\"", 1, 1.0 / 3.0),
@@ -203,6 +256,75 @@ mod tests {
         ] {
             assert_eq!(read.get(&expected.key, "one"), Some(expected));
         }
+    }
+
+    #[test]
+    fn adding_a_line_leaves_the_others_as_they_are_and_loses_none_of_another_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.jsonl");
+        // Keys in another order, digits that f64 does not keep, a space at the end, and no line end.
+        let line = serde_json::to_string(&record("old", 1, 0.5)).unwrap();
+        let old = line.replace("0.5", "0.82371428571428571428") + " ";
+        std::fs::write(&path, &old).unwrap();
+        let (a, b) = (Records::open(&path).unwrap(), Records::open(&path).unwrap());
+        for seed in 1..4 {
+            a.put(record("a", seed, 0.5)).unwrap();
+            b.put(record("b", seed, 0.5)).unwrap();
+        }
+        // Said twice, there once.
+        b.put(record("a", 3, 0.5)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(&format!("{old}\n{{")), "{text}");
+        assert_eq!(text.lines().count(), 7, "{text}");
+        let all = Records::open(&path).unwrap();
+        for seed in 1..4 {
+            for entry in ["a", "b"] {
+                assert!(all.get(&record(entry, seed, 0.5).key, "one").is_some());
+            }
+        }
+        assert!(b.get(&record("a", 1, 0.5).key, "one").is_some());
+    }
+
+    #[test]
+    fn records_added_at_the_same_time_are_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.jsonl");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = &path;
+                scope.spawn(move || {
+                    let records = Records::open(path).unwrap();
+                    for seed in 0..20 {
+                        records.put(record(&writer.to_string(), seed, 0.5)).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 80);
+        assert_eq!(
+            Records::open(&path)
+                .unwrap()
+                .lines
+                .into_inner()
+                .unwrap()
+                .records
+                .len(),
+            80
+        );
+    }
+
+    #[test]
+    fn half_a_line_of_a_killed_process_is_dropped_with_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.jsonl");
+        let line = serde_json::to_string(&record("ncm", 1, 0.5)).unwrap();
+        std::fs::write(&path, format!("{line}\n{}", &line[..40])).unwrap();
+        let records = Records::open(&path).unwrap();
+        records.put(record("ncm", 2, 0.5)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.starts_with(&format!("{line}\n")) && text.ends_with("}\n"));
+        Records::open(&path).unwrap();
     }
 
     #[test]
