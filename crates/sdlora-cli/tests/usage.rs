@@ -97,11 +97,30 @@ fn mistakes_end_with_2_and_change_nothing() {
             "nothing.png",
         ),
         (
-            with(&["features", "--backbone-preset", "nosuch"], &features[1..]),
-            "",
+            with(
+                &features,
+                &["images", "--out", "f", "--backbone-preset", "nosuch"],
+            ),
+            "nosuch",
         ),
         (of_compare(&["--seeds", "1,2,1"]), "seed 1 stands twice"),
         (of_compare(&["--only", "nosuch"]), "choose of ncm"),
+        (
+            of_compare(&["--out", "no/tables.md"]),
+            "there is no folder no",
+        ),
+        (
+            of_compare(&["--records", "no/records"]),
+            "there is no folder no",
+        ),
+        (
+            with(&["pretrain", "--out", "no/vit.safetensors"], &[]),
+            "no folder no",
+        ),
+        (
+            with(&features, &["images", "--out", "no/f"]),
+            "no folder no",
+        ),
         (
             of_compare(&["--out", "suite.toml"]),
             "is what the command reads",
@@ -129,7 +148,10 @@ fn mistakes_end_with_2_and_change_nothing() {
             with(&["predict", "--run", "images", "images/a.png"], &[]),
             "has no model",
         ),
-        (with(&["train", "--config", "images/a.png"], &[]), ""),
+        (
+            with(&["train", "--config", "images/a.png"], &[]),
+            "is no UTF-8 text",
+        ),
         (
             with(&["train", "--config", "nothing.toml"], &[]),
             "nothing.toml",

@@ -10,6 +10,7 @@ use sdlora_data::{
     Dataset, FileState, Image, Options, SampleIdx, Split, Task, TaskStream, datasets,
 };
 
+use super::check_place;
 use super::contact_sheet;
 use super::data_fetch::{Fetch, entries};
 use crate::UsageError;
@@ -249,6 +250,7 @@ fn show(args: &Show) -> anyhow::Result<()> {
     if args.classes == 0 || args.per_class == 0 {
         return Err(UsageError("`--classes` and `--per-class` are 1 or more".to_owned()).into());
     }
+    check_place("--out", &args.out)?;
     let dataset = args.which.open()?;
     refuse_image(dataset.as_ref(), &args.out)?;
     describe(dataset.as_ref());

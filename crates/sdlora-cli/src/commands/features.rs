@@ -14,7 +14,7 @@ use sdlora_vit::Vit;
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
-use crate::commands::{Common, read_file, refuse_overwriting};
+use crate::commands::{Common, check_place, read_file, refuse_overwriting};
 use crate::output::say;
 use crate::shown::shown_path;
 
@@ -74,6 +74,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Refuses to write over what is read.
 fn refuse_inputs(args: &Args) -> anyhow::Result<()> {
+    for given in [Some(&args.input), args.adapter.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        if !given.exists() {
+            return Err(
+                UsageError(format!("there is no {}: check the path", given.display())).into(),
+            );
+        }
+    }
     let mut inputs = vec![args.input.clone()];
     if args.input.is_dir() {
         inputs.extend(images(&args.input)?);
@@ -95,14 +105,7 @@ fn refuse_inputs(args: &Args) -> anyhow::Result<()> {
     for input in &inputs {
         refuse_overwriting(&args.out, input)?;
     }
-    if args.out.is_dir() {
-        return Err(UsageError(format!(
-            "`--out {}` is a folder: give the name of a file",
-            args.out.display()
-        ))
-        .into());
-    }
-    Ok(())
+    Ok(check_place("--out", &args.out)?)
 }
 
 /// The backbone, directions inside and prompts beside, and how it wants its images.

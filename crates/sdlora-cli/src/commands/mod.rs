@@ -34,10 +34,7 @@ pub struct Common {
 
 /// Reads a text file of the user.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
-    use anyhow::Context;
-    let bytes = std::fs::read(path)
-        .map_err(|e| crate::UsageError(e.to_string()))
-        .with_context(|| format!("cannot read {}; check the path", path.display()))?;
+    let bytes = read_file(path)?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         crate::UsageError(format!(
@@ -54,6 +51,33 @@ pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path)
         .map_err(|e| crate::UsageError(e.to_string()))
         .with_context(|| format!("cannot read {}; check the path", path.display()))
+}
+
+/// Refuses a place for a file whose folder is not there, or that is a folder itself. At the start of a
+/// command: what it computes for hours would have no place in the end.
+///
+/// # Errors
+///
+/// A usage error that names the option and the place.
+pub fn check_place(option: &str, file: &Path) -> Result<(), crate::UsageError> {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let problem = if file.is_dir() {
+        "it is a folder: give the name of a file".to_owned()
+    } else if !folder.is_dir() {
+        format!(
+            "there is no folder {}: make it, or choose another place",
+            folder.display()
+        )
+    } else {
+        return Ok(());
+    };
+    Err(crate::UsageError(format!(
+        "`{option} {}` cannot be written, {problem}",
+        file.display()
+    )))
 }
 
 /// Refuses a place to write to that is a file the command reads.

@@ -13,7 +13,7 @@ use sdlora_train::pretrain::{
 use sdlora_train::{FolderLock, TrainError};
 use sdlora_vit::WeightDtype;
 
-use crate::commands::{Common, read_text, refuse_overwriting};
+use crate::commands::{Common, check_place, read_text, refuse_overwriting};
 use crate::output::say;
 use crate::progress::Progress;
 use crate::run_log::RunLogger;
@@ -78,6 +78,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .clone()
         .unwrap_or_else(|| args.run.join("vit.safetensors"));
     check_out(&out, args.config.as_deref())?;
+    if let Some(out) = &args.out {
+        check_place("--out", out)?;
+    }
     let device = crate::device::open(&args.common.device)?;
     let data_dir = &args.common.data_dir;
     let train: Arc<dyn Dataset> =
@@ -136,7 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// would be late.
 fn check_out(out: &Path, recipe: Option<&Path>) -> Result<(), crate::UsageError> {
     let card = out.with_extension("md");
-    if card == out || out.is_dir() {
+    if card == out {
         return Err(crate::UsageError(format!(
             "`--out {}` is no name for a weight file: let it end in `.safetensors`",
             out.display()
@@ -226,7 +229,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let recipe = home.path().join("recipe.md");
         std::fs::write(&recipe, "").unwrap();
-        for wrong in ["vit.md", "recipe.safetensors", "."] {
+        for wrong in ["vit.md", "recipe.safetensors"] {
             assert!(
                 check_out(&home.path().join(wrong), Some(&recipe)).is_err(),
                 "{wrong}"

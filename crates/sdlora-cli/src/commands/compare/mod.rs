@@ -20,7 +20,7 @@ use crate::commands::in_parallel::in_parallel;
 use crate::commands::presets::Preset;
 use crate::commands::suites::Suite;
 use crate::commands::train::execute;
-use crate::commands::{Common, refuse_overwriting};
+use crate::commands::{Common, check_place, refuse_overwriting};
 use crate::config::with_settings;
 use crate::device::Devices;
 use crate::output::{self, note, say};
@@ -198,7 +198,11 @@ fn check_inputs(args: &Args) -> Result<(), UsageError> {
             )));
         }
     }
+    if let Some(records) = &args.records {
+        check_place("--records", records)?;
+    }
     let Some(out) = &args.out else { return Ok(()) };
+    check_place("--out", out)?;
     let suite = Path::new(&args.suite);
     for input in [Some(suite), args.records.as_deref()].into_iter().flatten() {
         refuse_overwriting(out, input)?;
