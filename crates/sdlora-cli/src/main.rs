@@ -180,7 +180,10 @@ mod tests {
     #[test]
     fn a_name_in_a_message_neither_breaks_the_line_nor_fills_the_screen() {
         let name = format!("a\nerror: b\u{1b}[2J{}", "x".repeat(1 << 20));
-        let error = anyhow::Error::from(sdlora_train::TrainError::export("run", name));
+        let error = anyhow::Error::from(sdlora_train::TrainError::Export {
+            path: "run".into(),
+            problem: name,
+        });
         let text = chain(&error);
         assert!(text.contains("a\\nerror: b\\u{1b}[2Jxxx"), "{text:.200}");
         assert!(!text.contains('\n') && text.len() < 2 * LONGEST_MESSAGE);

@@ -8,7 +8,7 @@ use ureq::http::Method;
 use crate::cache::{ModelCache, is_commit};
 use crate::config::HubConfig;
 use crate::error::FetchError;
-use crate::http::{Client, Follow, Response, refused};
+use crate::http::{Client, Follow, Response, read_short, refused};
 use crate::names::{encode, encode_path, is_below, shown};
 use crate::progress::Progress;
 use crate::repo::HubRepo;
