@@ -18,7 +18,11 @@ use sdlora_train::{
     AdapterFolder, FinishedRun, Format, HeadConfig, Plan, Predictor, RunConfig, Start, checkpoint,
     export, write_model,
 };
+use sha2::{Digest, Sha256};
 use toy::{Bench, bits, data_dir};
+
+/// The hashes of the files of a folder; one without them is of an earlier version.
+const SUMS: &str = "SHA256SUMS";
 
 /// A finished run on a stream of two tasks.
 fn finished(bench: &Bench, method: &str, head: &str) -> (Plan, PathBuf, Vec<Vec<u32>>) {
@@ -62,6 +66,8 @@ fn no_mutation_of_a_finished_run_panics() {
     let bench = Bench::new();
     let (_, folder, _) = finished(&bench, "name = \"sdlora\"\nrank = 4", "linear");
     let model = folder.join("model");
+    // With their hashes the files would not be looked into.
+    fs::remove_file(model.join(SUMS)).unwrap();
     for (name, n) in [
         ("plan.toml", 400),
         ("model/classes.json", 200),
@@ -107,6 +113,7 @@ fn no_mutation_of_prompts_or_of_another_head_panics() {
     ] {
         let bench = Bench::new();
         let (_, folder, _) = finished(&bench, method, head);
+        fs::remove_file(folder.join("model").join(SUMS)).unwrap();
         damage(&folder.join("model").join(name), count(200), || {
             read_run(&folder)
         });
@@ -124,13 +131,13 @@ fn a_damaged_checkpoint_is_refused_or_continues_to_the_same_bits() {
         .collect();
     names.sort();
     assert!(names.len() >= 3, "{names:?}");
-    for path in names {
-        // The state is small and holds everything that is not hashed elsewhere.
-        let n = match path.extension().is_some_and(|e| e == "json") {
-            true => 300,
-            false => 30,
+    for path in &names {
+        // What is small or not hashed elsewhere is damaged more often.
+        let n = match path.extension().is_some_and(|e| e == "bpk") {
+            true => 30,
+            false => 200,
         };
-        damage(&path, count(n), || {
+        damage(path, count(n), || {
             match bench.run("run", &plan, Start::Resume) {
                 Err(_) => false,
                 Ok(again) => {
@@ -140,6 +147,28 @@ fn a_damaged_checkpoint_is_refused_or_continues_to_the_same_bits() {
             }
         });
     }
+    // Under a hash that fits every change is looked into: it may lead elsewhere, but nothing panics.
+    let (state, sums) = (newest.join("state.json"), newest.join(SUMS));
+    let (whole, sealed) = (
+        fs::read(&state).unwrap(),
+        fs::read_to_string(&sums).unwrap(),
+    );
+    survive("sealed state", count(300), &whole, &whole, |bytes| {
+        fs::write(&state, bytes).unwrap();
+        let now = sealed.replace(&sha256(&whole), &sha256(bytes));
+        assert_ne!(
+            now,
+            sealed.replace(&sha256(&whole), ""),
+            "no sum was replaced"
+        );
+        fs::write(&sums, now).unwrap();
+        bench.run("run", &plan, Start::Resume).is_ok()
+    });
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
