@@ -19,7 +19,7 @@ use sdlora_train::{
     export, write_model,
 };
 use sha2::{Digest, Sha256};
-use toy::{Bench, bits, data_dir};
+use toy::{Bench, bits, copy_folder, data_dir};
 
 /// The hashes of the files of a folder; one without them is of an earlier version.
 const SUMS: &str = "SHA256SUMS";
@@ -148,21 +148,22 @@ fn a_damaged_checkpoint_is_refused_or_continues_to_the_same_bits() {
         });
     }
     // Under a hash that fits every change is looked into: it may lead elsewhere, but nothing panics.
-    let (state, sums) = (newest.join("state.json"), newest.join(SUMS));
+    // A run that goes on from it writes, so every case has a folder of its own.
     let (whole, sealed) = (
-        fs::read(&state).unwrap(),
-        fs::read_to_string(&sums).unwrap(),
+        fs::read(newest.join("state.json")).unwrap(),
+        fs::read_to_string(newest.join(SUMS)).unwrap(),
     );
+    assert!(sealed.contains(&sha256(&whole)));
+    let name = newest.file_name().unwrap();
+    let case = bench.path("case");
     survive("sealed state", count(300), &whole, &whole, |bytes| {
-        fs::write(&state, bytes).unwrap();
-        let now = sealed.replace(&sha256(&whole), &sha256(bytes));
-        assert_ne!(
-            now,
-            sealed.replace(&sha256(&whole), ""),
-            "no sum was replaced"
-        );
-        fs::write(&sums, now).unwrap();
-        bench.run("run", &plan, Start::Resume).is_ok()
+        let _ = fs::remove_dir_all(&case);
+        copy_folder(&folder, &case);
+        let checkpoint = case.join("checkpoints").join(name);
+        fs::write(checkpoint.join("state.json"), bytes).unwrap();
+        let sums = sealed.replace(&sha256(&whole), &sha256(bytes));
+        fs::write(checkpoint.join(SUMS), sums).unwrap();
+        bench.run("case", &plan, Start::Resume).is_ok()
     });
 }
 
