@@ -133,7 +133,7 @@ fn is_stop(error: &anyhow::Error) -> bool {
 
 /// Whether a message is written in several lines.
 fn has_lines(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.is::<UsageError>()
+    cause.is::<commands::data_fetch::Steps>()
         || cause.is::<commands::compare::Unfinished>()
         || cause.is::<stop::Stopped>()
         || cause.is::<toml::de::Error>()
@@ -188,7 +188,12 @@ mod tests {
         assert!(text.contains("a\\nerror: b\\u{1b}[2Jxxx"), "{text:.200}");
         assert!(!text.contains('\n') && text.len() < 2 * LONGEST_MESSAGE);
         // What is written in lines stays so.
-        let steps = anyhow::Error::from(UsageError("do\n  1. this".into()));
-        assert_eq!(chain(&steps), "do\n  1. this");
+        let toml = toml::from_str::<toml::Table>("a = [").unwrap_err();
+        let error = anyhow::Error::from(toml).context(UsageError("b\nc".into()));
+        let text = chain(&error);
+        assert!(
+            text.starts_with("b\\nc: TOML parse error") && text.contains("\n1 | a = ["),
+            "{text}"
+        );
     }
 }

@@ -90,7 +90,7 @@ fn mistakes_end_with_2_and_change_nothing() {
         ),
         (
             with(&features, &["images", "--out", "images"]),
-            "is a folder",
+            "is what the command reads",
         ),
         (
             with(&features, &["nothing.png", "--out", "f"]),

@@ -88,7 +88,7 @@ impl Fetch {
     }
 
     /// Whether the licence lets a program download the files, and what to do where it does not.
-    fn check_terms(&self, manifest: &Manifest) -> Result<(), UsageError> {
+    fn check_terms(&self, manifest: &Manifest) -> anyhow::Result<()> {
         let fetch = &manifest.fetch;
         match fetch.access {
             Access::Open => Ok(()),
@@ -96,16 +96,14 @@ impl Fetch {
             Access::Terms => Err(UsageError(format!(
                 "data set `{}` ({}) has terms of use: {}; if you agree, repeat the command with `--accept-terms`",
                 manifest.name, manifest.source, fetch.why
-            ))),
+            ))
+            .into()),
             Access::Form | Access::Own => {
-                let mut text = format!(
+                let refusal = UsageError(format!(
                     "data set `{}` is not downloaded by a program: {}",
                     manifest.name, fetch.why
-                );
-                for (at, step) in fetch.steps.iter().enumerate() {
-                    text.push_str(&format!("\n  {}. {step}", at + 1));
-                }
-                Err(UsageError(text))
+                ));
+                Err(anyhow::Error::from(Steps(fetch.steps.clone())).context(refusal))
             }
         }
     }
@@ -114,6 +112,22 @@ impl Fetch {
         self.data_dir.join(&manifest.folder).join(&file.path)
     }
 }
+
+/// What the user does instead, a line each.
+#[derive(Debug)]
+pub struct Steps(Vec<String>);
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("instead")?;
+        for (at, step) in self.0.iter().enumerate() {
+            write!(f, "\n  {}. {step}", at + 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Steps {}
 
 /// The data sets of a name: one, or all that are made of the files of a manifest of that name.
 pub fn entries(name: &str) -> anyhow::Result<Vec<&'static DatasetEntry>> {
@@ -294,7 +308,7 @@ mod tests {
         ] {
             let error = fetch(name, dir.path(), nowhere).run().unwrap_err();
             assert!(error.is::<UsageError>(), "{error}");
-            let error = error.to_string();
+            let error = format!("{error:#}");
             for part in parts {
                 assert!(error.contains(part), "{error}");
             }

@@ -4,7 +4,7 @@ pub mod analyse;
 pub mod compare;
 mod contact_sheet;
 pub mod data;
-mod data_fetch;
+pub mod data_fetch;
 pub mod export;
 pub mod features;
 mod in_parallel;

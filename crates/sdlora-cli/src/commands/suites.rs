@@ -133,7 +133,7 @@ impl Suite {
                 )
             })?,
         };
-        Ok(Self::parse(name_or_file, &text)?)
+        Self::parse(name_or_file, &text)
     }
 
     /// The suite of a text; `source` is for messages.
@@ -141,9 +141,9 @@ impl Suite {
     /// # Errors
     ///
     /// Those of [`find`](Self::find).
-    pub fn parse(source: &str, text: &str) -> Result<Self, UsageError> {
+    pub fn parse(source: &str, text: &str) -> anyhow::Result<Self> {
         let suite: Self = toml::from_str(text)
-            .map_err(|e| UsageError(format!("suite `{source}` is not usable: {e}")))?;
+            .with_context(|| UsageError(format!("suite `{source}` is not usable")))?;
         let bases = suite.bases()?;
         for entry in &suite.entry {
             if let Some(on) = entry
@@ -155,7 +155,8 @@ impl Suite {
                     "suite `{source}` is not usable: entry `{}` is `on` `{on}`, which is none of \
                      its bases",
                     entry.label
-                )));
+                ))
+                .into());
             }
         }
         let is_entry = |label: &String| suite.entry.iter().any(|entry| entry.label == *label);
@@ -168,7 +169,8 @@ impl Suite {
             return Err(UsageError(format!(
                 "suite `{source}` is not usable: a claim is about `{label}`, which is none of its \
                  entries"
-            )));
+            ))
+            .into());
         }
         Ok(suite)
     }
