@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sdlora_train::{Event, Observer};
 
-use crate::output::say;
+use crate::output::{note, say};
 use crate::report::AccuracyTable;
 use crate::shown::shown_lines;
 
@@ -69,7 +69,7 @@ impl Progress {
     /// Prints what the user should know, also where nothing else is printed: images may be missing.
     pub fn note(&self, text: &str) {
         if self.quiet {
-            eprintln!("note: {text}");
+            note!("note: {text}");
         } else {
             self.println(&format!("note: {text}"));
         }

@@ -14,7 +14,7 @@ use sdlora_vit::Vit;
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
-use crate::commands::{Common, check_place, read_file, refuse_overwriting};
+use crate::commands::{Common, check_place, refuse_overwriting};
 use crate::output::say;
 use crate::shown::shown_path;
 
