@@ -268,7 +268,8 @@ impl Loader {
         let augments = transform.config().is_random();
         for (&position, out) in images {
             let sample_idx = set.samples()[position].idx as u32;
-            let place = [set.task_idx() as u32, plan.epoch_idx() as u32, sample_idx];
+            let (task_idx, _) = set.origin(position);
+            let place = [task_idx as u32, plan.epoch_idx() as u32, sample_idx];
             let mut rng = augments.then(|| generator(self.seed, Purpose::Augment, place));
             self.source
                 .with_base(position, |base| transform.write(base, rng.as_mut(), out))?;

@@ -1,13 +1,14 @@
 //! The images of one sample set after the first stage of a transform, cached or made when asked for.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::task::{LabelledSample, SampleSet};
+use crate::task::SampleSet;
 use crate::transform::{BaseImage, Transform};
 
 /// Where the base images of a set are kept.
@@ -83,14 +84,14 @@ impl ImageSource {
         };
         source.cached = match cache {
             Cache::None => Vec::new(),
-            Cache::Memory => source.decode_all(&source.set.samples)?,
+            Cache::Memory => source.decode_all(0..source.set.len())?,
             Cache::Megabytes(n) => source.decode_first(n.saturating_mul(1_000_000))?,
         };
         Ok(source)
     }
 
-    fn decode_all(&self, samples: &[LabelledSample]) -> Result<Vec<BaseImage>, DataError> {
-        let images = samples.par_iter().map(|sample| self.decode(sample));
+    fn decode_all(&self, positions: Range<usize>) -> Result<Vec<BaseImage>, DataError> {
+        let images = positions.into_par_iter().map(|at| self.decode(at));
         images.collect()
     }
 
@@ -98,18 +99,19 @@ impl ImageSource {
     fn decode_first(&self, n_bytes: usize) -> Result<Vec<BaseImage>, DataError> {
         let mut left = n_bytes;
         let mut images = Vec::new();
-        for chunk in self.set.samples.chunks(CHUNK) {
+        for first in (0..self.set.len()).step_by(CHUNK) {
+            let n_chunk = CHUNK.min(self.set.len() - first);
             // Of images like those before, no more are decoded than fit: what is decoded for nothing costs time.
             let mean = (n_bytes - left).checked_div(images.len()).unwrap_or(0);
             let n_fit = left.checked_div(mean).unwrap_or(CHUNK).saturating_add(1);
-            for image in self.decode_all(&chunk[..chunk.len().min(n_fit)])? {
+            for image in self.decode_all(first..first + n_chunk.min(n_fit))? {
                 match left.checked_sub(image.n_bytes()) {
                     Some(rest) => left = rest,
                     None => return Ok(images),
                 }
                 images.push(image);
             }
-            if n_fit < chunk.len() {
+            if n_fit < n_chunk {
                 break;
             }
         }
@@ -144,18 +146,15 @@ impl ImageSource {
     ) -> Result<R, DataError> {
         match self.cached.get(position) {
             Some(image) => Ok(read(image)),
-            None => self
-                .decode(&self.set.samples[position])
-                .map(|image| read(&image)),
+            None => self.decode(position).map(|image| read(&image)),
         }
     }
 
-    fn decode(&self, sample: &LabelledSample) -> Result<BaseImage, DataError> {
-        let split = self.set.split;
-        let image = self.dataset.image(split, sample.idx)?;
-        Ok(self
-            .transform
-            .base_image(image, &self.set.appearance, split, sample.idx))
+    fn decode(&self, position: usize) -> Result<BaseImage, DataError> {
+        let (split, idx) = (self.set.split, self.set.samples[position].idx);
+        let (_, appearance) = self.set.origin(position);
+        let image = self.dataset.image(split, idx)?;
+        Ok(self.transform.base_image(image, appearance, split, idx))
     }
 }
 

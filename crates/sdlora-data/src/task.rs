@@ -26,10 +26,20 @@ pub struct SampleSet {
     pub(crate) appearance: Vec<Appearance>,
     /// The task in which each label of the stream is learned first.
     pub(crate) first_tasks: Arc<[usize]>,
+    /// Where the samples of each task begin, of a set that was joined from several; empty otherwise.
+    pub(crate) parts: Arc<[Part]>,
+}
+
+/// The samples of one task in a set that was joined from several.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Part {
+    first: usize,
+    task_idx: usize,
+    appearance: Vec<Appearance>,
 }
 
 impl SampleSet {
-    /// The task the samples belong to.
+    /// The task the samples belong to, the first one of a set that was [joined](TrainSet::joined).
     pub fn task_idx(&self) -> usize {
         self.task_idx
     }
@@ -44,9 +54,19 @@ impl SampleSet {
         &self.samples
     }
 
-    /// Changes of appearance that apply to every image of the set; empty for images as they are.
+    /// Changes of appearance that apply to every image of the set; empty for images as they are. Of a set
+    /// that was [joined](TrainSet::joined), those of its first task.
     pub fn appearance(&self) -> &[Appearance] {
         &self.appearance
+    }
+
+    /// The task that the sample at a position comes from, and how its images look there.
+    pub(crate) fn origin(&self, position: usize) -> (usize, &[Appearance]) {
+        let n_begun = self.parts.partition_point(|part| part.first <= position);
+        match n_begun.checked_sub(1).and_then(|last| self.parts.get(last)) {
+            Some(part) => (part.task_idx, &part.appearance),
+            None => (self.task_idx, &self.appearance),
+        }
     }
 
     /// Number of samples.
@@ -87,6 +107,40 @@ impl AsRef<SampleSet> for EvalSet {
 }
 
 impl TrainSet {
+    /// The samples of several tasks as one set, task after task. Every image keeps the appearance of its
+    /// task and is augmented as there; an image of two tasks is in it twice. `None` of no set.
+    pub fn joined(sets: &[TrainSet]) -> Option<TrainSet> {
+        let (first, later) = sets.split_first()?;
+        if later.is_empty() {
+            return Some(first.clone());
+        }
+        let mut all = SampleSet {
+            samples: Vec::new(),
+            ..first.0.clone()
+        };
+        let mut parts = Vec::with_capacity(sets.len());
+        for TrainSet(set) in sets {
+            let n_before = all.samples.len();
+            let own = Part {
+                first: 0,
+                task_idx: set.task_idx,
+                appearance: set.appearance.clone(),
+            };
+            let of_set = if set.parts.is_empty() {
+                &[own]
+            } else {
+                &set.parts[..]
+            };
+            parts.extend(of_set.iter().map(|part| Part {
+                first: n_before + part.first,
+                ..part.clone()
+            }));
+            all.samples.extend(&set.samples);
+        }
+        all.parts = parts.into();
+        Some(TrainSet(all))
+    }
+
     /// Splits off `n_per_class` random samples of every class for validation; the rest stays for training.
     ///
     /// Both parts keep the order of the data set. The same seed gives the same parts.
@@ -130,6 +184,17 @@ impl TrainSet {
                 .collect(),
             appearance: set.appearance.clone(),
             first_tasks: set.first_tasks.clone(),
+            parts: set
+                .parts
+                .iter()
+                .map(|part| Part {
+                    first: is_held_out[..part.first]
+                        .iter()
+                        .filter(|&&held| held == held_out)
+                        .count(),
+                    ..part.clone()
+                })
+                .collect(),
             ..*set
         };
         Ok((TrainSet(part(false)), EvalSet(part(true))))
@@ -187,7 +252,39 @@ mod tests {
                 .collect(),
             appearance: Vec::new(),
             first_tasks: vec![0; n_classes].into(),
+            parts: Arc::new([]),
         })
+    }
+
+    #[test]
+    fn joined_samples_keep_the_task_they_come_from() {
+        let mut sets = [train_set(2, 3), train_set(1, 2), train_set(2, 4)];
+        for (task_idx, set) in sets.iter_mut().enumerate() {
+            set.0.task_idx = task_idx;
+            set.0.appearance = vec![Appearance::Invert; task_idx];
+        }
+        let whole = TrainSet::joined(&sets).unwrap();
+        let origins = |set: &SampleSet| -> Vec<usize> {
+            let origin = |position| {
+                let (task_idx, appearance) = set.origin(position);
+                assert_eq!(appearance.len(), task_idx);
+                task_idx
+            };
+            (0..set.len()).map(origin).collect()
+        };
+        assert_eq!(
+            origins(&whole.0),
+            [[0; 6].as_slice(), &[1; 2], &[2; 8]].concat()
+        );
+        assert_eq!(origins(&sets[1].0), [1, 1]);
+        // Labels are those of the stream, which count over tasks: here 0 and 1 come again.
+        let (train, test) = whole.hold_out(2, 1).unwrap();
+        assert_eq!(test.0.len(), 4);
+        let mut back = [origins(&train.0), origins(&test.0)].concat();
+        back.sort_unstable();
+        assert_eq!(back, origins(&whole.0));
+        assert!(TrainSet::joined(&[]).is_none());
+        assert_eq!(TrainSet::joined(&sets[..1]).unwrap(), sets[0]);
     }
 
     #[test]

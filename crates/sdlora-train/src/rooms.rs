@@ -106,7 +106,7 @@ impl Rooms {
         }
     }
 
-    /// The training images of a round. Joint batches hold a share of every task.
+    /// The training images of a round; of all tasks as one set where training is joint.
     pub(crate) fn train_loader(
         &self,
         round: usize,
@@ -132,21 +132,14 @@ impl Rooms {
         dataset: &Arc<dyn Dataset>,
         config: &RunConfig,
     ) -> Result<TaskLoader, TrainError> {
-        let sets = &self.train[tasks];
-        let n_images: usize = sets.iter().map(|set| set.as_ref().len()).sum();
-        let mut loaders = Vec::with_capacity(sets.len());
-        for set in sets {
-            let share = config.batch_size * set.as_ref().len();
-            let batch_size = share.div_ceil(n_images.max(1)).max(1);
-            let source = Arc::new(ImageSource::new(
-                dataset.clone(),
-                set,
-                config.transform.init()?,
-                half(config.cache).part(set.as_ref().len(), n_images),
-            )?);
-            loaders.push(LoaderConfig::training(batch_size).init(source, config.seed)?);
-        }
-        Ok(TaskLoader::new(loaders))
+        let cache = half(config.cache);
+        let transform = config.transform.init()?;
+        let Some(set) = TrainSet::joined(&self.train[tasks]) else {
+            return Err(TrainError::setting("stream.n_tasks", 0, "at least 1"));
+        };
+        let source = Arc::new(ImageSource::new(dataset.clone(), &set, transform, cache)?);
+        let loader = LoaderConfig::training(config.batch_size).init(source, config.seed)?;
+        Ok(TaskLoader::new(loader))
     }
 
     /// The test images of every task.
@@ -262,4 +255,110 @@ fn plain_loader(
     let transform = config.transform.for_evaluation().init()?;
     let source = ImageSource::new(dataset.clone(), set, transform, cache)?;
     Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), config.seed)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use sdlora_testkit::test_device;
+
+    /// A plan of tasks of five, one and two characters, the second inverted.
+    fn plan(method: &str) -> Plan {
+        let text = format!(
+            r#"
+            seed = 11
+            dataset = "omniglot-evaluation"
+            n_epochs = 2
+            batch_size = 16
+            method = {{ name = "{method}" }}
+
+            [backbone]
+            weights = "vit.safetensors"
+
+            [stream]
+            class_order = {{ numpy = {{ seed = 3 }} }}
+            split = {{ sizes = [5, 1, 2] }}
+            appearances = [[], ["invert"], []]
+
+            [transform]
+            side = 14
+            channels = "gray"
+            polarity = "inverted"
+
+            [optimizer]
+            rule = "sgd"
+            lr = 0.02
+            "#
+        );
+        RunConfig::parse(&text).unwrap().check().unwrap()
+    }
+
+    /// Labels and sums of the pixels of the images of every batch of an epoch.
+    fn batches(loader: &TaskLoader, epoch: usize) -> Vec<Vec<(usize, f32)>> {
+        let batches = loader.epoch(epoch, 0, &test_device()).unwrap();
+        batches
+            .map(|batch| {
+                let batch = batch.unwrap();
+                let n = batch.labels_host.len();
+                let pixels: Vec<f32> = batch.images.into_data().iter().collect();
+                let sums = pixels
+                    .chunks_exact(pixels.len() / n)
+                    .map(|p| p.iter().sum());
+                batch.labels_host.into_iter().zip(sums).collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn joint_batches_have_the_size_that_is_asked_for_and_mix_unequal_tasks() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+        let dataset =
+            sdlora_data::datasets::open("omniglot-evaluation", &data, &Default::default());
+        let dataset: Arc<dyn Dataset> = dataset.unwrap().into();
+        let rooms = |plan: &Plan| {
+            let stream = TaskStream::new(dataset.as_ref(), &plan.config().stream).unwrap();
+            Rooms::split(plan, &stream).unwrap()
+        };
+        let plan = plan("joint");
+        let (config, joint) = (plan.config(), rooms(&plan));
+        let loader = joint.train_loader(0, &dataset, config).unwrap();
+        // 75, 15 and 30 images.
+        assert_eq!((loader.n_images(), loader.n_batches()), (120, 8));
+        let task_of = |label: usize| [0, 0, 0, 0, 0, 1, 2, 2][label];
+        let mut seen = Vec::new();
+        for batch in batches(&loader, 0) {
+            assert_eq!(batch.len(), if seen.len() < 112 { 16 } else { 8 });
+            let mut tasks: Vec<usize> = batch.iter().map(|&(label, _)| task_of(label)).collect();
+            tasks.sort_unstable();
+            tasks.dedup();
+            assert!(tasks.len() > 1, "a batch of task {tasks:?} alone");
+            seen.extend(batch);
+        }
+        assert_ne!(batches(&loader, 1)[0], batches(&loader, 0)[0]);
+        // Each image looks as it does in its task.
+        let mut alone = Vec::new();
+        for task_idx in 0..3 {
+            let loader = joint.task_loader(task_idx, &dataset, config).unwrap();
+            alone.extend(batches(&loader, 0).concat());
+        }
+        let by_label = |images: &[(usize, f32)]| {
+            let mut by_label: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+            for &(label, sum) in images {
+                by_label.entry(label).or_default().push(sum);
+            }
+            by_label
+                .values_mut()
+                .for_each(|sums| sums.sort_by(f32::total_cmp));
+            by_label
+        };
+        let (joint, alone) = (by_label(&seen), by_label(&alone));
+        assert_eq!(joint, alone);
+        assert!(
+            joint[&5][0] > 2.0 * joint[&4][14],
+            "the second task is inverted"
+        );
+    }
 }

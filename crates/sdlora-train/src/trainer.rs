@@ -45,64 +45,37 @@ impl TaskLog {
     }
 }
 
-/// The training images of a task, in batches. Joint training reads several sets side by side, each
-/// batch with a share of every one.
+/// The training images of a task, in batches.
 pub struct TaskLoader {
-    loaders: Vec<Loader>,
-    n_batches: usize,
+    loader: Loader,
 }
 
 impl TaskLoader {
-    /// Batches of one or more sets.
-    pub fn new(loaders: Vec<Loader>) -> Self {
-        let n_batches = loaders.iter().map(Loader::n_batches).max().unwrap_or(0);
-        Self { loaders, n_batches }
+    /// Batches of a set.
+    pub fn new(loader: Loader) -> Self {
+        Self { loader }
     }
 
     /// Batches per epoch.
     pub fn n_batches(&self) -> usize {
-        self.n_batches
+        self.loader.n_batches()
     }
 
     /// Images per epoch.
     pub fn n_images(&self) -> usize {
-        self.loaders.iter().map(Loader::n_samples).sum()
+        self.loader.n_samples()
     }
 
-    fn epoch(&self, epoch: usize, first: usize, device: &Device) -> Result<Epoch, TrainError> {
-        let mut parts = Vec::with_capacity(self.loaders.len());
-        for loader in &self.loaders {
-            let batches = loader.epoch(epoch, device);
-            parts.push(batches.skip_to(first.min(loader.n_batches()))?);
-        }
-        Ok(Epoch { parts })
+    pub(crate) fn epoch(
+        &self,
+        epoch: usize,
+        first: usize,
+        device: &Device,
+    ) -> Result<Batches, TrainError> {
+        let batches = self.loader.epoch(epoch, device);
+        Ok(batches.skip_to(first.min(self.n_batches()))?)
     }
 }
-
-struct Epoch {
-    parts: Vec<Batches>,
-}
-
-impl Epoch {
-    /// The next images and labels of all sets that still have some.
-    fn next(&mut self) -> Result<Option<Images>, TrainError> {
-        let (mut images, mut labels) = (Vec::new(), Vec::new());
-        for part in &mut self.parts {
-            if let Some(batch) = part.next() {
-                let batch = batch?;
-                images.push(batch.images);
-                labels.extend(batch.labels_host);
-            }
-        }
-        Ok(match images.len() {
-            0 => None,
-            1 => images.pop().map(|images| (images, labels)),
-            _ => Some((Tensor::cat(images, 0), labels)),
-        })
-    }
-}
-
-type Images = (Tensor<4>, Vec<usize>);
 
 /// A batch on its way to the loss.
 struct Batch {
@@ -292,16 +265,17 @@ impl Trainer<'_> {
     /// The next batch; `None` at the end of the epoch.
     fn next(
         &self,
-        batches: &mut Epoch,
+        batches: &mut Batches,
         task: &TaskData<'_>,
         epoch: usize,
         step: usize,
     ) -> Result<Option<Batch>, TrainError> {
         let Some(table) = task.features else {
             let mix = self.mix_of(task, step);
-            return Ok(batches.next()?.map(|(images, labels)| Batch {
-                inputs: Inputs::Images(mix.apply(images)),
-                labels,
+            let batch = batches.next().transpose()?;
+            return Ok(batch.map(|batch| Batch {
+                inputs: Inputs::Images(mix.apply(batch.images)),
+                labels: batch.labels_host,
                 mix,
             }));
         };
@@ -309,8 +283,7 @@ impl Trainer<'_> {
         if step >= (epoch + 1) * n_batches {
             return Ok(None);
         }
-        let loader = &task.loader.loaders[0];
-        let plan = loader.plan(epoch);
+        let plan = task.loader.loader.plan(epoch);
         let rows = plan.batch(step % n_batches);
         let values: Vec<f32> = rows
             .iter()
@@ -327,10 +300,10 @@ impl Trainer<'_> {
 
     /// How the batch of a step is mixed.
     fn mix_of(&self, task: &TaskData<'_>, step: usize) -> Mix {
-        let (Some(mix), Some(loader)) = (self.mix, task.loader.loaders.first()) else {
+        let Some(mix) = self.mix else {
             return Mix::None;
         };
-        let [_, height, width] = loader.source().transform().shape();
+        let [_, height, width] = task.loader.loader.source().transform().shape();
         mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 

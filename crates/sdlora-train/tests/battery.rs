@@ -140,7 +140,7 @@ impl Stage {
             gradient_checkpointing: false,
             device: test_device_autodiff(),
         };
-        let loader = TaskLoader::new(vec![loader]);
+        let loader = TaskLoader::new(loader);
         let data = TaskData {
             task_idx,
             labels: task.labels(),

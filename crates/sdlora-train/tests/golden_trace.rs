@@ -301,7 +301,7 @@ fn a_run_of_three_tasks_agrees_with_pytorch() {
 
     for (t, task) in tasks.iter().enumerate() {
         model = trace.grown(model, t);
-        let loader = TaskLoader::new(vec![trace.loader(&task.train, BATCH)]);
+        let loader = TaskLoader::new(trace.loader(&task.train, BATCH));
         assert_eq!(trainer.n_steps(t, &loader), n_steps);
         let data = TaskData {
             task_idx: t,

@@ -85,6 +85,7 @@ impl TaskStream {
                     samples,
                     appearance: appearance.clone(),
                     first_tasks: first_tasks.clone(),
+                    parts: Arc::new([]),
                 };
                 Task {
                     idx,

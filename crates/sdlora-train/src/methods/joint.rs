@@ -1,6 +1,7 @@
 //! All tasks at once with one LoRA: the upper bound of what the adapter can reach on this stream.
 //!
-//! Not continual learning: it sees every image of every task in every epoch.
+//! Not continual learning: it sees every image of every task in every epoch, all shuffled together, in
+//! steps of `batch_size` images; each looks as it does in its task.
 
 use sdlora_core::{Projection, SdLoraConfig};
 
