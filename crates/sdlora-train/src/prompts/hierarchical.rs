@@ -2,13 +2,16 @@
 //! al., "Hierarchical Decomposition of Prompt-Based Continual Learning", NeurIPS 2023).
 //!
 //! The task of an image is that of its likeliest class, see `task_identity.rs`. While task t is trained its
-//! images get its own prefix, and added to the loss is `contrast` times the mean over images `h` and
-//! earlier classes `c` of `log [exp(cos(h, μ_c)/τ) / (exp(1/τ) + Σ_c' exp(cos(h, μ_c')/τ))]`, `μ_c`
-//! the mean of the features of c with its own prefix: it drives new features away from old classes.
+//! images get its own prefix, and added to the loss is `contrast` times the mean over images `h` of
+//! `−log [exp(1/τ) / (exp(1/τ) + Σ_c exp(cos(h, μ_c)/τ))]` over earlier classes `c`, `μ_c` the mean of
+//! the features of c with its own prefix: the cross-entropy of an image as its own class. It drives new
+//! features away from old classes, most from the nearest.
 //!
-//! The contrast of the paper also has the other images of a batch below the line, and inner products
-//! for cosines; here an image's loss is its own, however a batch is cut in pieces, and does not depend
-//! on the scale of features.
+//! Deviates: the published loss has the other images of a batch and the means among its classes too,
+//! inner products for cosines, and the images of the first task; here an image's loss is its own,
+//! however a batch is cut in pieces, and does not depend on the scale of features. Its paper writes the
+//! mean over c of `log [exp(cos(h, μ_c)/τ) / …]`, which pulls a feature to its nearest class as soon as that
+//! takes more than an equal share; its code does not.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation::log_softmax};
@@ -213,11 +216,11 @@ impl HierarchicalPrompts {
         let identity = self.identity.as_ref().filter(|_| weight > 0.0)?;
         let old = unit(identity.prompted_means.val());
         let closeness = unit(features).matmul(old.transpose());
-        let [batch, n_old] = closeness.dims();
+        let [batch, _] = closeness.dims();
         let itself = Tensor::ones([batch, 1], &closeness.device());
         let logits = Tensor::cat(vec![itself, closeness], 1) / temperature;
-        let of_old = log_softmax(logits, 1).narrow(1, 1, n_old);
-        Some(of_old.mean().mul_scalar(weight))
+        let of_itself = log_softmax(logits, 1).narrow(1, 0, 1);
+        Some(of_itself.mean().mul_scalar(-weight))
     }
 
     fn with_expert(&self, expert: Tensor<2>) -> Prompting {
@@ -353,11 +356,66 @@ mod tests {
             let value = prompts.contrast(feature(x, y)).unwrap();
             value.into_data().iter::<f64>().next().unwrap()
         };
-        // Two old classes in one direction: log(e / 3e) beside them, log(1 / (e^(1/τ) + 2)) across.
-        assert!((at(3.0, 0.0) - 0.5 * (1.0f64 / 3.0).ln()).abs() < 1e-5);
-        let across = -(1.25f64.exp() + 2.0).ln();
+        // Two old classes in one direction: −log(e / 3e) beside them, log(1 + 2e^((cos − 1)/τ)) elsewhere,
+        // whatever the length.
+        assert!((at(3.0, 0.0) - 0.5 * 3f64.ln()).abs() < 1e-5);
+        let across = (1.0 + 2.0 * (-1.25f64).exp()).ln();
         assert!((at(0.0, 2.0) - 0.5 * across).abs() < 1e-5);
-        assert!(at(-1.0, 0.0) < at(0.0, 1.0));
+        let opposite = (1.0 + 2.0 * (-2.5f64).exp()).ln();
+        assert!((at(-1.0, 0.0) - 0.5 * opposite).abs() < 1e-5);
+        // The loss falls all the way from the old classes to the other side, on both sides.
+        for side in [1.0, -1.0f32] {
+            let turn = |i: usize| {
+                let (sine, cosine) = (side * i as f32 * 0.3).sin_cos();
+                at(cosine, sine)
+            };
+            let losses: Vec<f64> = (0..11).map(turn).collect();
+            assert!(losses.windows(2).all(|w| w[1] < w[0]), "{losses:?}");
+        }
+    }
+
+    #[test]
+    fn contrast_repels_most_from_the_nearest_old_class() {
+        // A feature along the first axis; one old mean at a cosine of 0.9, nineteen at 0.3, each on its
+        // own side.
+        const D: usize = 21;
+        let device = test_device_autodiff();
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let cosines: Vec<f32> = (0..20).map(|c| if c == 0 { 0.9 } else { 0.3 }).collect();
+        let mut table = FeatureTable {
+            d_model: D,
+            ..FeatureTable::default()
+        };
+        for (class, cosine) in cosines.iter().enumerate() {
+            let mut mean = [0.0f32; D];
+            mean[0] = *cosine;
+            mean[class + 1] = (1.0 - cosine * cosine).sqrt();
+            table.features.extend(mean);
+            table.labels.push(class);
+        }
+        let prompts = HierarchicalPrompts::init(&layout(), D, 0.5, &mut rng, &device)
+            .reviewed(&review(&table), &device);
+        let mut axis = [[0.0f32; D]];
+        axis[0][0] = 1.0;
+        let feature = Tensor::<2>::from_data(axis, &device).require_grad();
+        let gradients = prompts.contrast(feature.clone()).unwrap().backward();
+        let gradient: Vec<f32> = feature
+            .grad(&gradients)
+            .unwrap()
+            .into_data()
+            .iter()
+            .collect();
+        // The slope of the loss with the cosine of each class: the part of the gradient along its side,
+        // over how far the cosine turns there. All repel, and the near one exp(0.6 / 0.8) times as much.
+        let slopes = gradient[1..].iter().zip(&cosines);
+        let slopes: Vec<f32> = slopes
+            .map(|(along, cosine)| along / (1.0 - cosine * cosine).sqrt())
+            .collect();
+        for slope in &slopes[1..] {
+            assert!(*slope > 0.0, "{slopes:?}");
+            let ratio = slopes[0] / slope;
+            assert!((ratio - 0.75f32.exp()).abs() < 1e-3, "{slopes:?}");
+        }
     }
 
     #[test]
