@@ -8,6 +8,7 @@ use crate::error::TrainError;
 use crate::heads;
 use crate::methods::{self, LossOver, TaskContext};
 use crate::observer::Silent;
+use crate::optimizer::{OptimizerConfig, Schedule};
 use crate::trainer::{TaskData, TaskLog, Trainer};
 
 /// Weights fine-tuned on single tasks, each from the pre-trained ones.
@@ -52,8 +53,7 @@ pub fn task_optima(
     // Any head would do; this one is trained with the weights.
     let head = heads::build("linear", &toml::Table::new())?;
     let method = methods::build("finetune", &toml::Table::new())?;
-    let mut optimizer = config.optimizer.clone();
-    optimizer.lr *= lr_factor;
+    let optimizer = with_rate_times(&config.optimizer, lr_factor);
     let (rooms, dataset) = run.rooms();
     let trainer = Trainer {
         method: method.as_ref(),
@@ -112,6 +112,17 @@ pub fn task_optima(
     })
 }
 
+/// An optimiser whose rate is `factor` times that of `optimizer` in every step: the rate it falls to is
+/// part of it, or a small one would rise to a floor meant for a larger.
+fn with_rate_times(optimizer: &OptimizerConfig, factor: f64) -> OptimizerConfig {
+    let mut scaled = optimizer.clone();
+    scaled.lr *= factor;
+    if let Schedule::Cosine { eta_min, .. } = &mut scaled.schedule {
+        *eta_min *= factor;
+    }
+    scaled
+}
+
 type Matrices = [(usize, sdlora_core::Projection, Vec<f32>)];
 
 fn total_distance(a: &Matrices, b: &Matrices) -> f64 {
@@ -125,6 +136,38 @@ fn total_distance(a: &Matrices, b: &Matrices) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_smaller_rate_is_smaller_in_every_step_of_every_schedule() {
+        let schedules = [
+            Schedule::Constant,
+            Schedule::Cosine {
+                warmup: 0.2,
+                eta_min: 2e-3,
+            },
+            Schedule::MultiStep {
+                milestones: vec![1, 3],
+                gamma: 0.5,
+            },
+        ];
+        for schedule in schedules {
+            let whole = OptimizerConfig {
+                schedule,
+                ..OptimizerConfig::sgd(0.03)
+            };
+            let scaled = with_rate_times(&whole, 0.01);
+            scaled.check().unwrap();
+            for step in 0..40 {
+                let rate = |o: &OptimizerConfig| o.lr * o.lr_factor(step, 40, step / 10);
+                let (found, expected) = (rate(&scaled), 0.01 * rate(&whole));
+                let error = (found - expected).abs();
+                assert!(
+                    error < 1e-12,
+                    "{whole:?}, step {step}: {found} for {expected}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn orthogonal_moves_are_root_two_apart_and_equal_ones_zero() {
