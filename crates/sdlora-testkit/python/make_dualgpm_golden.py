@@ -2,7 +2,10 @@
 
 Follows the published procedure: singular value decompositions of the projected covariance, the basis
 of the used space extended ("remove") until it is wider than half, then the basis of its complement
-shrunk ("retain"). The crate uses one rule and eigenvectors instead. Bases are compared as projectors,
+shrunk ("retain"). After the first task it keeps as many directions as sums of energies lie below the
+threshold, at least one; after a later one as many as reach it. One thing differs: where the first task
+alone is wider than half, the published code keeps the used basis under the name of the other; here the
+complement is kept, as in later tasks. The crate uses one rule and eigenvectors instead. Bases are compared as projectors,
 which do not depend on the sign or order of their vectors. Made with Python 3.11.7 and NumPy 2.4.6;
 run it from the repository root:
 
@@ -42,10 +45,13 @@ for t in range(N_TASKS):
     total = (np.linalg.svd(covariance, compute_uv=False) ** 2).sum()
     if keeps == "used":
         u, s = left(covariance - basis @ basis.T @ covariance)
-        share, n_more = (total - (s**2).sum()) / total, 0
-        while share < threshold:
-            share += s[n_more] ** 2 / total
-            n_more += 1
+        if t == 0:
+            n_more = max(int((np.cumsum(s**2) / total < threshold).sum()), 1)
+        else:
+            share, n_more = (total - (s**2).sum()) / total, 0
+            while share < threshold:
+                share += s[n_more] ** 2 / total
+                n_more += 1
         basis = np.hstack([basis, u[:, :n_more]])
     else:
         u, s = left(basis @ basis.T @ covariance)

@@ -20,11 +20,12 @@ use crate::error::TrainError;
 #[serde(rename_all = "kebab-case")]
 pub enum Energy {
     /// The squares of the singular values of `C`, as the published code has it: large directions
-    /// count for more, so the memory stays smaller.
+    /// count for more, so the memory stays smaller. As there, the first task keeps one direction less than
+    /// hold the share ε, but at least one.
     #[default]
     Covariance,
     /// The singular values of `C`, which are the squares of those of the inputs, as the paper has
-    /// it: what is left out is a share of at most 1 − ε of the mean square of the inputs.
+    /// it: what is left out is a share of at most 1 − ε of the mean square of the inputs of every task.
     Inputs,
 }
 
@@ -34,6 +35,14 @@ impl Energy {
         match self {
             Self::Covariance => product(covariance, covariance, n, n, n),
             Self::Inputs => covariance.to_vec(),
+        }
+    }
+
+    /// How many directions the first task keeps where `n` are the fewest that hold the share.
+    fn n_first(self, n: usize) -> usize {
+        match self {
+            Self::Covariance => n.saturating_sub(1).max(1),
+            Self::Inputs => n,
         }
     }
 }
@@ -163,7 +172,7 @@ impl Space {
     }
 
     /// The subspace that holds a share of at least `threshold` of the energy of a task too, by the
-    /// fewest more directions.
+    /// fewest more directions; of a first task the number that [`Energy`] says.
     ///
     /// # Errors
     ///
@@ -183,6 +192,9 @@ impl Space {
         while n_more < eigen.values.len() && (total - missing).max(0.0) < threshold * total {
             missing -= eigen.values[n_more];
             n_more += 1;
+        }
+        if self.keeps == Keeps::Used && self.basis.is_empty() {
+            n_more = energy.n_first(n_more).min(eigen.values.len());
         }
         let (more, rest) = eigen.vectors.split_at(n_more * self.width);
         let extended = match self.keeps {
@@ -324,9 +336,31 @@ mod tests {
         assert_used(&after(0.79), &[0.0, 1.0, 0.0, 0.0]);
         assert_used(&after(0.85), &[1.0, 1.0, 0.0, 0.0]);
         assert_used(&after(1.0), &[1.0; 4]);
-        // Squared, the first has 64 of 65.5: one direction holds 97 %.
-        let squared = Space::new(4).extended(&task, Energy::Covariance, 0.97);
-        assert_used(&squared.unwrap(), &[0.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_first_task_keeps_one_direction_less_by_the_energy_of_the_published_code() {
+        // Squared 64, 1, 0.25 and 0.25 of 65.5: 97.7 %, 99.2 %, 99.6 %. The published code counts the sums
+        // below the threshold.
+        let task = diagonal(&[1.0, 8.0, 0.5, 0.5]);
+        let energy = Energy::Covariance;
+        for (threshold, expected) in [
+            (0.0, [0.0, 1.0, 0.0, 0.0]),
+            (0.97, [0.0, 1.0, 0.0, 0.0]),
+            (0.98, [0.0, 1.0, 0.0, 0.0]),
+            (0.995, [1.0, 1.0, 0.0, 0.0]),
+        ] {
+            let space = Space::new(4).extended(&task, energy, threshold).unwrap();
+            assert_used(&space, &expected);
+        }
+        // A later task holds the share as a whole, also where the first kept less of it.
+        let space = Space::new(4).extended(&task, energy, 0.98).unwrap();
+        let space = space.extended(&task, energy, 0.98).unwrap();
+        assert_used(&space, &[1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(
+            Space::new(0).extended(&[], energy, 0.9).unwrap().n_used(),
+            0
+        );
     }
 
     #[test]
@@ -378,10 +412,15 @@ mod tests {
                 for _ in 0..n_tasks {
                     space = space.extended(&covariance(), energy, 1.0 - 1e-9).unwrap();
                 }
-                assert_eq!(space.n_used(), 3 * n_tasks);
+                // Of the first task the published code keeps one direction less.
+                let n_used = match energy {
+                    Energy::Inputs => 3 * n_tasks,
+                    Energy::Covariance => 3 * n_tasks - 1,
+                };
+                assert_eq!(space.n_used(), n_used);
                 let new = covariance();
                 let free = space.strongest_free(&new, energy, 10).unwrap();
-                assert_eq!(free.len() / width, width - 3 * n_tasks);
+                assert_eq!(free.len() / width, width - n_used);
                 let basis = match space.keeps {
                     Keeps::Used => space.basis.clone(),
                     Keeps::Free => complement(&space.basis, width).unwrap(),
@@ -391,7 +430,7 @@ mod tests {
                     &transposed(&basis, width),
                     free.len() / width,
                     width,
-                    3 * n_tasks,
+                    n_used,
                 );
                 assert!(overlap.iter().all(|v| v.abs() < 1e-12), "{overlap:?}");
                 let matrix = energy.matrix(&new, width);

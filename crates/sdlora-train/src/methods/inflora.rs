@@ -6,7 +6,8 @@
 //! of what the projections of a block see over the new images is taken; `A_t` are the strongest
 //! directions of `C` among those orthogonal to the [`GradientMemory`] of the block. So the update
 //! of a task leaves the outputs on old inputs as they were, up to the share 1 − ε that the memory
-//! leaves out, with `ε_t = lamb + (lame − lamb) · t / T` for task t of T, from 0.
+//! leaves out, with `ε_t = lamb + (lame − lamb) · t / T` for task t of T, from 0. With the energy of the
+//! published code the first task keeps one direction less than hold its share, see [`Energy`].
 //!
 //! Deviates: the published code passes over augmented images, which differ from pass to pass; here
 //! both passes see the images as evaluation does, so that a resumed run finds the same directions.
