@@ -176,13 +176,17 @@ impl Symmetric {
     /// From the rows of its lower triangle, one after the other: [`packed`](Self::packed) undone.
     /// Values that are missing are 0.
     pub(crate) fn unpacked(lower: &[f32], n: usize) -> Self {
+        Self::of_lower(n, |at| lower.get(at).map_or(0.0, |&v| f64::from(v)))
+    }
+
+    /// From the numbers of its lower triangle, row by row, by their place.
+    pub(crate) fn of_lower(n: usize, lower: impl Fn(usize) -> f64) -> Self {
         let mut matrix = Self::zeros(n);
         for panel in &mut matrix.panels {
             let (first, width) = (panel.first, panel.width);
             for i in first..n {
                 for j in first..(first + width).min(i + 1) {
-                    let found = lower.get(i * (i + 1) / 2 + j);
-                    let value = found.map_or(0.0, |&v| f64::from(v));
+                    let value = lower(i * (i + 1) / 2 + j);
                     panel.values[(i - first) * width + j - first] = value;
                     if i < first + width {
                         panel.values[(j - first) * width + i - first] = value;
@@ -195,15 +199,21 @@ impl Symmetric {
 
     /// The rows of the lower triangle one after the other, `n (n + 1) / 2` numbers.
     pub(crate) fn packed(&self) -> Vec<f32> {
-        let mut lower = Vec::with_capacity(packed_len(self.n));
-        for i in 0..self.n {
-            for panel in self.panels.iter().take(i / WIDTH + 1) {
-                let (first, width) = (panel.first, panel.width);
-                let row = &panel.values[(i - first) * width..][..width.min(i + 1 - first)];
-                lower.extend(row.iter().map(|&v| v as f32));
-            }
-        }
-        lower
+        self.lower().map(|v| v as f32).collect()
+    }
+
+    /// The numbers of [`packed`](Self::packed) in double precision.
+    pub(crate) fn lower(&self) -> impl Iterator<Item = f64> + '_ {
+        (0..self.n).flat_map(move |i| {
+            self.panels
+                .iter()
+                .take(i / WIDTH + 1)
+                .flat_map(move |panel| {
+                    let (first, width) = (panel.first, panel.width);
+                    let row = &panel.values[(i - first) * width..];
+                    row[..width.min(i + 1 - first)].iter().copied()
+                })
+        })
     }
 
     /// Adds `Σ x xᵀ` over `rows: [m, n]`.
@@ -352,20 +362,9 @@ impl Cholesky {
         }
     }
 
-    /// `rows · Lᵀ` of `rows: [m, n]`: independent columns become columns of covariance `A`.
-    pub(crate) fn spread(&self, rows: &[f64]) -> Vec<f64> {
-        let n = self.lower.n;
-        let m = rows.len() / n.max(1);
-        let mut out = vec![0.0; rows.len()];
-        if m == 0 {
-            return out;
-        }
-        for panel in &self.lower.panels {
-            let block = View::new(&rows[panel.first..], m, panel.width, n);
-            let upper = View::rows(&panel.values, panel.width).transposed();
-            add_product(&mut out[panel.first..], n, 1.0, block, upper);
-        }
-        out
+    /// The numbers of `L`, row by row, up to the diagonal: `n (n + 1) / 2` of them.
+    pub(crate) fn lower(&self) -> impl Iterator<Item = f64> + '_ {
+        self.lower.lower()
     }
 }
 
@@ -493,11 +492,13 @@ mod tests {
             for (a, b) in solved.iter().zip(&some) {
                 close(*a, *b);
             }
-            // L Lᵀ is the matrix: rows of Lᵀ have its entries as products.
-            let mut unit = vec![0.0; n * n];
-            (0..n).for_each(|i| unit[i * n + i] = 1.0);
-            let upper = factor.spread(&unit);
-            let back = gram(&upper, n);
+            // L Lᵀ is the matrix: columns of L have its entries as products.
+            let mut columns = vec![0.0; n * n];
+            let places = (0..n).flat_map(|i| (0..=i).map(move |j| j * n + i));
+            places
+                .zip(factor.lower())
+                .for_each(|(at, v)| columns[at] = v);
+            let back = gram(&columns, n);
             for (at, (a, b)) in back.iter().zip(&expected).enumerate() {
                 close(*a, b + 0.7 * f64::from(u8::from(at / n == at % n)));
             }

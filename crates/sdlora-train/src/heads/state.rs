@@ -82,6 +82,35 @@ impl HeadState {
         self.shared.insert(name.into(), Arc::new(array));
     }
 
+    /// Replaces an array of [`per_class`](Self::per_class) by one whose numbers keep 48 bits.
+    pub(crate) fn set_wide_rows(&mut self, name: &str, shape: Vec<usize>, values: &[f64]) {
+        let (near, rest) = pairs(values.iter().copied());
+        self.set_rows(&rest_of(name), shape.clone(), rest);
+        self.set_rows(name, shape, near);
+    }
+
+    /// An array of [`set_wide_rows`](Self::set_wide_rows), empty where there is none.
+    pub(crate) fn wide_rows(&self, name: &str) -> Vec<f64> {
+        wide(&self.per_class, name).collect()
+    }
+
+    /// Replaces an array of [`shared`](Self::shared) by one whose numbers keep 48 bits.
+    pub(crate) fn set_wide_shared(
+        &mut self,
+        name: &str,
+        shape: Vec<usize>,
+        values: impl Iterator<Item = f64>,
+    ) {
+        let (near, rest) = pairs(values);
+        self.set_shared(&rest_of(name), shape.clone(), rest);
+        self.set_shared(name, shape, near);
+    }
+
+    /// An array of [`set_wide_shared`](Self::set_wide_shared), empty where there is none.
+    pub(crate) fn wide_shared(&self, name: &str) -> impl Iterator<Item = f64> + '_ {
+        wide(&self.shared, name)
+    }
+
     /// Everything that is kept, trained columns of old classes with it.
     pub fn floats_stored(&self) -> FloatsStored {
         let numbers = |array: &Arc<HostTensor>| array.values.len();
@@ -131,9 +160,51 @@ impl HeadState {
     }
 }
 
+/// The name of the array with what is left of the numbers of another.
+fn rest_of(name: &str) -> String {
+    format!("{name}_rest")
+}
+
+/// Numbers as the nearest of 32 bits, and what is left of each.
+fn pairs(values: impl Iterator<Item = f64>) -> (Vec<f32>, Vec<f32>) {
+    let pair = |value: f64| {
+        let near = value as f32;
+        (near, (value - f64::from(near)) as f32)
+    };
+    values.map(pair).unzip()
+}
+
+/// The numbers of an array with what is left of them; files of earlier versions have no rest.
+fn wide<'a>(arrays: &'a Arrays, name: &str) -> impl Iterator<Item = f64> + use<'a> {
+    let values = |name: &str| arrays.get(name).map_or(&[][..], |array| &array.values[..]);
+    let rest = values(&rest_of(name)).iter().chain(std::iter::repeat(&0.0));
+    let near = values(name).iter();
+    near.zip(rest)
+        .map(|(&near, &rest)| f64::from(near) + f64::from(rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wide_numbers_keep_what_32_bits_lose_and_read_what_has_no_rest() {
+        let values = [1.0 / 3.0, -1e9 - 1.0 / 7.0, 2.5e-9, 0.0];
+        let mut state = HeadState::default();
+        state.set_wide_rows("sums", vec![2, 2], &values);
+        state.set_wide_shared("gram", vec![4], values.into_iter());
+        let mut back = HeadState::from_file(&state.to_file()).unwrap();
+        let shared: Vec<f64> = back.wide_shared("gram").collect();
+        assert_eq!(back.wide_rows("sums"), shared);
+        for (found, value) in shared.iter().zip(values) {
+            let error = (found - value).abs();
+            assert!(error <= 2f64.powi(-47) * value.abs(), "{found}, {value}");
+        }
+        back.per_class.remove("sums_rest");
+        let near: Vec<f64> = values.iter().map(|&v| f64::from(v as f32)).collect();
+        assert_eq!(back.wide_rows("sums"), near);
+        assert!(back.wide_rows("others").is_empty());
+    }
 
     #[test]
     fn floats_are_counted_by_the_class_and_once() {
