@@ -1,28 +1,40 @@
 //! Training a linear classifier anew on features sampled from class Gaussians.
 //!
-//! Loss: cross-entropy of `logits / (τ · n)`, where `n` is the mean over tasks of the norm of the
-//! logits of the classes of a task, so that no task wins by the length of its columns (Zhang et al.
-//! 2023, "SLCA", section 3.3, and its published `models/slca.py`). SGD with momentum; the rate falls
-//! by a half cosine, epoch by epoch; samples are drawn anew in every epoch.
+//! Loss, with [`LogitNorm::ByTask`]: cross-entropy of `logits / (τ · n)`, where `n` is the mean over tasks
+//! of the norm of the logits of the classes of a task, so that no task wins by the length of its columns
+//! (Zhang et al. 2023, "SLCA", section 3.3, and its published `models/slca.py`); with [`LogitNorm::None`] of
+//! the logits themselves (HiDe-Prompt's published engine). SGD with momentum; the rate falls by a half
+//! cosine, epoch by epoch; samples are drawn anew in every epoch, and a step has as many as a class.
 //!
-//! Deviates: means of old classes are not shrunk, as the published code does by up to a tenth, and
-//! there is no weight decay, which the loss would not see: it does not depend on the length of the
-//! whole classifier.
+//! The normed loss does not change with the length of the whole classifier, so its gradient falls with
+//! that length, and a step turns columns by the rate over its square. Columns are therefore brought
+//! to the length at which the published rate is published, by one factor for all, and back behind the last
+//! step: what is found does not depend on how long columns have grown.
+//!
+//! Deviates: that scaling, which the published code has no need of, as its columns stay near their start;
+//! means of old classes are not shrunk, as SLCA's code does by up to a tenth.
+//!
+//! All of it is computed on the host: batches are too small for a device, and the result does not depend
+//! on one.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use super::cross_entropy;
-use super::normal::standard_normal;
+use super::normal::fill_normal;
+use super::softmax::exponentials;
+use crate::error::TrainError;
 use crate::export::HostTensor;
-use crate::linalg::{Cholesky, Symmetric, packed_len};
+use crate::linalg::{Symmetric, View, add_product, packed_len};
 
 /// `τ` (SLCA, section 4.1).
 const TEMPERATURE: f32 = 0.1;
-/// Samples of a step and momentum, as published.
-const BATCH_SIZE: usize = 256;
-const MOMENTUM: f64 = 0.9;
+/// Momentum, as published.
+const MOMENTUM: f32 = 0.9;
+/// Length of the columns for which SLCA publishes its rate: 768 numbers of standard deviation 0.02.
+const COLUMN_LENGTH: f64 = 0.554_256_258_422_040_7;
 /// Keeps the norm of logits that are all 0 away from 0.
 const NORM_EPS: f32 = 1e-14;
 /// Added to the diagonal of a covariance, relative to its mean: few images leave it singular. (The
@@ -38,23 +50,38 @@ pub(super) struct Columns {
     pub(super) bias: Vec<f32>,
 }
 
+/// What the logits are divided by in the loss of alignment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LogitNorm {
+    /// Their norm by task, as SLCA has it.
+    #[default]
+    ByTask,
+    /// Nothing, as HiDe-Prompt has it.
+    None,
+}
+
 /// How much and how fast.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Schedule {
+pub(super) struct Recipe {
+    /// Samples of every class in every epoch, and of a step.
     pub(super) n_samples: usize,
     pub(super) n_epochs: usize,
+    /// Of the first epoch.
     pub(super) lr: f64,
+    pub(super) weight_decay: f64,
+    pub(super) norm: LogitNorm,
 }
 
 /// How samples lie around the mean of their class.
 #[derive(Debug)]
 pub(super) enum Spread<'a> {
-    /// Lower triangles `[n_classes, d (d + 1) / 2]`.
+    /// Lower triangles of [`factor`] `[n_classes, d (d + 1) / 2]`.
     Full(&'a HostTensor),
-    /// `[n_classes, d]`.
+    /// Variances `[n_classes, d]`.
     Diagonal(&'a HostTensor),
-    /// One factor for all; none when every image lies on its mean.
-    Shared(Option<Cholesky>),
+    /// One triangle for all; none when every image lies on its mean.
+    Shared(Option<Vec<f32>>),
 }
 
 /// Class Gaussians.
@@ -66,13 +93,23 @@ pub(super) struct Gaussians<'a> {
     pub(super) spread: Spread<'a>,
 }
 
-/// The factor to sample with; `None` where all images are one.
-pub(super) fn factor(lower: &[f32], d: usize) -> Option<Cholesky> {
-    let covariance = Symmetric::unpacked(lower, d);
+/// The lower triangle of the factor to sample with, row by row; zeros where all images are one.
+///
+/// # Errors
+///
+/// [`TrainError::Numbers`] for a covariance that has none.
+pub(super) fn factor(covariance: Symmetric, d: usize) -> Result<Vec<f32>, TrainError> {
     let mean = covariance.mean_diagonal();
-    (mean > 0.0)
-        .then(|| covariance.cholesky(RIDGE * mean))
-        .flatten()
+    if mean == 0.0 {
+        return Ok(vec![0.0; packed_len(d)]);
+    }
+    match covariance.cholesky(RIDGE * mean) {
+        Some(factor) => Ok(factor.lower().map(|v| v as f32).collect()),
+        None => Err(TrainError::Numbers {
+            what: "the covariance of a class",
+            problem: "values that are no numbers, or no positive variance",
+        }),
+    }
 }
 
 impl Gaussians<'_> {
@@ -80,32 +117,54 @@ impl Gaussians<'_> {
         self.means.len() / self.d_model.max(1)
     }
 
-    /// `n` samples `[n, d_model]` of a class.
-    fn sample(&self, label: usize, n: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
-        let d = self.d_model;
-        let noise = standard_normal(rng, n * d);
-        let by = |factor: Option<&Cholesky>| match factor {
-            Some(factor) => factor.spread(&noise),
-            None => vec![0.0; n * d],
-        };
-        let around = match &self.spread {
-            Spread::Shared(factor) => by(factor.as_ref()),
-            Spread::Full(lower) => {
-                let lower = row(lower, label, packed_len(d));
-                by(factor(lower, d).as_ref())
-            }
-            Spread::Diagonal(variances) => {
-                let variances = row(variances, label, d);
-                let deviations: Vec<f64> = variances.iter().map(|&v| f64::from(v).sqrt()).collect();
-                let rows = noise.chunks_exact(d.max(1));
-                rows.flat_map(|row| row.iter().zip(&deviations).map(|(x, s)| x * s))
-                    .collect()
-            }
-        };
+    /// Fills rows `[n, d_model + 1]` with samples of a class, each with a 1 at its end.
+    fn sample(&self, label: usize, rows: &mut [f32], rng: &mut ChaCha8Rng) {
+        let (d, width) = (self.d_model, self.d_model + 1);
+        let n = rows.len() / width;
+        let mut noise = vec![0.0f32; n * d];
+        fill_normal(rng, &mut noise);
         let mean = &self.means[label * d..(label + 1) * d];
-        let values = around.iter().zip(mean.iter().cycle());
-        values.map(|(x, &m)| (x + f64::from(m)) as f32).collect()
+        for row in rows.chunks_exact_mut(width) {
+            row[..d].copy_from_slice(mean);
+            row[d] = 1.0;
+        }
+        let mut add = |lower: &[f32]| {
+            let upper = square(lower, d);
+            let upper = View::rows(&upper, d).transposed();
+            add_product(rows, width, 1.0, View::rows(&noise, d), upper);
+        };
+        match &self.spread {
+            Spread::Shared(None) => {}
+            Spread::Shared(Some(lower)) => add(lower),
+            Spread::Full(lower) => add(row(lower, label, packed_len(d))),
+            Spread::Diagonal(variances) => {
+                let deviations: Vec<f32> = row(variances, label, d)
+                    .iter()
+                    .map(|variance| variance.sqrt())
+                    .collect();
+                for (row, noise) in rows
+                    .chunks_exact_mut(width)
+                    .zip(noise.chunks_exact(d.max(1)))
+                {
+                    for ((x, z), s) in row.iter_mut().zip(noise).zip(&deviations) {
+                        *x += z * s;
+                    }
+                }
+            }
+        }
     }
+}
+
+/// A lower triangle, row by row, as `[d, d]` with zeros above it.
+fn square(lower: &[f32], d: usize) -> Vec<f32> {
+    let mut values = vec![0.0; d * d];
+    let mut rest = lower;
+    for (i, row) in values.chunks_exact_mut(d.max(1)).enumerate() {
+        let (own, after) = rest.split_at((i + 1).min(rest.len()));
+        row[..own.len()].copy_from_slice(own);
+        rest = after;
+    }
+    values
 }
 
 fn row(array: &HostTensor, label: usize, width: usize) -> &[f32] {
@@ -115,96 +174,145 @@ fn row(array: &HostTensor, label: usize, width: usize) -> &[f32] {
 
 /// Trains `start`; class `i` belongs to the task that starts at label `first_labels[i]`.
 pub(super) fn align(
-    start: Columns,
+    start: &Columns,
     gaussians: &Gaussians<'_>,
     first_labels: &[usize],
-    schedule: Schedule,
+    recipe: Recipe,
     rng: &mut ChaCha8Rng,
-    device: &Device,
 ) -> Columns {
     let (n_classes, d) = (gaussians.n_classes(), gaussians.d_model);
+    let width = d + 1;
+    let length = length_factor(&start.rows, d, recipe.norm);
     // The bias is the column of a feature that is always 1.
     let rows = start.rows.chunks_exact(d.max(1)).zip(&start.bias);
-    let values: Vec<f32> = rows
+    let mut columns: Vec<f32> = rows
         .flat_map(|(row, &bias)| row.iter().copied().chain([bias]))
+        .map(|v| (f64::from(v) / length) as f32)
         .collect();
-    let shape = [n_classes, d + 1];
-    let mut columns = Tensor::<2>::from_data(TensorData::new(values, shape), device);
-    let mut velocity = columns.zeros_like();
-    let tasks = task_columns(first_labels, device);
-    let mut order: Vec<usize> = (0..n_classes * schedule.n_samples).collect();
-    for epoch in 0..schedule.n_epochs {
-        let progress = epoch as f64 / schedule.n_epochs as f64;
-        let lr = schedule.lr * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-        let samples: Vec<f32> = (0..n_classes)
-            .flat_map(|label| gaussians.sample(label, schedule.n_samples, rng))
-            .collect();
+    let mut velocity = vec![0.0f32; columns.len()];
+    let tasks = task_ranges(first_labels);
+    let n_step = recipe.n_samples;
+    let mut samples = vec![0.0f32; n_classes * n_step * width];
+    let mut batch = vec![0.0f32; n_step * width];
+    let mut logits = vec![0.0f32; n_step * n_classes];
+    let mut order: Vec<usize> = (0..n_classes * n_step).collect();
+    for epoch in 0..recipe.n_epochs {
+        let progress = epoch as f64 / recipe.n_epochs as f64;
+        let lr = recipe.lr * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        let (lr, decay) = (lr as f32, recipe.weight_decay as f32);
+        let seeds: Vec<u64> = (0..n_classes).map(|_| rng.random()).collect();
+        let classes = samples.par_chunks_exact_mut(n_step * width).zip(&seeds);
+        classes.enumerate().for_each(|(label, (rows, &seed))| {
+            gaussians.sample(label, rows, &mut ChaCha8Rng::seed_from_u64(seed));
+        });
         order.shuffle(rng);
-        for batch in order.chunks(BATCH_SIZE) {
-            let (features, labels) = batch_of(&samples, batch, d, schedule.n_samples, device);
-            let parameter = columns.clone().require_grad();
-            let logits = features.matmul(parameter.clone().transpose());
-            let gradients = loss(logits, labels, tasks.clone()).backward();
-            if let Some(gradient) = parameter.grad(&gradients) {
-                velocity = velocity * MOMENTUM + Tensor::from_inner(gradient);
+        for places in order.chunks_exact(n_step) {
+            for (to, &from) in batch.chunks_exact_mut(width).zip(places) {
+                to.copy_from_slice(&samples[from * width..(from + 1) * width]);
             }
-            columns = (columns - velocity.clone() * lr).detach();
+            logits.fill(0.0);
+            let rows = View::rows(&batch, width);
+            let weight = View::rows(&columns, width).transposed();
+            add_product(&mut logits, n_classes, 1.0, rows, weight);
+            let scale = 1.0 / n_step as f32;
+            let of_sample = logits.par_chunks_exact_mut(n_classes).zip(places);
+            of_sample.with_min_len(MIN_ROWS).for_each(|(row, &place)| {
+                to_gradient(row, place / n_step, &tasks, recipe.norm, scale);
+            });
+            for (v, &w) in velocity.iter_mut().zip(&columns) {
+                *v = MOMENTUM * *v + decay * w;
+            }
+            let gradient = View::rows(&logits, n_classes).transposed();
+            add_product(&mut velocity, width, 1.0, gradient, rows);
+            for (w, &v) in columns.iter_mut().zip(&velocity) {
+                *w -= lr * v;
+            }
         }
     }
-    let values: Vec<f32> = columns.into_data().iter::<f32>().collect();
     let (mut rows, mut bias) = (Vec::with_capacity(n_classes * d), Vec::new());
-    for column in values.chunks_exact(d + 1) {
-        rows.extend_from_slice(&column[..d]);
-        bias.push(column[d]);
+    for column in columns.chunks_exact(width) {
+        let long = |v: &f32| (f64::from(*v) * length) as f32;
+        rows.extend(column[..d].iter().map(long));
+        bias.push(long(&column[d]));
     }
     Columns { rows, bias }
 }
 
-/// Samples `[batch, d + 1]` at the given places, each with a 1 at its end, and their labels.
-fn batch_of(
-    samples: &[f32],
-    places: &[usize],
-    d: usize,
-    n_samples: usize,
-    device: &Device,
-) -> (Tensor<2>, Tensor<1, Int>) {
-    let row = |&i: &usize| samples[i * d..(i + 1) * d].iter().copied().chain([1.0]);
-    let values: Vec<f32> = places.iter().flat_map(row).collect();
-    let labels: Vec<i32> = places.iter().map(|&i| (i / n_samples) as i32).collect();
-    (
-        Tensor::from_data(TensorData::new(values, [places.len(), d + 1]), device),
-        Tensor::from_data(TensorData::new(labels, [places.len()]), device),
-    )
+/// Rows that are worth a thread.
+const MIN_ROWS: usize = 32;
+
+/// What columns are divided by while they are trained: 1 where the loss sees their length.
+fn length_factor(rows: &[f32], d: usize, norm: LogitNorm) -> f64 {
+    let n = rows.len() / d.max(1);
+    let squares: f64 = rows.iter().map(|&v| f64::from(v).powi(2)).sum();
+    let length = (squares / n.max(1) as f64).sqrt();
+    match norm {
+        LogitNorm::ByTask if length > 0.0 && length.is_finite() => length / COLUMN_LENGTH,
+        _ => 1.0,
+    }
 }
 
-/// `[n_classes, n_tasks]` with 1 where a class belongs to a task.
-fn task_columns(first_labels: &[usize], device: &Device) -> Tensor<2> {
-    let mut starts = first_labels.to_vec();
-    starts.dedup();
-    let values: Vec<f32> = first_labels
-        .iter()
-        .flat_map(|first| {
-            starts
-                .iter()
-                .map(move |start| f32::from(u8::from(start == first)))
-        })
-        .collect();
-    let shape = [first_labels.len(), starts.len()];
-    Tensor::from_data(TensorData::new(values, shape), device)
+/// Where the classes of every task lie, from the first label of the task of every class.
+fn task_ranges(first_labels: &[usize]) -> Vec<std::ops::Range<usize>> {
+    let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
+    for (class, first) in first_labels.iter().enumerate() {
+        match ranges.last_mut() {
+            Some(last) if first_labels[last.start] == *first => last.end = class + 1,
+            _ => ranges.push(class..class + 1),
+        }
+    }
+    ranges
 }
 
-/// Mean cross-entropy of `logits: [batch, n_classes]` over their norm by task.
-fn loss(logits: Tensor<2>, labels: Tensor<1, Int>, tasks: Tensor<2>) -> Tensor<1> {
-    let squares = (logits.clone() * logits.clone()).matmul(tasks);
-    let norm = squares.add_scalar(NORM_EPS).sqrt().mean_dim(1);
-    cross_entropy(logits / (norm * TEMPERATURE), labels)
+/// Replaces the logits of a sample by the gradient of its loss times `scale`; gives the loss back.
+fn to_gradient(
+    logits: &mut [f32],
+    label: usize,
+    tasks: &[std::ops::Range<usize>],
+    norm: LogitNorm,
+    scale: f32,
+) -> f32 {
+    let of_task = |logits: &[f32], task: &std::ops::Range<usize>| -> f32 {
+        let squares: f32 = logits[task.clone()].iter().map(|l| l * l).sum();
+        (squares + NORM_EPS).sqrt()
+    };
+    let divisor = match norm {
+        LogitNorm::None => 1.0,
+        LogitNorm::ByTask => {
+            let sum: f32 = tasks.iter().map(|task| of_task(logits, task)).sum();
+            TEMPERATURE * sum / tasks.len() as f32
+        }
+    };
+    if !divisor.is_finite() {
+        // Divided by infinity every logit would be 0, and the end would look sound.
+        logits.fill(f32::NAN);
+        return f32::NAN;
+    }
+    let mut shares: Vec<f32> = logits.iter().map(|l| l / divisor).collect();
+    let own = shares[label];
+    let (largest, sum) = exponentials(&mut shares);
+    let loss = largest + sum.ln() - own;
+    shares.iter_mut().for_each(|share| *share *= scale / sum);
+    shares[label] -= scale;
+    if norm == LogitNorm::ByTask {
+        // The divisor is τ times the mean of the norms n_t, and d n_t / d l = l / n_t.
+        let inner: f32 = shares.iter().zip(logits.iter()).map(|(g, l)| g * l).sum();
+        let along = inner * TEMPERATURE / (divisor * tasks.len() as f32);
+        for task in tasks {
+            let of_task = along / of_task(logits, task);
+            let parts = shares[task.clone()].iter_mut();
+            for (share, l) in parts.zip(&logits[task.clone()]) {
+                *share = (*share - of_task * l) / divisor;
+            }
+        }
+    }
+    logits.copy_from_slice(&shares);
+    loss
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
-    use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 
     fn rng(seed: u64) -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(seed)
@@ -235,16 +343,23 @@ mod tests {
         (mean, [(0, 0), (0, 1), (1, 1)].map(product))
     }
 
+    const LOWER: [f32; 3] = [4.0, -1.5, 1.0];
+
+    fn factor_of(lower: &[f32]) -> Vec<f32> {
+        factor(Symmetric::unpacked(lower, 2), 2).unwrap()
+    }
+
     #[test]
     fn samples_have_the_mean_and_the_covariance_of_their_class() {
-        let full = array([2, 3], &[1.0, 0.0, 1.0, 4.0, -1.5, 1.0]);
+        let full = array(
+            [2, 3],
+            &[factor_of(&[1.0, 0.0, 1.0]), factor_of(&LOWER)].concat(),
+        );
         let diagonal = array([2, 2], &[1.0, 1.0, 4.0, 1.0]);
-        let shared = factor(&[4.0, -1.5, 1.0], 2);
-        assert!(shared.is_some());
         for (spread, covariance) in [
             (Spread::Full(&full), [4.0, -1.5, 1.0]),
             (Spread::Diagonal(&diagonal), [4.0, 0.0, 1.0]),
-            (Spread::Shared(shared), [4.0, -1.5, 1.0]),
+            (Spread::Shared(Some(factor_of(&LOWER))), [4.0, -1.5, 1.0]),
             (Spread::Shared(None), [0.0; 3]),
         ] {
             let gaussians = Gaussians {
@@ -252,7 +367,11 @@ mod tests {
                 d_model: 2,
                 spread,
             };
-            let (mean, found) = moments(&gaussians.sample(1, 20_000, &mut rng(4)));
+            let mut rows = vec![f32::NAN; 3 * 20_000];
+            gaussians.sample(1, &mut rows, &mut rng(4));
+            assert!(rows.iter().skip(2).step_by(3).all(|&one| one == 1.0));
+            let rows: Vec<f32> = rows.chunks_exact(3).flat_map(|r| [r[0], r[1]]).collect();
+            let (mean, found) = moments(&rows);
             for (found, expected) in mean.into_iter().zip([7.0, -3.0]) {
                 assert!((found - expected).abs() < 0.06, "{found} for {expected}");
             }
@@ -263,74 +382,153 @@ mod tests {
     }
 
     #[test]
-    fn a_class_of_one_image_is_sampled_as_that_image() {
-        assert!(factor(&[0.0; 3], 2).is_none());
+    fn a_class_of_one_image_is_sampled_as_that_image_and_no_number_is_an_error() {
+        assert_eq!(factor_of(&[0.0; 3]), [0.0; 3]);
         // One direction of spread in two: singular, and still sampled.
-        assert!(factor(&[1.0, 1.0, 1.0], 2).is_some());
+        assert!(factor_of(&[1.0, 1.0, 1.0])[0] > 0.9);
+        let error = factor(Symmetric::unpacked(&[1.0, f32::NAN, 1.0], 2), 2).unwrap_err();
+        assert!(error.to_string().contains("covariance"), "{error}");
     }
 
     #[test]
     fn the_loss_by_hand_does_not_depend_on_the_length_of_the_classifier() {
-        let device = test_device();
-        let tasks = task_columns(&[0, 0, 2], &device);
-        assert_close(
-            tasks.clone(),
-            &[1.0f32, 0.0, 1.0, 0.0, 0.0, 1.0][..],
-            Tolerance::Abs(0.0),
-            "tasks",
-        );
+        let tasks = task_ranges(&[0, 0, 2]);
+        assert_eq!(tasks, [0..2, 2..3]);
         // Norms by task are 5 and 1: their mean is 3, and τ times it 0.3.
-        let value = |factor: f32| -> f32 {
-            let logits = Tensor::<2>::from_data([[3.0f32, 4.0, 1.0]], &device) * factor;
-            let labels = Tensor::<1, Int>::from_data([0], &device);
-            loss(logits, labels, tasks.clone()).into_scalar()
+        let value = |factor: f32, norm| {
+            let mut logits = [3.0f32, 4.0, 1.0].map(|l| l * factor);
+            f64::from(to_gradient(&mut logits, 0, &tasks, norm, 1.0))
         };
-        let exponents = [3.0, 4.0, 1.0f64].map(|l| (l / 0.3).exp());
-        let expected = (exponents.iter().sum::<f64>() / exponents[0]).ln();
+        let expected = |divisor: f64| {
+            let exponents = [3.0, 4.0, 1.0f64].map(|l| (l / divisor).exp());
+            (exponents.iter().sum::<f64>() / exponents[0]).ln()
+        };
         for factor in [1.0, 20.0, 0.01] {
-            let found = f64::from(value(factor));
-            assert!(
-                (found - expected).abs() < 1e-4,
-                "{factor}: {found}, {expected}"
-            );
+            let found = value(factor, LogitNorm::ByTask);
+            let error = (found - expected(0.3)).abs();
+            assert!(error < 1e-4, "{factor}: {found}");
+        }
+        assert!((value(1.0, LogitNorm::None) - expected(1.0)).abs() < 1e-5);
+        assert!((value(2.0, LogitNorm::None) - expected(0.5)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_loss() {
+        let tasks = task_ranges(&[0, 0, 2, 3, 3]);
+        let logits = [0.7f32, -0.4, 1.1, 0.2, -0.9];
+        for norm in [LogitNorm::ByTask, LogitNorm::None] {
+            for label in 0..5 {
+                let loss = |moved: usize, by: f32| {
+                    let mut logits = logits;
+                    logits[moved] += by;
+                    f64::from(to_gradient(&mut logits, label, &tasks, norm, 1.0))
+                };
+                let mut gradient = logits;
+                to_gradient(&mut gradient, label, &tasks, norm, 0.5);
+                for (moved, found) in gradient.into_iter().enumerate() {
+                    let slope = 0.5 * (loss(moved, 1e-2) - loss(moved, -1e-2)) / 2e-2;
+                    let error = (slope - f64::from(found)).abs();
+                    assert!(
+                        error < 3e-3 * slope.abs().max(1.0),
+                        "{norm:?}: {found}, {slope}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Two classes of one task and one of another, and columns that are too long for the last.
+    fn problem() -> (HostTensor, Columns) {
+        let variances = array([3, 2], &[0.1; 6]);
+        let start = Columns {
+            rows: vec![0.5, 0.2, 0.3, 0.4, -1.0, 2.0],
+            bias: vec![0.0, 0.5, 0.3],
+        };
+        (variances, start)
+    }
+
+    fn aligned(start: &Columns, variances: &HostTensor, recipe: Recipe, seed: u64) -> Columns {
+        let gaussians = Gaussians {
+            means: &[1.0, 0.0, 0.0, 1.0, -1.0, 0.0],
+            d_model: 2,
+            spread: Spread::Diagonal(variances),
+        };
+        align(start, &gaussians, &[0, 0, 2], recipe, &mut rng(seed))
+    }
+
+    const RECIPE: Recipe = Recipe {
+        n_samples: 16,
+        n_epochs: 3,
+        lr: 0.05,
+        weight_decay: 0.0,
+        norm: LogitNorm::ByTask,
+    };
+
+    #[test]
+    fn the_same_seed_gives_the_same_classifier() {
+        let (variances, start) = problem();
+        let first = aligned(&start, &variances, RECIPE, 1);
+        assert_eq!(aligned(&start, &variances, RECIPE, 1), first);
+        assert_ne!(aligned(&start, &variances, RECIPE, 2), first);
+        let none = Recipe {
+            n_epochs: 0,
+            ..RECIPE
+        };
+        let unchanged = aligned(&start, &variances, none, 1);
+        for (found, expected) in unchanged.rows.iter().zip(&start.rows) {
+            assert!((found - expected).abs() < 1e-6);
         }
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_classifier() {
-        let variances = array([2, 2], &[0.1; 4]);
-        let gaussians = Gaussians {
-            means: &[1.0, 0.0, 0.0, 1.0],
-            d_model: 2,
-            spread: Spread::Diagonal(&variances),
+    fn what_the_normed_loss_finds_does_not_depend_on_the_length_of_columns() {
+        let (variances, start) = problem();
+        let scaled = |columns: &Columns, by: f32| Columns {
+            rows: columns.rows.iter().map(|v| v * by).collect(),
+            bias: columns.bias.iter().map(|v| v * by).collect(),
         };
-        let start = Columns {
-            rows: vec![0.1, 0.2, 0.3, 0.4],
-            bias: vec![0.0, 0.5],
+        let distance = |a: &Columns, b: &Columns| -> f64 {
+            let values = |c: &Columns| [c.rows.clone(), c.bias.clone()].concat();
+            let (a, b) = (values(a), values(b));
+            let pairs = a.iter().zip(&b);
+            pairs
+                .map(|(a, b)| f64::from(a - b).powi(2))
+                .sum::<f64>()
+                .sqrt()
         };
-        let schedule = Schedule {
-            n_samples: 16,
-            n_epochs: 3,
-            lr: 0.05,
+        let short = aligned(&start, &variances, RECIPE, 1);
+        let moved = distance(&short, &start);
+        assert!(moved > 0.05, "{moved}");
+        for by in [5.0, 0.01] {
+            let long = aligned(&scaled(&start, by), &variances, RECIPE, 1);
+            let apart = distance(&scaled(&long, 1.0 / by), &short);
+            assert!(apart < 1e-4 * moved, "{by}: {apart} of {moved}");
+        }
+        // Not so for the loss that sees the length.
+        let plain = Recipe {
+            norm: LogitNorm::None,
+            ..RECIPE
         };
-        let aligned = |seed, schedule| {
-            let device = test_device_autodiff();
-            align(
-                start.clone(),
-                &gaussians,
-                &[0, 1],
-                schedule,
-                &mut rng(seed),
-                &device,
-            )
+        let short = aligned(&start, &variances, plain, 1);
+        let long = aligned(&scaled(&start, 5.0), &variances, plain, 1);
+        assert!(distance(&scaled(&long, 0.2), &short) > 0.1 * distance(&short, &start));
+    }
+
+    #[test]
+    fn weight_decay_shortens_columns() {
+        let (variances, start) = problem();
+        let norm = |recipe| -> f32 {
+            let rows = aligned(&start, &variances, recipe, 1).rows;
+            rows.iter().map(|v| v * v).sum()
         };
-        let first = aligned(1, schedule);
-        assert_eq!(aligned(1, schedule), first);
-        assert_ne!(aligned(2, schedule), first);
-        let none = Schedule {
-            n_epochs: 0,
-            ..schedule
+        let plain = Recipe {
+            norm: LogitNorm::None,
+            ..RECIPE
         };
-        assert_eq!(aligned(1, none), start);
+        let decayed = Recipe {
+            weight_decay: 0.5,
+            ..plain
+        };
+        assert!(norm(decayed) < 0.9 * norm(plain));
     }
 }

@@ -3,20 +3,22 @@
 //!
 //! Columns that the steps of a task trained compare new classes with each other only; sampled features
 //! of all classes seen put old and new columns on one scale. The aligned classifier predicts and is
-//! written; the next task goes on with the columns as they were before, as in the published code.
-//! Where a method trains no columns, alignment starts at the class means about their common mean.
+//! written; the next task goes on with the columns as they were before, as in SLCA's code, or with the
+//! aligned ones, as in HiDe-Prompt's (`next_task`). Where a method trains no columns, alignment starts
+//! at the class means about their common mean.
 //!
-//! What is kept of a class: its mean, and by `covariance` a whole covariance (half of a symmetric
+//! What is kept of a class: its mean, and by `covariance` the factor of a whole covariance (half of a
 //! matrix), a variance per feature, or a part in one covariance for all. With
 //! `drift = "compensated"` old means follow the features, see `drift.rs`; covariances stay.
 
 use std::sync::Arc;
 
+use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-use super::align::{Columns, Gaussians, Schedule, Spread, align, factor};
+use super::align::{Columns, Gaussians, LogitNorm, Recipe, Spread, align, factor};
 use super::drift::{self, Drift};
-use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask};
+use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::linalg::{Symmetric, packed_len};
@@ -26,7 +28,7 @@ use crate::options::parse;
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "gaussian",
     summary: "a linear classifier aligned on features sampled from class Gaussians (options: \
-              covariance, drift, n_samples, n_epochs, lr)",
+              covariance, drift, logit_norm, n_samples, n_epochs, lr, weight_decay, next_task)",
     build: |options| {
         let head: Gaussian = parse("head (gaussian)", options)?;
         if !(1..=MAX_SAMPLES).contains(&head.n_samples) {
@@ -36,14 +38,16 @@ pub(super) const ENTRY: HeadEntry = HeadEntry {
                 format!("1 to {MAX_SAMPLES}"),
             ));
         }
-        if head.lr.is_finite() && head.lr > 0.0 {
-            return Ok(Arc::new(head));
+        if !(head.lr.is_finite() && head.lr > 0.0) {
+            let expected = "a finite number above 0";
+            return Err(TrainError::setting("head.lr", head.lr, expected));
         }
-        Err(TrainError::setting(
-            "head.lr",
-            head.lr,
-            "a finite number above 0",
-        ))
+        if !(head.weight_decay.is_finite() && head.weight_decay >= 0.0) {
+            let expected = "a finite number of at least 0";
+            let setting = "head.weight_decay";
+            return Err(TrainError::setting(setting, head.weight_decay, expected));
+        }
+        Ok(Arc::new(head))
     },
 };
 
@@ -56,15 +60,36 @@ struct Gaussian {
     /// What becomes of old means when the features change.
     #[serde(default)]
     drift: Drift,
-    /// Samples of every class in every epoch.
+    /// What the logits are divided by in the loss: their norm by task, or nothing.
+    #[serde(default)]
+    logit_norm: LogitNorm,
+    /// Samples of every class in every epoch, and samples of a step.
     #[serde(default = "default_n_samples")]
     n_samples: usize,
     /// Epochs of alignment; 0 leaves the classifier as it is.
     #[serde(default = "default_n_epochs")]
     n_epochs: usize,
-    /// Learning rate of the first epoch.
+    /// Learning rate of the first epoch; with `logit_norm = "by-task"` for columns of the length that the
+    /// published code has, whatever length they have grown to.
     #[serde(default = "default_lr")]
     lr: f64,
+    /// Share of the columns that is added to their gradient.
+    #[serde(default)]
+    weight_decay: f64,
+    /// The columns that the steps of the next task go on with.
+    #[serde(default)]
+    next_task: NextTask,
+}
+
+/// Which columns the steps of the next task go on with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum NextTask {
+    /// Those that steps trained, as SLCA has it.
+    #[default]
+    Trained,
+    /// The aligned ones, as HiDe-Prompt has it.
+    Aligned,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +107,7 @@ enum Covariance {
 /// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
 const MAX_SAMPLES: usize = 10_000;
 
-/// The three numbers of the published code.
+/// The three numbers of SLCA's code.
 fn default_n_samples() -> usize {
     256
 }
@@ -97,7 +122,10 @@ fn default_lr() -> f64 {
 
 /// Class means `[n_classes, d_model]`.
 const MEANS: &str = "means";
-/// Lower triangles `[n_classes, d_model (d_model + 1) / 2]`, or one of them when it is shared.
+/// Lower triangles of the factors of whole covariances `[n_classes, d_model (d_model + 1) / 2]`.
+const FACTORS: &str = "factors";
+/// The lower triangle of the covariance that all classes share `[d_model (d_model + 1) / 2]`; in files of
+/// earlier versions also those of the covariances that have become factors, per class.
 const COVARIANCE: &str = "covariance";
 /// Variances `[n_classes, d_model]`.
 const VARIANCES: &str = "variances";
@@ -129,14 +157,18 @@ impl Head for Gaussian {
         means.extend(&new.means);
         let n_classes = means.len() / d.max(1);
         state.set_rows(MEANS, vec![n_classes, d], means);
-        self.keep_spread(&mut state, &new, task.first_label);
+        self.keep_spread(&mut state, &new, task.first_label)?;
 
         let mut first_labels = state.rows(FIRST_LABELS);
         first_labels.truncate(task.first_label);
         first_labels.resize(n_classes, task.first_label as f32);
         state.set_rows(FIRST_LABELS, vec![n_classes, 1], first_labels);
 
-        let Columns { rows, bias } = self.classify(&state, task)?;
+        let aligned = self.classify(&state, task)?;
+        if self.next_task == NextTask::Aligned {
+            go_on_with(&mut state, &aligned, d);
+        }
+        let Columns { rows, bias } = aligned;
         state.set_rows(WEIGHT, vec![n_classes, d], rows);
         state.set_rows(BIAS, vec![n_classes, 1], bias);
         Ok(state)
@@ -157,22 +189,32 @@ impl Head for Gaussian {
 }
 
 impl Gaussian {
-    fn keep_spread(&self, state: &mut HeadState, new: &ClassMoments, first_label: usize) {
+    fn keep_spread(
+        &self,
+        state: &mut HeadState,
+        new: &ClassMoments,
+        first_label: usize,
+    ) -> Result<(), TrainError> {
         let d = new.d_model;
         let (name, width) = match self.covariance {
-            Covariance::Full => (COVARIANCE, packed_len(d)),
+            Covariance::Full => (FACTORS, packed_len(d)),
             Covariance::Diagonal => (VARIANCES, d),
-            Covariance::Shared => return pool(state, new),
+            Covariance::Shared => {
+                pool(state, new);
+                return Ok(());
+            }
         };
+        factorise_earlier(state, d)?;
         let mut values = state.rows(name);
         values.truncate(first_label * width);
         for class in 0..new.n_classes() {
             match self.covariance {
                 Covariance::Diagonal => values.extend(new.variances(class)),
-                _ => values.extend(new.covariance(class).packed()),
+                _ => values.extend(factor(new.covariance(class), d)?),
             }
         }
         state.set_rows(name, vec![values.len() / width.max(1), width], values);
+        Ok(())
     }
 
     /// The classifier after a task, aligned where there is something to align.
@@ -194,11 +236,12 @@ impl Gaussian {
             return Ok(start);
         }
         let spread = match self.covariance {
-            Covariance::Full => state.per_class.get(COVARIANCE).map(|a| Spread::Full(a)),
+            Covariance::Full => state.per_class.get(FACTORS).map(|a| Spread::Full(a)),
             Covariance::Diagonal => state.per_class.get(VARIANCES).map(|a| Spread::Diagonal(a)),
             Covariance::Shared => {
                 let shared = state.shared.get(COVARIANCE);
-                shared.map(|a| Spread::Shared(factor(&a.values, d)))
+                let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
+                Some(Spread::Shared(shared.transpose()?))
             }
         };
         let gaussians = Gaussians {
@@ -211,20 +254,15 @@ impl Gaussian {
             .into_iter()
             .map(|first| first as usize)
             .collect();
-        let schedule = Schedule {
+        let recipe = Recipe {
             n_samples: self.n_samples,
             n_epochs: self.n_epochs,
             lr: self.lr,
+            weight_decay: self.weight_decay,
+            norm: self.logit_norm,
         };
         let mut rng = generator(task.seed, ALIGNMENT_DRAW, task.task_idx);
-        let aligned = align(
-            start,
-            &gaussians,
-            &first_labels,
-            schedule,
-            &mut rng,
-            task.device,
-        );
+        let aligned = align(&start, &gaussians, &first_labels, recipe, &mut rng);
         let is_finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
         if is_finite(&aligned.rows) && is_finite(&aligned.bias) {
             return Ok(aligned);
@@ -238,6 +276,43 @@ impl Gaussian {
             ),
         ))
     }
+}
+
+/// Puts aligned columns in the place of those that steps trained; of a method without any there are none.
+fn go_on_with(state: &mut HeadState, aligned: &Columns, d: usize) {
+    let Some(trained) = state.trained.take() else {
+        return;
+    };
+    if trained.n_classes() * d != aligned.rows.len() {
+        state.trained = Some(trained);
+        return;
+    }
+    let device = trained.weight.val().device();
+    let n_classes = trained.n_classes();
+    let column = |i: usize| aligned.rows.iter().skip(i).step_by(d.max(1)).copied();
+    let weight: Vec<f32> = (0..d).flat_map(column).collect();
+    let replaced = TrainedHead::from_data(
+        TensorData::new(weight, [d, n_classes]),
+        TensorData::new(aligned.bias.clone(), [n_classes]),
+        &device,
+    );
+    state.trained = Some(TrainedHead {
+        weight: replaced.weight,
+        bias: trained.bias.and(replaced.bias),
+        ..trained
+    });
+}
+
+/// Turns the covariances that an earlier version kept into the factors that are kept now.
+fn factorise_earlier(state: &mut HeadState, d: usize) -> Result<(), TrainError> {
+    let Some(earlier) = state.per_class.remove(COVARIANCE) else {
+        return Ok(());
+    };
+    let lower = earlier.values.chunks_exact(packed_len(d).max(1));
+    let factors = lower.map(|lower| factor(Symmetric::unpacked(lower, d), d));
+    let factors = factors.collect::<Result<Vec<_>, _>>()?.concat();
+    state.set_rows(FACTORS, earlier.shape.clone(), factors);
+    Ok(())
 }
 
 /// Rows `(μ_c − μ) / ‖μ_c − μ‖` about the mean `μ` of all means: the nearest mean by angle around it.
@@ -355,8 +430,6 @@ impl ClassMoments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heads::TrainedHead;
-    use burn::tensor::TensorData;
     use sdlora_testkit::test_device_autodiff;
     use sdlora_testkit::toy::SplitMix64;
 
@@ -421,26 +494,89 @@ mod tests {
         crate::accuracy(&classifier.predict(&test), &test.labels)
     }
 
+    /// HiDe-Prompt's recipe beside the default one, which is SLCA's.
+    const HIDE: &str = "n_samples = 120\nn_epochs = 30\nlr = 0.005\nlogit_norm = \"none\"\n\
+                        weight_decay = 5e-4\nnext_task = \"aligned\"";
+
     #[test]
     fn alignment_repairs_new_columns_that_outweigh_old_ones() {
+        // Features about as long as those of the shipped backbone.
+        const LONG: f32 = 7.0;
+        let table = |labels, seed| {
+            let mut table = table(labels, seed, 0.0);
+            table.features.iter_mut().for_each(|x| *x *= LONG);
+            table
+        };
         for covariance in ["full", "diagonal", "shared"] {
-            let of = |n_epochs: usize| {
-                let options = format!("covariance = \"{covariance}\"\nn_epochs = {n_epochs}");
-                let head = head(&options);
-                let mut state = HeadState::default();
-                state = fit(head.as_ref(), state, &table(0..2, 1, 0.0), 0);
-                // As after a task whose loss saw new classes only.
-                state.trained = Some(columns([1.0, 1.0, 4.0, 4.0], [0.0, 0.0, 2.0, 2.0]));
-                state = fit(head.as_ref(), state, &table(2..4, 2, 0.0), 2);
-                let old = accuracy(head.as_ref(), &state, 0..2);
-                let new = accuracy(head.as_ref(), &state, 2..4);
-                (old, new)
-            };
-            let (old, new) = of(0);
-            assert!(old < 0.05 && new > 0.95, "{covariance}: {old}, {new}");
-            let (old, new) = of(25);
-            assert!(old > 0.95 && new > 0.95, "{covariance}: {old}, {new}");
+            for (recipe, length) in [("", 1.0), ("", 15.0), ("", 0.5), (HIDE, 1.0)] {
+                let of = |recipe: &str| {
+                    let head = head(&format!("covariance = \"{covariance}\"\n{recipe}"));
+                    let mut state = HeadState::default();
+                    state = fit(head.as_ref(), state, &table(0..2, 1), 0);
+                    // As after a task whose loss saw new classes only.
+                    let lengths = [1.0, 1.0, 4.0, 4.0].map(|v| v * length / LONG);
+                    let bias = [0.0, 0.0, 2.0, 2.0].map(|v| v * length);
+                    state.trained = Some(columns(lengths, bias));
+                    state = fit(head.as_ref(), state, &table(2..4, 2), 2);
+                    let classifier = head.classifier(&state).unwrap();
+                    [0..2, 2..4].map(|labels| {
+                        let test = table(labels, 77);
+                        crate::accuracy(&classifier.predict(&test), &test.labels)
+                    })
+                };
+                let what = format!("{covariance}, {recipe}, length {length}");
+                let [old, new] = of("n_epochs = 0");
+                assert!(old < 0.05 && new > 0.95, "{what}: {old}, {new}");
+                let [old, new] = of(recipe);
+                assert!(old > 0.95 && new > 0.95, "{what}: {old}, {new}");
+            }
         }
+    }
+
+    #[test]
+    fn the_next_task_goes_on_with_the_columns_that_are_asked_for() {
+        for (next_task, is_aligned) in [("trained", false), ("aligned", true)] {
+            let head = head(&format!("next_task = \"{next_task}\""));
+            let mut state = HeadState::default();
+            state = fit(head.as_ref(), state, &table(0..2, 1, 0.0), 0);
+            let trained = columns([1.0, 1.0, 4.0, 4.0], [0.0, 0.0, 2.0, 2.0]);
+            let (before, _) = trained.rows();
+            state.trained = Some(trained);
+            state = fit(head.as_ref(), state, &table(2..4, 2, 0.0), 2);
+            assert_ne!(state.rows(WEIGHT), before);
+            let trained = state.trained.as_ref().unwrap();
+            let bias = trained.bias_host().unwrap();
+            assert!(trained.weight.is_require_grad());
+            if is_aligned {
+                assert_eq!(trained.rows().0, state.rows(WEIGHT));
+                assert_eq!(bias, state.rows(BIAS));
+            } else {
+                assert_eq!(trained.rows().0, before);
+                assert_eq!(bias, [0.0, 0.0, 2.0, 2.0]);
+            }
+        }
+    }
+
+    #[test]
+    fn covariances_of_an_earlier_version_become_factors() {
+        let head = head("");
+        let kept = fit(head.as_ref(), HeadState::default(), &table(0..2, 1, 0.0), 0);
+        let mut earlier = kept.clone();
+        earlier.per_class.remove(FACTORS);
+        let new = ClassMoments::of(&table(0..2, 1, 0.0), 0);
+        let lower: Vec<f32> = (0..2).flat_map(|c| new.covariance(c).packed()).collect();
+        earlier.set_rows(COVARIANCE, vec![2, packed_len(D)], lower);
+        let next = table(2..4, 2, 0.0);
+        let (now, earlier) = (
+            fit(head.as_ref(), kept, &next, 2),
+            fit(head.as_ref(), earlier, &next, 2),
+        );
+        assert!(!earlier.per_class.contains_key(COVARIANCE));
+        let (a, b) = (now.rows(FACTORS), earlier.rows(FACTORS));
+        assert_eq!(a.len(), 4 * packed_len(D));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
+        let (a, b) = (now.rows(WEIGHT), earlier.rows(WEIGHT));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-2));
     }
 
     #[test]
@@ -510,8 +646,20 @@ mod tests {
             let means = [1.0, 2.0, 7.0, 7.0, 0.0, 0.0, 5.0, 5.0];
             assert_eq!(state.rows(MEANS), means);
             assert_eq!(state.rows(FIRST_LABELS), [0.0, 0.0, 2.0, 2.0]);
-            let found = [state.rows(COVARIANCE), state.rows(VARIANCES)].concat();
-            assert_eq!(found, per_class, "{covariance}");
+            // A factor times its transpose is the covariance with a ten-thousandth of its mean variance on
+            // the diagonal.
+            let covariances = state.rows(FACTORS);
+            let covariances = covariances.chunks_exact(3).flat_map(|factor| {
+                let [a, b, c] = [factor[0], factor[1], factor[2]];
+                [a * a, a * b, b * b + c * c]
+            });
+            let found = covariances.chain(state.rows(VARIANCES));
+            let pairs: Vec<_> = found.zip(&per_class).collect();
+            assert_eq!(pairs.len(), per_class.len(), "{covariance}");
+            assert!(
+                pairs.iter().all(|(a, b)| (a - *b).abs() < 1e-3),
+                "{covariance}: {pairs:?}"
+            );
             let found = state.shared.get(COVARIANCE);
             assert_eq!(found.map_or(vec![], |a| a.values.clone()), shared);
         }
@@ -548,6 +696,9 @@ mod tests {
             ("n_samples = 0", "n_samples"),
             ("n_samples = 99999999999", "1 to 10000"),
             ("lr = 0.0", "head.lr"),
+            ("weight_decay = -1.0", "head.weight_decay"),
+            ("logit_norm = \"by-class\"", "by-task"),
+            ("next_task = \"previous\"", "aligned"),
             ("covariance = \"half\"", "covariance"),
         ] {
             let error = (ENTRY.build)(&options.parse().unwrap()).unwrap_err();

@@ -17,6 +17,7 @@ mod ncm;
 mod normal;
 mod projection;
 mod ridge;
+mod softmax;
 mod state;
 mod trained;
 

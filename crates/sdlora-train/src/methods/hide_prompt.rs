@@ -8,8 +8,9 @@
 //! is `gaussian` where the configuration names none.
 //!
 //! Deviates as decision note 0018 says: the task is inferred in closed form; the head is aligned on
-//! features with the prefix that is found, not the one that is known, which is what it will see; and
-//! its samples come from one Gaussian a class, where the published settings have ten centroids.
+//! features with the prefix that is found, not the one that is known, which is what it will see; its
+//! samples come from one Gaussian a class, where the published settings have ten centroids; and an
+//! epoch of alignment shows all samples, not as many steps as there are old classes.
 
 use serde::{Deserialize, Serialize};
 
@@ -155,8 +156,15 @@ impl Method for HidePrompt {
         Ok(model)
     }
 
+    /// With the recipe of the published engine: `crct_epochs`, `ca_lr`, five batches of 24 samples a class.
     fn default_head(&self) -> HeadConfig {
         HeadConfig::named("gaussian")
+            .with("logit_norm", "none")
+            .with("n_samples", 120)
+            .with("n_epochs", 30)
+            .with("lr", 0.005)
+            .with("weight_decay", 5e-4)
+            .with("next_task", "aligned")
     }
 }
 
@@ -194,6 +202,9 @@ mod tests {
     #[test]
     fn the_head_is_aligned_unless_the_configuration_says_otherwise() {
         let method = (ENTRY.build)(&toml::Table::new()).unwrap();
-        assert_eq!(method.default_head().name, "gaussian");
+        let head = method.default_head();
+        assert_eq!(head.name, "gaussian");
+        assert_eq!(head.options["n_epochs"].as_integer(), Some(30));
+        head.build().unwrap();
     }
 }
