@@ -1,5 +1,7 @@
 //! The suites of `sdlora compare`: which runs stand in one table, and on which streams.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use serde::Deserialize;
 
@@ -81,7 +83,13 @@ pub struct Suite {
     /// Keys set in every entry.
     #[serde(default)]
     pub set: Vec<String>,
-    /// The runs.
+    /// Seeds where the command names none.
+    #[serde(default = "default_seeds")]
+    pub seeds: Vec<u32>,
+    /// Settings to choose from, in order, by a name that entries refer to.
+    #[serde(default)]
+    pub grid: BTreeMap<String, Vec<String>>,
+    /// The runs; one with a grid stands for as many as the grid has settings.
     pub entry: Vec<Entry>,
     /// Orders of two entries that somebody has published.
     #[serde(default)]
@@ -97,7 +105,7 @@ enum Bases {
 }
 
 /// One row of the table.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Name in the table.
@@ -107,9 +115,59 @@ pub struct Entry {
     /// The bases on which it is run; all where none is named.
     #[serde(default)]
     pub on: Vec<String>,
+    /// The grid whose settings are tried; none where nothing is searched.
+    #[serde(default)]
+    grid: Option<String>,
+    /// What it was made of, of an entry that came out of a grid.
+    #[serde(skip)]
+    pub tried: Option<Tried>,
+}
+
+/// A setting that is tried for an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// Label of the entry.
+    pub label: String,
+    /// The setting, one of the grid.
+    pub setting: String,
+}
+
+/// The seeds of the tables.
+fn default_seeds() -> Vec<u32> {
+    vec![1993, 1994, 1995]
 }
 
 impl Entry {
+    /// One entry for each setting of its grid; itself where it has none.
+    fn expanded(
+        self,
+        grids: &BTreeMap<String, Vec<String>>,
+        source: &str,
+    ) -> Result<Vec<Self>, UsageError> {
+        let Some(name) = &self.grid else {
+            return Ok(vec![self]);
+        };
+        let grid = grids.get(name).filter(|grid| !grid.is_empty());
+        let settings = grid.ok_or_else(|| {
+            UsageError(format!(
+                "suite `{source}` is not usable: entry `{}` has the grid `{name}`, which has no settings \
+                 in `[grid]`",
+                self.label
+            ))
+        })?;
+        let with = |setting: &String| Self {
+            label: format!("{}, {setting}", self.label),
+            set: [&self.set[..], std::slice::from_ref(setting)].concat(),
+            on: self.on.clone(),
+            grid: None,
+            tried: Some(Tried {
+                label: self.label.clone(),
+                setting: setting.clone(),
+            }),
+        };
+        Ok(settings.iter().map(with).collect())
+    }
+
     /// Whether it is run on this base.
     pub fn is_on(&self, base: &str) -> bool {
         self.on.is_empty() || self.on.iter().any(|on| on == base)
@@ -142,8 +200,17 @@ impl Suite {
     ///
     /// Those of [`find`](Self::find).
     pub fn parse(source: &str, text: &str) -> anyhow::Result<Self> {
-        let suite: Self = toml::from_str(text)
+        let mut suite: Self = toml::from_str(text)
             .with_context(|| UsageError(format!("suite `{source}` is not usable")))?;
+        if suite.seeds.is_empty() {
+            return Err(UsageError(format!(
+                "suite `{source}` is not usable: `seeds` is empty: name at least one, or leave it out"
+            ))
+            .into());
+        }
+        let written = std::mem::take(&mut suite.entry).into_iter();
+        let expanded = written.map(|entry| entry.expanded(&suite.grid, source));
+        suite.entry = expanded.collect::<Result<Vec<_>, _>>()?.concat();
         let bases = suite.bases()?;
         for entry in &suite.entry {
             if let Some(on) = entry
@@ -208,6 +275,47 @@ mod tests {
                         .unwrap_or_else(|e| panic!("{name}, {}: {e:#}", entry.label));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn an_entry_with_a_grid_stands_for_one_run_a_setting() {
+        let text = |grid: &str| {
+            format!(
+                "name = \"own\"\nbase = \"omniglot-10x20\"\nseeds = [7]\n\
+                 [grid]\nrates = [\"optimizer.lr=0.1\", \"optimizer.lr=0.3\"]\nnone = []\n\
+                 [[entry]]\nlabel = \"lora\"\nset = [\"a=1\"]\ngrid = \"{grid}\"\n\
+                 [[entry]]\nlabel = \"ncm\"\nset = []\n"
+            )
+        };
+        let suite = Suite::parse("own.toml", &text("rates")).unwrap();
+        assert_eq!(suite.seeds, [7]);
+        let entries: Vec<_> = suite
+            .entry
+            .iter()
+            .map(|entry| {
+                (
+                    entry.label.as_str(),
+                    entry.set.join(" "),
+                    entry.tried.is_some(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("lora, optimizer.lr=0.1", "a=1 optimizer.lr=0.1", true),
+            ("lora, optimizer.lr=0.3", "a=1 optimizer.lr=0.3", true),
+            ("ncm", "", false),
+        ];
+        let expected = expected.map(|(label, set, tried)| (label, set.to_owned(), tried));
+        assert_eq!(entries, expected);
+        for grid in ["none", "rate"] {
+            let error = Suite::parse("own.toml", &text(grid))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("`{grid}`")) && error.contains("lora"),
+                "{error}"
+            );
         }
     }
 

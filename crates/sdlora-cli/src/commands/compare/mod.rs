@@ -30,9 +30,11 @@ use crate::stop::{StopRequest, Stoppable, Stopped};
 
 pub mod records;
 mod rows;
+mod search;
 
 use records::{Key, Record, Records};
 use rows::{Row, row_of, table_of};
+use search::best_of;
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
 #[derive(Debug, clap::Args)]
@@ -44,8 +46,9 @@ pub struct Args {
     /// cifar100-50x2, paper), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
-    /// Seeds of class order, drawn weights and order of images
-    #[arg(long, value_delimiter = ',', default_values_t = [1993u32, 1994, 1995])]
+    /// Seeds of class order, drawn weights and order of images [default: those of the suite, which are
+    /// 1993,1994,1995 where it names none]
+    #[arg(long, value_delimiter = ',')]
     seeds: Vec<u32>,
     /// Only this stream of a suite with several
     #[arg(long)]
@@ -85,8 +88,11 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(mut args: Args) -> anyhow::Result<()> {
     let suite = Suite::find(&args.suite)?;
+    if args.seeds.is_empty() {
+        args.seeds.clone_from(&suite.seeds);
+    }
     let bases = suite.bases()?;
     let chosen: Vec<_> = bases
         .iter()
@@ -97,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(UsageError(format!(
             "suite `{}` has no base `{}`: choose one of {}",
             suite.name,
-            args.base.unwrap_or_default(),
+            args.base.clone().unwrap_or_default(),
             known.join(", ")
         ))
         .into());
@@ -156,6 +162,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         let table = table_of(&rows, &suite.claim);
         say!("\n{table}");
+        if let Some(best) = best_of(&suite, &rows) {
+            say!("{best}");
+        }
         if bases.len() > 1 {
             text.push_str(&format!("### {}\n\n{}\n\n", base.name, base.summary()));
         }

@@ -122,6 +122,13 @@ impl Records {
         (record.recipe == recipe).then(|| record.clone())
     }
 
+    /// The record of a run by whatever recipe.
+    #[cfg(test)]
+    pub fn of_run(&self, key: &Key) -> Option<Record> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.records.get(key).cloned()
+    }
+
     /// Adds the line of a run, which counts instead of an earlier one of the same key. Waits for
     /// another process that is adding one, and reads first what others have added.
     ///

@@ -29,6 +29,24 @@ impl Row {
         }
     }
 
+    /// Label of the entry.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Final and anytime accuracy, mean over the runs; `None` without runs.
+    pub fn accuracies(&self) -> Option<(f64, f64)> {
+        let mean = |metric: fn(&Summary) -> Option<f64>| -> Option<f64> {
+            let values: Option<Vec<f64>> = self.summaries.iter().map(metric).collect();
+            let values = values.filter(|values| !values.is_empty())?;
+            Some(values.iter().sum::<f64>() / values.len() as f64)
+        };
+        Some((
+            mean(|s| s.final_average_accuracy)?,
+            mean(|s| s.average_anytime_accuracy)?,
+        ))
+    }
+
     /// Number of runs.
     pub fn n_runs(&self) -> usize {
         self.seeds.len()
