@@ -5,6 +5,12 @@
 //! site, the direction is dropped and its coefficients are added to the weights of the earlier
 //! ones. All products are formed through `rank × rank` matrices, in double precision.
 //!
+//! Deviates from the paper: equation 8 fits the unit direction and adds its coefficients `Δα_k` to the
+//! earlier magnitudes as they are. Here they are added as `α_t · c_k`, which is what the dropped
+//! direction contributed along the k-th one: so the function stays what training made it, up to the
+//! residual. The two agree for `α_t = 1`; with `Δα` the update would jump by `(1 − α_t) Σ_k c_k D_k`
+//! in the moment of absorbing.
+//!
 //! A magnitude is shared by sites whose coefficients differ. Their mean goes into the magnitude and
 //! the rest into the frozen offsets of the site, so the function changes by the residual only. Where
 //! magnitudes are reset at the start of a task, everything goes into the offsets.

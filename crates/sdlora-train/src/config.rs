@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::expected::Expected;
-use crate::heads::{self, Head, HeadConfig};
+use crate::heads::{self, ColumnStart, Head, HeadConfig};
 use crate::methods::{self, LossOver, Method};
 use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
@@ -250,6 +250,24 @@ impl RunConfig {
                 ),
             ));
         }
+        let trains_columns = method.takes_steps_in(0);
+        let start = match chosen.start {
+            None => head.start(method.column_start()),
+            Some(_) if !trains_columns => {
+                let expected = "left out, because this method trains no columns";
+                return Err(TrainError::setting("head.start", "given", expected));
+            }
+            Some(start) if head.start(start) != start => {
+                let expected = "one of kaiming, torch and normal, because this head compares \
+                                directions and a column of zeros has none";
+                return Err(TrainError::setting("head.start", start.name(), expected));
+            }
+            Some(start) => start,
+        };
+        // Plans of versions without the key started at `kaiming`, so only another start is written.
+        if trains_columns && start != ColumnStart::Kaiming {
+            chosen.start = Some(start);
+        }
         if let Some(mix) = &self.mix {
             mix.check()?;
             if method.keeps_features() {
@@ -264,6 +282,7 @@ impl RunConfig {
             config: self,
             method,
             head,
+            start,
             version: env!("CARGO_PKG_VERSION"),
         })
     }
@@ -275,6 +294,7 @@ pub struct Plan {
     config: RunConfig,
     method: Box<dyn Method>,
     head: Arc<dyn Head>,
+    start: ColumnStart,
     version: &'static str,
 }
 
@@ -292,6 +312,11 @@ impl Plan {
     /// The head.
     pub fn head(&self) -> &Arc<dyn Head> {
         &self.head
+    }
+
+    /// Where new columns of the head start.
+    pub fn column_start(&self) -> ColumnStart {
+        self.start
     }
 
     /// Name of the head in [`HEADS`](heads::HEADS).

@@ -39,6 +39,43 @@ pub enum TrainError {
         /// The loss.
         loss: f64,
     },
+    /// The loss is a number and far above that of guessing, in most of the last steps.
+    #[error(
+        "the loss of task {task_idx} is lost: in {n_above} of the last {window} steps up to step {step} it \
+         lies above {limit:.1}, ten times that of guessing or of its first step (it is {loss:.3e}): lower \
+         `optimizer.lr` (it is {lr}), or bound gradients with `optimizer.max_grad_norm`; the last \
+         checkpoint is intact"
+    )]
+    Lost {
+        /// Task, from 0.
+        task_idx: usize,
+        /// Step in the task, from 0.
+        step: usize,
+        /// The loss of the step.
+        loss: f64,
+        /// The loss above which a step counts.
+        limit: f64,
+        /// Steps above it.
+        n_above: usize,
+        /// Steps that are looked at.
+        window: usize,
+        /// The learning rate of the settings.
+        lr: f64,
+    },
+    /// Something that was learned holds numbers which are infinite or not a number.
+    #[error(
+        "`{what}` holds numbers that are infinite or not a number after {n_steps} steps of task {task_idx}: \
+         lower `optimizer.lr`, or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, \
+         and the last checkpoint is intact"
+    )]
+    Unsound {
+        /// The parameter, array or gradient.
+        what: String,
+        /// Task, from 0.
+        task_idx: usize,
+        /// Steps of the task so far.
+        n_steps: usize,
+    },
     /// Gradients left the range of `f16`.
     #[error(
         "a gradient in task {task_idx}, step {step} is beyond the range of `f16`: take `precision = \"bf16\"`, \

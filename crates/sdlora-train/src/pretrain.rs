@@ -34,6 +34,7 @@ use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
 use crate::rooms::EVAL_BATCH;
+use crate::soundness::unsound_parameter;
 
 /// Everything a pre-training run depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,7 +149,8 @@ struct Position {
 ///
 /// # Errors
 ///
-/// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::DataChanged`] when the data set is not
+/// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Unsound`] for parameters that are none
+/// before a checkpoint, [`TrainError::DataChanged`] when the data set is not
 /// the one it was started on, [`TrainError::Stopped`] when the observer wants it, and those of images and files.
 pub fn pretrain(
     config: &PretrainConfig,
@@ -293,6 +295,13 @@ fn save(
     observer: &mut dyn Observer,
 ) -> Result<PathBuf, TrainError> {
     lock.check()?;
+    if let Some(what) = unsound_parameter(model) {
+        return Err(TrainError::Unsound {
+            what,
+            task_idx: 0,
+            n_steps: log.n_steps_done,
+        });
+    }
     let checkpoints = lock.folder().join("checkpoints");
     let name = match log.n_steps_done {
         0 => format!("epoch-{:05}", log.n_epochs_done),

@@ -15,10 +15,12 @@ use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
+use crate::methods::LossOver;
 use crate::model::Model;
 use crate::prompts::{PromptLayout, Prompts};
 use crate::run::RunLog;
 use crate::run_folder::RunFolder;
+use crate::soundness::unsound_part;
 
 /// What the names of checkpoints inside a round have; each makes the earlier ones superfluous.
 const INSIDE: &str = "-step";
@@ -109,7 +111,8 @@ fn trained_ids<M: Module>(module: &M) -> BTreeSet<u64> {
     collect.0
 }
 
-/// Writes a checkpoint and removes the earlier ones of the same task that it makes superfluous.
+/// Writes a checkpoint and removes the earlier ones of the same task that it makes superfluous. A model
+/// whose numbers are none is refused, so it never takes the place of a sound one.
 pub(crate) fn save(
     folder: &RunFolder,
     name: &str,
@@ -117,6 +120,13 @@ pub(crate) fn save(
     optimizer: Option<&ModuleOptimizer>,
     position: Position,
 ) -> Result<PathBuf, TrainError> {
+    if let Some(what) = unsound_part(model) {
+        return Err(TrainError::Unsound {
+            what,
+            task_idx: position.log.tasks.len().saturating_sub(1),
+            n_steps: position.log.tasks.last().map_or(0, |t| t.losses.len()),
+        });
+    }
     folder.check()?;
     let checkpoints = &folder.checkpoints();
     let learned = Learned {
@@ -162,6 +172,16 @@ pub(crate) fn restore(
 ) -> Result<Restored, TrainError> {
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
+    let columns = position.trained_head.and_then(|head| head.n_in_task());
+    let is_of_whole_head = saved.optimizer.is_some() && position.n_done > 0 && columns.is_none();
+    if is_of_whole_head && config.loss == LossOver::NewClasses && position.trained_head.is_some() {
+        return Err(TrainError::Checkpoint {
+            path: path.into(),
+            problem: "it is from the middle of a task and of an earlier version, whose optimiser \
+                      also moved the head's columns of old classes"
+                .into(),
+        });
+    }
     let d_model = fresh.backbone.config().d_model;
     let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
         TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))

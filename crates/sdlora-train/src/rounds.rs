@@ -22,6 +22,7 @@ use crate::resume::{Position, Restored, restore, save, step_name, steps_done_nam
 use crate::rooms::Rooms;
 use crate::run::{RunLog, Start};
 use crate::run_folder::RunFolder;
+use crate::soundness::unsound_part;
 use crate::trainer::{TaskData, TaskLoader, TaskLog, Trainer};
 
 /// The rounds of a run, and all that stays the same in them.
@@ -129,7 +130,9 @@ impl Rounds<'_> {
         model = method.prepare(model, &context, &images)?;
         log.tasks.push(TaskLog::default());
         log.n_trained.push(match method.takes_steps_in(round) {
-            true => model.n_trained(),
+            true => self
+                .trainer(round)
+                .n_trained(&model, &self.rooms.labels(round)),
             false => 0,
         });
         log.tasks[round].around_seconds += clock.elapsed().as_secs_f64();
@@ -231,6 +234,14 @@ impl Rounds<'_> {
             };
             if let Some(table) = images.features.as_ref().or(of_trained.as_ref()) {
                 model.head = head.fit(model.head, &self.head_task(round, table))?;
+            }
+            // Before it is evaluated: its numbers would be told as results.
+            if let Some(what) = unsound_part(&model) {
+                return Err(TrainError::Unsound {
+                    what,
+                    task_idx: round,
+                    n_steps: log.tasks[round].losses.len(),
+                });
             }
         }
         log.tasks[round].around_seconds += clock.elapsed().as_secs_f64();
@@ -342,6 +353,7 @@ impl Rounds<'_> {
             seed: self.config().seed,
             device: self.device.clone(),
             head: self.plan.head().clone(),
+            start: self.plan.column_start(),
         }
     }
 

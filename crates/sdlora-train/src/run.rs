@@ -15,6 +15,7 @@ use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, FloatsStored};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
+use crate::one_class;
 use crate::resume::task_end_name;
 use crate::rooms::Rooms;
 use crate::rounds::Rounds;
@@ -131,6 +132,7 @@ pub fn run_on_devices(
         sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
     let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
     let rooms = Rooms::split(plan, &stream)?;
+    one_class::check(plan, &rooms)?;
     let fresh = new_model(plan, data_dir, &device)?;
     let tests = rooms.test_loaders(&dataset, config)?;
     let fingerprint = Fingerprint::of(dataset.as_ref(), Some(&fresh.backbone));

@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::heads::{Head, cross_entropy};
+use crate::heads::{Head, TrainedHead, cross_entropy};
 use crate::methods::{LossOver, Method};
 use crate::mix::{Mix, MixConfig};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
+use crate::soundness::{LossWatch, unsound_part};
 
 /// Position and log of a task in training.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -151,16 +152,29 @@ impl Trainer<'_> {
         }
     }
 
-    /// Trains a grown model on a task from the position of `log` on. `optimizer` is the state to
+    /// Numbers of a grown model that a task with these labels trains.
+    pub(crate) fn n_trained(&self, model: &Model, labels: &[usize]) -> usize {
+        let trained = model.head.trained.as_ref();
+        let resting = match self.loss {
+            LossOver::NewClasses => trained.map_or(0, |trained| trained.n_outside(labels)),
+            LossOver::SeenClasses => 0,
+        };
+        model.n_trained().saturating_sub(resting)
+    }
+
+    /// Trains a grown model on a task from the position of `log` on. Columns of the head that the
+    /// loss does not compare are taken out for that time, so no rule can move them. `optimizer` is the state to
     /// continue with, or a fresh one. `on_checkpoint` is called between steps, and before the run ends because
     /// the observer wants it to stop.
     ///
     /// # Errors
     ///
     /// [`TrainError::Setting`] for gradient checkpointing of a model with prompts,
-    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::GradientRange`] for gradients
-    /// beyond `f16`, [`TrainError::Device`] for a device that
-    /// gives up, [`TrainError::Stopped`] when the observer wants it, and those of images and of `on_checkpoint`.
+    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Lost`] for one that stays far
+    /// above guessing, [`TrainError::GradientRange`] for gradients beyond `f16`,
+    /// [`TrainError::Unsound`] for parameters or gradients that are no numbers before a checkpoint or
+    /// after the last step, [`TrainError::Device`] for a device that gives up,
+    /// [`TrainError::Stopped`] when the observer wants it, and those of images and of `on_checkpoint`.
     pub fn train(
         &self,
         mut model: Model,
@@ -177,6 +191,11 @@ impl Trainer<'_> {
                 "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
             ));
         }
+        let resting;
+        (model.head, resting) = match self.loss {
+            LossOver::NewClasses => model.head.of_task(task.labels),
+            LossOver::SeenClasses => (model.head, None),
+        };
         let n_batches = task.loader.n_batches();
         let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
@@ -186,10 +205,11 @@ impl Trainer<'_> {
         // trained never leaves `f32`.
         let is_other = self.precision != Precision::F32 && task.features.is_none();
         let exact = (is_other && log.losses.len() < n_steps).then(|| model.backbone.clone());
-        let with_exact = |mut model: Model| {
+        let whole = |mut model: Model| {
             if let Some(exact) = &exact {
                 model.backbone = with_trained(exact.clone(), &model.backbone);
             }
+            model.head = model.head.with_resting(resting.as_ref());
             model
         };
         if exact.is_some() {
@@ -197,6 +217,7 @@ impl Trainer<'_> {
         }
         let mut replicas = Replicas::of(&model, &self.device, &self.split);
         let mut step = log.losses.len();
+        let mut watch = None;
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
@@ -216,17 +237,38 @@ impl Trainer<'_> {
                         loss: value,
                     });
                 }
-                // A loss may be finite where its gradients have left the range of `f16`.
-                if self.precision == Precision::F16 && !are_finite(&grads, &model) {
-                    return Err(TrainError::GradientRange {
-                        task_idx: task.task_idx,
-                        step,
+                let is_kept_next =
+                    (step + 1).is_multiple_of(self.checkpoint_every) || step + 1 == n_steps;
+                // A loss may be finite where its gradients are not. In `f16` every step can leave the
+                // range; in `f32` it is enough to look before something is kept.
+                let is_f16 = self.precision == Precision::F16;
+                if (is_f16 || is_kept_next) && !are_finite(&grads, &model) {
+                    return Err(match is_f16 {
+                        true => TrainError::GradientRange {
+                            task_idx: task.task_idx,
+                            step,
+                        },
+                        false => self.unsound(task, step, "a gradient".into()),
                     });
                 }
                 let factor = self.optimizer.lr_factor(step, n_steps, epoch);
                 let rates = factors.rates(self.optimizer.lr * factor);
                 model = self.optimizer.apply(&mut optimizer, model, grads, rates);
                 log.losses.push(value);
+                let watch = *watch.get_or_insert_with(|| {
+                    LossWatch::new(self.n_compared(&model), n_steps, log.losses[0])
+                });
+                if let Some((n_above, window)) = watch.lost(&log.losses) {
+                    return Err(TrainError::Lost {
+                        task_idx: task.task_idx,
+                        step,
+                        loss: value,
+                        limit: watch.limit(),
+                        n_above,
+                        window,
+                        lr: self.optimizer.lr,
+                    });
+                }
                 if self.residual_every > 0
                     && log.losses.len().is_multiple_of(self.residual_every)
                     && let Some(residual) = model.adapter.current_residual()
@@ -246,8 +288,8 @@ impl Trainer<'_> {
                 step += 1;
                 let stops = observer.wants_stop();
                 if stops || step.is_multiple_of(self.checkpoint_every) && step < n_steps {
-                    let exact = with_exact(model.clone());
-                    let path = on_checkpoint(&exact, &optimizer, &log, observer.mark())?;
+                    let whole = whole(model.clone());
+                    let path = on_checkpoint(&whole, &optimizer, &log, observer.mark())?;
                     observer.event(&Event::Checkpointed { path: &path });
                     if stops {
                         return Err(TrainError::Stopped {
@@ -259,7 +301,25 @@ impl Trainer<'_> {
                 }
             }
         }
-        Ok((with_exact(model), log))
+        let model = whole(model);
+        match (n_steps > 0).then(|| unsound_part(&model)).flatten() {
+            Some(what) => Err(self.unsound(task, n_steps, what)),
+            None => Ok((model, log)),
+        }
+    }
+
+    /// Classes that the loss of a step compares.
+    fn n_compared(&self, model: &Model) -> usize {
+        let trained = model.head.trained.as_ref();
+        trained.map_or(0, TrainedHead::n_classes)
+    }
+
+    fn unsound(&self, task: &TaskData<'_>, n_steps: usize, what: String) -> TrainError {
+        TrainError::Unsound {
+            what,
+            task_idx: task.task_idx,
+            n_steps,
+        }
     }
 
     /// The next batch; `None` at the end of the epoch.
@@ -356,11 +416,10 @@ impl Trainer<'_> {
             return Tensor::zeros([1], &device);
         };
         let logits = self.head.logits(trained, features);
-        let (logits, columns) = match self.loss {
-            LossOver::NewClasses => of_classes(logits, task_labels),
-            LossOver::SeenClasses => (logits, Columns::Of(0)),
+        let target = |label: usize| match self.loss {
+            LossOver::NewClasses => task_labels.binary_search(&label).unwrap_or_default() as i32,
+            LossOver::SeenClasses => label as i32,
         };
-        let target = |label: usize| columns.position(label, task_labels) as i32;
         let tensor = |targets: Vec<i32>| {
             let shape = [targets.len()];
             Tensor::<1, Int>::from_data(TensorData::new(targets, shape), &device)
@@ -389,40 +448,6 @@ fn rows_of<const D: usize>(tensor: &Tensor<D>, rows: &Range<usize>) -> Tensor<D>
     }
 }
 
-/// Where the logits of labels stand.
-enum Columns {
-    /// A run that begins with this label.
-    Of(usize),
-    /// One for each class of the task, ascending.
-    Listed,
-}
-
-impl Columns {
-    fn position(&self, label: usize, classes: &[usize]) -> usize {
-        match self {
-            Self::Of(first) => label - first,
-            Self::Listed => classes.binary_search(&label).unwrap_or_default(),
-        }
-    }
-}
-
-/// The columns of some classes, ascending, of `logits: [batch, n_classes]`.
-fn of_classes(logits: Tensor<2>, classes: &[usize]) -> (Tensor<2>, Columns) {
-    let [batch, n_classes] = logits.dims();
-    let first = classes.first().copied().unwrap_or(0);
-    let end = classes.last().map_or(n_classes, |&last| last + 1);
-    if end - first != classes.len() {
-        let columns: Vec<i32> = classes.iter().map(|&class| class as i32).collect();
-        let columns = TensorData::new(columns, [classes.len()]);
-        let columns = Tensor::<1, Int>::from_data(columns, &logits.device());
-        return (logits.select(1, columns), Columns::Listed);
-    }
-    if first == 0 && end == n_classes {
-        return (logits, Columns::Of(0));
-    }
-    (logits.slice([0..batch, first..end]), Columns::Of(first))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,32 +464,5 @@ mod tests {
             mixed.iter().map(|v: f32| v as usize).collect::<Vec<_>>()
         );
         assert_eq!(partners(2..4, 4).collect::<Vec<_>>(), found[2..]);
-    }
-
-    #[test]
-    fn the_loss_compares_the_classes_of_the_task() {
-        let device = test_device();
-        let logits = Tensor::<2>::from_data(
-            [[0.0f32, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0]],
-            &device,
-        );
-        for (classes, labels, columns, targets) in [
-            (&[3, 4][..], [4, 3], &[3.0f32, 4.0, 8.0, 9.0][..], [1, 0]),
-            (&[0, 1], [0, 1], &[0.0, 1.0, 5.0, 6.0], [0, 1]),
-            (&[1, 2], [2, 2], &[1.0, 2.0, 6.0, 7.0], [1, 1]),
-            (&[0, 2, 4], [4, 0], &[0.0, 2.0, 4.0, 5.0, 7.0, 9.0], [2, 0]),
-            (
-                &[0, 1, 2, 3, 4],
-                [3, 1],
-                &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
-                [3, 1],
-            ),
-        ] {
-            let (found, place) = of_classes(logits.clone(), classes);
-            let positions = labels.map(|label: usize| place.position(label, classes));
-            let found: Vec<f32> = found.into_data().iter().collect();
-            assert_eq!(found, columns, "{classes:?}");
-            assert_eq!(positions, targets, "{classes:?}");
-        }
     }
 }

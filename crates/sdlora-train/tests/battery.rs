@@ -20,7 +20,7 @@ use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStre
 use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 use sdlora_train::methods::{METHODS, TaskContext, TaskImages};
 use sdlora_train::{
-    Event, HeadConfig, Model, Observer, Plan, Precision, Silent, Start, TaskData, TaskLoader,
+    Event, HeadConfig, Model, Observer, Plan, Precision, RunConfig, Silent, Start, TaskData, TaskLoader,
     TaskLog, TrainError, Trainer, checkpoint,
 };
 use toy::{Bench, bits, copy_folder, shape};
@@ -42,6 +42,10 @@ const N_NEW: usize = 2;
 
 /// Two tasks of two classes and few steps, default options.
 fn plan(bench: &Bench, name: &str) -> Plan {
+    changed(bench, name, |_| {})
+}
+
+fn changed(bench: &Bench, name: &str, change: impl FnOnce(&mut RunConfig)) -> Plan {
     let mut config = bench.config(&format!("name = \"{name}\""));
     config.n_epochs = 2;
     config.checkpoint_every = 2;
@@ -53,6 +57,7 @@ fn plan(bench: &Bench, name: &str) -> Plan {
         // Ten thousand random features would take minutes.
         config.head = Some(HeadConfig::named("ridge").with("projection", 40));
     }
+    change(&mut config);
     config.check().unwrap()
 }
 
@@ -101,6 +106,7 @@ impl Stage {
             seed: 1,
             device: test_device_autodiff(),
             head: self.plan.head().clone(),
+            start: self.plan.column_start(),
         }
     }
 
@@ -228,25 +234,51 @@ fn a_task_starts_where_the_last_one_ended_but_for_the_named_exceptions() {
     }
 }
 
+/// Columns and biases of some classes of the trained head, as bits.
+fn columns(model: &Model, classes: std::ops::Range<usize>) -> Vec<u32> {
+    let Some(trained) = &model.head.trained else {
+        return Vec::new();
+    };
+    let (rows, d_model) = trained.rows();
+    let bias = trained.bias_host().unwrap_or_default();
+    let rows = &rows[classes.start * d_model..classes.end * d_model];
+    let bias = bias.get(classes).unwrap_or_default();
+    rows.iter().chain(bias).map(|v| v.to_bits()).collect()
+}
+
 #[test]
 fn what_is_frozen_stays_bit_equal_over_a_task_and_something_else_moves() {
     let bench = Bench::new();
-    for entry in METHODS {
-        let stage = Stage::new(plan(&bench, entry.name));
-        let mut model = stage.model(&bench);
-        for task_idx in 0..2 {
-            model = stage.begin(model, task_idx);
-            let (frozen, trained) = (parameters(&model, false), parameters(&model, true));
-            let (after, log) = stage.train(model, task_idx);
-            let what = format!("{}, task {task_idx}", entry.name);
-            assert!(parameters(&after, false) == frozen, "{what}: a frozen one");
-            let moved = parameters(&after, true)
-                .iter()
-                .any(|(id, bits)| trained.get(id) != Some(bits));
-            assert_eq!(moved, !log.losses.is_empty(), "{what}: a trained one");
-            model = stage.end(after, task_idx);
+    // Decay moves whatever an optimiser is given, even where its gradient is 0.
+    for (rule, decay) in [("sgd", 0.0), ("sgd", 0.1), ("adam", 0.1), ("adamw", 0.1)] {
+        for entry in METHODS {
+            let plan = changed(&bench, entry.name, |config| {
+                config.optimizer = toy::optimizer(rule, 0.02, decay);
+            });
+            let stage = Stage::new(plan);
+            let mut model = stage.model(&bench);
+            for task_idx in 0..2 {
+                model = stage.begin(model, task_idx);
+                let (frozen, trained) = (parameters(&model, false), parameters(&model, true));
+                let n_old = task_idx * N_NEW;
+                let old = columns(&model, 0..n_old.min(n_columns(&model)));
+                let (after, log) = stage.train(model, task_idx);
+                let what = format!("{}, task {task_idx}, {rule} with decay {decay}", entry.name);
+                assert!(parameters(&after, false) == frozen, "{what}: a frozen one");
+                let still = columns(&after, 0..n_old.min(n_columns(&after)));
+                assert_eq!(still, old, "{what}: a column of an old class");
+                let moved = parameters(&after, true)
+                    .iter()
+                    .any(|(id, bits)| trained.get(id) != Some(bits));
+                assert_eq!(moved, !log.losses.is_empty(), "{what}: a trained one");
+                model = stage.end(after, task_idx);
+            }
         }
     }
+}
+
+fn n_columns(model: &Model) -> usize {
+    model.head.trained.as_ref().map_or(0, |trained| trained.n_classes())
 }
 
 #[test]

@@ -134,63 +134,63 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         // Of the running task the factors, and one magnitude for each task so far.
         (
             "sdlora",
-            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(N_NEW)],
         ),
         (
             "sdlora-rr",
-            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(N_NEW)],
         ),
         (
             "sdlora-kd",
-            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(N_NEW)],
         ),
         (
             "sdlora-relative",
-            vec![direction + 1 + head(N_NEW), direction + 2 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 2 + head(N_NEW)],
         ),
         // In the second task one magnitude and no direction.
         (
             "sdlora-first",
-            vec![direction + 1 + head(N_NEW), 1 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), 1 + head(N_NEW)],
         ),
         (
             "sdlora-single",
-            vec![direction + 1 + head(N_NEW), direction + 1 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 1 + head(N_NEW)],
         ),
         (
             "sdlora-fixed-magnitude",
-            vec![direction + 1 + head(N_NEW), direction + 1 + head(2 * N_NEW)],
+            vec![direction + 1 + head(N_NEW), direction + 1 + head(N_NEW)],
         ),
         // The magnitude is the constant 1.
         (
             "lora",
-            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
         (
             "lora-per-task",
-            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
         (
             "olora",
-            vec![direction + head(N_NEW), direction + head(2 * N_NEW)],
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
         // The up-projections alone, of as many sites; the down-projections are designed.
         (
             "inflora",
-            vec![direction / 2 + head(N_NEW), direction / 2 + head(2 * N_NEW)],
+            vec![direction / 2 + head(N_NEW), direction / 2 + head(N_NEW)],
         ),
-        ("linear", vec![head(N_NEW), head(2 * N_NEW)]),
+        ("linear", vec![head(N_NEW), head(N_NEW)]),
         // Ten prompts of five tokens with a key each, all of them in every task.
         (
             "l2p",
-            vec![10 * 6 * d + head(N_NEW), 10 * 6 * d + head(2 * N_NEW)],
+            vec![10 * 6 * d + head(N_NEW), 10 * 6 * d + head(N_NEW)],
         ),
         // One block each: keys and values of the general prefix, of one expert, and its key.
         (
             "dualprompt",
             vec![
                 (2 * 5 + 2 * 20 + 1) * d + head(N_NEW),
-                (2 * 5 + 2 * 20 + 1) * d + head(2 * N_NEW),
+                (2 * 5 + 2 * 20 + 1) * d + head(N_NEW),
             ],
         ),
         // In both blocks ten new components of key, attention, four keys and four values.
@@ -198,7 +198,7 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "coda-prompt",
             vec![
                 2 * 10 * (2 + 8) * d + head(N_NEW),
-                2 * 10 * (2 + 8) * d + head(2 * N_NEW),
+                2 * 10 * (2 + 8) * d + head(N_NEW),
             ],
         ),
         // Keys and values of one prefix in both blocks.
@@ -206,17 +206,17 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "hide-prompt",
             vec![
                 2 * 2 * 20 * d + head(N_NEW),
-                2 * 2 * 20 * d + head(2 * N_NEW),
+                2 * 2 * 20 * d + head(N_NEW),
             ],
         ),
         (
             "finetune",
-            vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
+            vec![backbone + head(N_NEW), backbone + head(N_NEW)],
         ),
         // As finetune: what differs is a rate.
         (
             "slca",
-            vec![backbone + head(N_NEW), backbone + head(2 * N_NEW)],
+            vec![backbone + head(N_NEW), backbone + head(N_NEW)],
         ),
         ("ranpac", vec![direction + head(N_NEW), 0]),
         ("ncm", vec![0, 0]),
@@ -308,6 +308,7 @@ fn attaching_a_method_changes_no_feature() {
             seed: 1,
             device: device.clone(),
             head: heads::build("linear", &Default::default()).unwrap(),
+            start: method.column_start(),
         };
         let model = method
             .before_task(Model::new(backbone, adapter), &task)

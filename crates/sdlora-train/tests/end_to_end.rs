@@ -45,6 +45,12 @@ const RESUMED: &[(&str, &str)] = &[
     ("name = \"coda-prompt\"", "cosine"),
 ];
 
+/// The rules beside SGD with momentum, whose moments must find their columns again, and a decay.
+const OTHER_RULES: &[(&str, &str, &str)] = &[
+    ("name = \"linear\"", "linear", "adam"),
+    ("name = \"sdlora\"\nrank = 4", "cosine", "adamw"),
+];
+
 /// A name, or an inline table.
 fn head_config(text: &str) -> HeadConfig {
     match text.starts_with('{') {
@@ -222,11 +228,17 @@ impl Observer for Continued {
 #[test]
 fn a_run_killed_inside_a_task_ends_with_the_bits_of_an_unbroken_one() {
     let bench = Bench::new();
-    for (i, &(method, head)) in RESUMED.iter().enumerate() {
+    let with_sgd = RESUMED.iter().map(|&(method, head)| (method, head, "sgd"));
+    let others = OTHER_RULES.iter().copied();
+    for (i, (method, head, rule)) in with_sgd.chain(others).enumerate() {
         for task_idx in [0, 1] {
-            let what = format!("{method}, {head}, killed in task {task_idx}").replace('\n', ", ");
+            let what = format!("{method}, {head}, {rule}, killed in task {task_idx}");
+            let what = what.replace('\n', ", ");
             let plan = plan(&bench, method, |config| {
-                config.head = Some(head_config(head))
+                config.head = Some(head_config(head));
+                if rule != "sgd" {
+                    config.optimizer = toy::optimizer(rule, 0.01, 0.01);
+                }
             });
             let (whole, rest) = (
                 format!("whole-{i}-{task_idx}"),
@@ -409,39 +421,109 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
         "{error}"
     );
 
-    // The first epochs are sound, then the rate explodes.
-    let explodes = plan(&bench, method, |config| {
-        config.checkpoint_every = 3;
-        config.optimizer.schedule = Schedule::MultiStep {
-            milestones: vec![1],
-            gamma: 1e40,
-        };
-    });
-    let checkpoints = bench.path("explodes").join("checkpoints");
-    for start in [Start::Fresh, Start::Resume] {
+    // The first epoch of three steps is sound, then the rate explodes: in a step behind a checkpoint,
+    // and in one that a checkpoint follows at once.
+    for (checkpoint_every, kept) in [(3, 3), (2, 2), (1, 3)] {
+        let explodes = plan(&bench, method, |config| {
+            config.checkpoint_every = checkpoint_every;
+            config.optimizer.schedule = Schedule::MultiStep {
+                milestones: vec![1],
+                gamma: 1e40,
+            };
+        });
+        let name = format!("explodes-{checkpoint_every}");
+        let checkpoints = bench.path(&name).join("checkpoints");
+        for start in [Start::Fresh, Start::Resume] {
+            let mut continued = Continued::default();
+            let error = bench
+                .run_observed(&name, &explodes, start, &mut continued)
+                .unwrap_err();
+            let n_steps = match error {
+                TrainError::Diverged {
+                    task_idx: 0, step, ..
+                } if checkpoint_every == 3 => step,
+                TrainError::Unsound {
+                    task_idx: 0,
+                    n_steps,
+                    ref what,
+                } if checkpoint_every < 3 => {
+                    assert!(what.contains('.') || what == "a gradient", "{what}");
+                    n_steps
+                }
+                other => panic!("{checkpoint_every}: {other}"),
+            };
+            assert!(n_steps > 3, "{n_steps}");
+            // The one before is whole: hashes agree, and the second turn starts from it.
+            let names = [format!("task-000-step-{kept:07}")];
+            assert_eq!(checkpoint::names(&checkpoints), names);
+            let path = checkpoint::latest(&checkpoints).unwrap();
+            checkpoint::load::<serde_json::Value>(&path).unwrap();
+            assert_eq!(continued.from.is_some(), start == Start::Resume);
+            let from = if start == Start::Resume { kept } else { 0 };
+            assert_eq!(continued.n_steps, n_steps - from);
+        }
+    }
+}
+
+#[test]
+fn an_explosion_in_the_last_step_of_a_task_is_no_success() {
+    let bench = Bench::new();
+    for method in ["name = \"sdlora\"\nrank = 4", "name = \"finetune\"", "name = \"linear\""] {
+        let explodes = plan(&bench, method, |config| {
+            // One step an epoch.
+            config.batch_size = 100;
+            config.optimizer.schedule = Schedule::MultiStep {
+                milestones: vec![2],
+                gamma: 1e40,
+            };
+        });
+        let folder = method[8..14].replace('"', "");
         let mut continued = Continued::default();
         let error = bench
-            .run_observed("explodes", &explodes, start, &mut continued)
+            .run_observed(&folder, &explodes, Start::Fresh, &mut continued)
             .unwrap_err();
-        let TrainError::Diverged {
-            task_idx: 0, step, ..
+        let TrainError::Unsound {
+            task_idx: 0,
+            n_steps: 3,
+            ..
         } = error
         else {
-            panic!("{error}");
+            panic!("{method}: {error}");
         };
-        assert!(step > 3, "diverged in step {step}");
-        assert_eq!(checkpoint::names(&checkpoints), ["task-000-step-0000003"]);
-        // The checkpoint is whole: hashes agree, and the second turn starts from it.
-        let path = checkpoint::latest(&checkpoints).unwrap();
-        checkpoint::load::<serde_json::Value>(&path).unwrap();
-        assert_eq!(continued.from.is_some(), start == Start::Resume);
-        assert_eq!(
-            continued.n_steps,
-            if start == Start::Resume {
-                step - 3
-            } else {
-                step
-            }
-        );
+        let checkpoints = bench.path(&folder).join("checkpoints");
+        assert!(checkpoint::names(&checkpoints).is_empty(), "{method}");
+    }
+}
+
+#[test]
+fn a_rate_a_million_times_too_large_is_no_success() {
+    let bench = Bench::new();
+    for method in [
+        "name = \"sdlora\"\nrank = 4",
+        "name = \"lora\"\nrank = 4",
+        "name = \"finetune\"",
+        "name = \"linear\"",
+        "name = \"l2p\"",
+    ] {
+        for head in ["linear", "ncm"] {
+            let hot = plan(&bench, method, |config| {
+                config.n_epochs = 10;
+                config.optimizer.lr = 1e6;
+                config.head = Some(head_config(head));
+            });
+            let folder = format!("{}-{head}", method[8..14].replace('"', ""));
+            let error = bench.run(&folder, &hot, Start::Fresh).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("optimizer.lr"), "{text}");
+            assert!(
+                matches!(
+                    error,
+                    TrainError::Lost { task_idx: 0, .. }
+                        | TrainError::Diverged { task_idx: 0, .. }
+                        | TrainError::Unsound { task_idx: 0, .. }
+                ),
+                "{method}, {head}: {text}"
+            );
+        }
     }
 }

@@ -136,6 +136,7 @@ fn before_inflora_has_seen_images_it_is_a_lora_per_task() {
             seed: 1,
             device: device.clone(),
             head: HeadConfig::named("linear").build().unwrap(),
+            start: method.column_start(),
         };
         method
             .before_task(Model::new(backbone, adapter), &task)

@@ -264,7 +264,8 @@ impl Checkpoint {
     /// # Errors
     ///
     /// [`VitError::Mismatch`] with the whole report when a parameter is missing or does not fit,
-    /// [`VitError::Weights`] when a value cannot be read.
+    /// [`VitError::Weights`] when a value cannot be read, [`VitError::NotFinite`] when one is infinite
+    /// or not a number.
     pub fn load(&self, device: &Device) -> Result<(Vit, WeightReport), VitError> {
         let report = self.report();
         if !report.is_complete() {
@@ -322,7 +323,19 @@ impl Checkpoint {
 
     /// The values of one parameter as the file has them, parts in a row.
     fn raw(&self, name: &str) -> Result<Vec<f32>, VitError> {
-        let read = |idx: usize| self.file.read_f32(&self.file.tensors()[idx].name);
+        let read = |idx: usize| {
+            let tensor = &self.file.tensors()[idx].name;
+            let values = self.file.read_f32(tensor)?;
+            match values.iter().position(|value| !value.is_finite()) {
+                None => Ok(values),
+                Some(place) => Err(VitError::NotFinite {
+                    path: self.path.clone(),
+                    tensor: tensor.clone(),
+                    place,
+                    value: values[place],
+                }),
+            }
+        };
         Ok(match self.names.sources.get(name) {
             Some(Source::Whole(idx)) => read(*idx)?,
             Some(Source::Parts(parts)) => {

@@ -54,6 +54,22 @@ pub enum VitError {
         /// What is missing or odd, and what to do about it.
         problem: String,
     },
+    /// A weight is infinite or not a number, or too large for `f32`.
+    #[error(
+        "{path} holds {value} in `{}` (number {place} of it, from 0), so no feature would be a number: the \
+         file is damaged or of a training that diverged; fetch it again, or give another one",
+        tensor.escape_debug()
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, as the file names it.
+        tensor: String,
+        /// Position of the first such number in it, row-major.
+        place: usize,
+        /// The number.
+        value: f32,
+    },
     /// Tensors of the file and of the model do not match.
     #[error("{path} does not fit the model: {report}; choose the matching preset or another file")]
     Mismatch {

@@ -226,4 +226,33 @@ mod tests {
         let error = Vit::load(&folder.path().join("none"), None, &test_device()).unwrap_err();
         assert!(matches!(error, VitError::Weights(_)), "{error}");
     }
+
+    #[test]
+    fn a_weight_that_is_no_number_is_refused_by_name_when_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vit.safetensors");
+        for (value, dtype, says) in [
+            (f32::NAN, WeightDtype::F32, "NaN"),
+            (f32::INFINITY, WeightDtype::F16, "inf"),
+            // Beyond the range of the file's own format.
+            (-1e6, WeightDtype::F16, "-inf"),
+        ] {
+            let mut vit = small();
+            let mut bias = vec![0.0f32; 12];
+            bias[7] = value;
+            let bias = Tensor::<1>::from_data(bias.as_slice(), &test_device());
+            vit.blocks[1].norm2.bias = burn::module::Param::from_tensor(bias);
+            vit.save(&path, dtype, &BTreeMap::new()).unwrap();
+            let error = Vit::load(&path, None, &test_device()).unwrap_err();
+            assert!(matches!(error, VitError::NotFinite { place: 7, .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("blocks.1.norm2.bias") && text.contains(says), "{text}");
+        }
+        // Large ones are numbers.
+        let mut vit = small();
+        let bias = Tensor::<1>::from_data([3e38f32; 12], &test_device());
+        vit.norm.bias = burn::module::Param::from_tensor(bias);
+        vit.save(&path, WeightDtype::F32, &BTreeMap::new()).unwrap();
+        Vit::load(&path, None, &test_device()).unwrap();
+    }
 }

@@ -81,6 +81,7 @@ pub fn task_optima(
             seed: config.seed,
             device: run.device().clone(),
             head: head.clone(),
+            start: method.column_start(),
         };
         let model = method.before_task(run.base().clone(), &context)?;
         let loader = rooms.task_loader(task_idx, dataset, config)?;

@@ -30,7 +30,7 @@ pub fn parts(model: &Model) -> Vec<Part> {
             n_trained: directions.trained,
         },
         of("magnitudes", model.adapter.magnitudes.as_ref()),
-        of("head", model.head.trained.as_ref()),
+        head(model),
         Part {
             name: "head statistics",
             n_stored: arrays.map(|array| array.values.len()).sum(),
@@ -39,6 +39,20 @@ pub fn parts(model: &Model) -> Vec<Part> {
     ];
     parts.retain(|part| part.n_stored > 0);
     parts
+}
+
+/// The trained columns; those that took no part in the last task are stored and were not trained.
+fn head(model: &Model) -> Part {
+    let mut part = of("head", model.head.trained.as_ref());
+    if let Some(trained) = &model.head.trained
+        && let Some(n_in_task) = trained.n_in_task
+    {
+        let per_class = trained.weight.lazy_shape().num_elements() / trained.n_classes().max(1)
+            + usize::from(trained.bias.is_some());
+        let n_resting = trained.n_classes() - n_in_task;
+        part.n_trained = part.n_trained.saturating_sub(n_resting * per_class);
+    }
+    part
 }
 
 fn of<M: Module>(name: &'static str, module: Option<&M>) -> Part {

@@ -13,7 +13,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Classifier, Head, HeadEntry, HeadState, TrainedHead};
+use super::{Classifier, ColumnStart, Head, HeadEntry, HeadState, TrainedHead};
 use crate::error::TrainError;
 use crate::options::parse;
 
@@ -65,14 +65,24 @@ impl Head for Cosine {
         true
     }
 
+    /// A column of length 0 has no direction, and the gradient of its cosine no bound; so where a
+    /// method starts at zeros, this head starts as the paper's code does.
+    fn start(&self, of_method: ColumnStart) -> ColumnStart {
+        match of_method {
+            ColumnStart::Zeros => ColumnStart::Torch,
+            other => other,
+        }
+    }
+
     fn columns(
         &self,
+        start: ColumnStart,
         d_model: usize,
         n_new: usize,
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> TrainedHead {
-        let linear = TrainedHead::draw(d_model, n_new, rng, device);
+        let linear = start.draw(d_model, n_new, rng, device);
         let scale = Param::from_tensor(Tensor::from_data([self.scale], device));
         TrainedHead {
             bias: None,
@@ -160,6 +170,7 @@ mod tests {
             weight: Param::from_tensor(weight),
             bias: None,
             scale: Some(Param::from_tensor(Tensor::from_data([10.0f32], device))),
+            n_in_task: None,
         }
     }
 
@@ -212,7 +223,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         for (options, is_trained) in [("", true), ("scale_is = \"fixed\"", false)] {
             let head = head(options);
-            let mut draw = |n| head.columns(4, n, &mut rng, &device);
+            let mut draw = |n| head.columns(ColumnStart::Kaiming, 4, n, &mut rng, &device);
             let grown = draw(2).grown(draw(3));
             assert_eq!(grown.n_classes(), 5);
             assert!(grown.weight.is_require_grad() && grown.bias.is_none());

@@ -16,8 +16,10 @@ mod linear;
 mod ncm;
 mod normal;
 mod projection;
+mod resting;
 mod ridge;
 mod softmax;
+mod start;
 mod state;
 mod trained;
 
@@ -32,6 +34,8 @@ pub use classifier::Classifier;
 pub(crate) use classifier::argmax;
 pub use cosine::CosineHead;
 pub use drift::Drift;
+pub(crate) use resting::RestingColumns;
+pub use start::ColumnStart;
 pub use state::{Arrays, FloatsStored, HeadState};
 pub(crate) use trained::TrainedShape;
 pub use trained::{TrainedHead, cross_entropy};
@@ -62,18 +66,26 @@ pub trait Head: Debug + Send + Sync {
         false
     }
 
+    /// Where new columns start under a method that starts them at `of_method`; the option `start`
+    /// overrules both.
+    fn start(&self, of_method: ColumnStart) -> ColumnStart {
+        of_method
+    }
+
     /// Columns of `n_new` classes for the steps of a task to train.
     fn columns(
         &self,
+        start: ColumnStart,
         d_model: usize,
         n_new: usize,
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> TrainedHead {
-        TrainedHead::draw(d_model, n_new, rng, device)
+        start.draw(d_model, n_new, rng, device)
     }
 
-    /// Logits `[batch, n_classes]` that the loss of a step compares, of `features: [batch, d_model]`.
+    /// Logits `[batch, n_classes]` that the loss of a step compares, of `features: [batch, d_model]`;
+    /// `trained` has the columns of the classes that are compared, and no others.
     fn logits(&self, trained: &TrainedHead, features: Tensor<2>) -> Tensor<2> {
         trained.linear(features)
     }
@@ -174,10 +186,12 @@ pub(crate) fn without_steps() -> Vec<&'static str> {
 
 /// A head and its own options: `head = "ridge"`, or a table with `name` and the options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Form", into = "Form")]
+#[serde(try_from = "Form", into = "Form")]
 pub struct HeadConfig {
     /// Name in [`HEADS`].
     pub name: String,
+    /// Where the columns of new classes start; as the method says where it is left out.
+    pub start: Option<ColumnStart>,
     /// Options, known to the head alone.
     pub options: toml::Table,
 }
@@ -191,25 +205,41 @@ enum Form {
     Name(String),
     Full {
         name: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        start: Option<toml::Value>,
         #[serde(flatten)]
         options: toml::Table,
     },
 }
 
-impl From<Form> for HeadConfig {
-    fn from(form: Form) -> Self {
-        match form {
+impl TryFrom<Form> for HeadConfig {
+    type Error = String;
+
+    fn try_from(form: Form) -> Result<Self, String> {
+        Ok(match form {
             Form::Name(name) => Self::named(name),
-            Form::Full { name, options } => Self { name, options },
-        }
+            Form::Full {
+                name,
+                start,
+                options,
+            } => Self {
+                name,
+                start: start.as_ref().map(ColumnStart::parse).transpose()?,
+                options,
+            },
+        })
     }
 }
 
 impl From<HeadConfig> for Form {
-    fn from(HeadConfig { name, options }: HeadConfig) -> Self {
-        match options.is_empty() {
-            true => Self::Name(name),
-            false => Self::Full { name, options },
+    fn from(config: HeadConfig) -> Self {
+        match config.options.is_empty() && config.start.is_none() {
+            true => Self::Name(config.name),
+            false => Self::Full {
+                name: config.name,
+                start: config.start.map(|start| start.name().into()),
+                options: config.options,
+            },
         }
     }
 }
@@ -219,8 +249,15 @@ impl HeadConfig {
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
+            start: None,
             options: toml::Table::new(),
         }
+    }
+
+    /// This head with another start of new columns.
+    pub fn starting(mut self, start: ColumnStart) -> Self {
+        self.start = Some(start);
+        self
     }
 
     /// This head with one more option.
@@ -301,7 +338,7 @@ mod tests {
             if head.wants_features_before() {
                 state = head.before_task(state, &task).unwrap();
             }
-            state = state.grown(head, D, 2, &mut rng, &device);
+            state = state.grown(head, ColumnStart::Torch, D, 2, &mut rng, &device);
             state = head.fit(state, &task).unwrap();
         }
         state
@@ -330,18 +367,30 @@ mod tests {
             head: HeadConfig,
             after: usize,
         }
-        for (text, options) in [
-            ("\"ridge\"", 0),
-            ("{ name = \"ridge\", projection = 300 }", 1),
+        for (text, options, start) in [
+            ("\"ridge\"", 0, None),
+            ("{ name = \"ridge\", projection = 300 }", 1, None),
+            (
+                "{ name = \"ridge\", start = \"normal\" }",
+                0,
+                Some(ColumnStart::Normal),
+            ),
         ] {
             let plan: Plan = toml::from_str(&format!("head = {text}\nafter = 1")).unwrap();
             assert_eq!(plan.head.name, "ridge");
             assert_eq!(plan.head.options.len(), options);
+            assert_eq!(plan.head.start, start);
             let written = toml::to_string(&plan).unwrap();
             assert_eq!(toml::from_str::<Plan>(&written).unwrap(), plan, "{written}");
         }
-        let error = toml::from_str::<Plan>("head = 3\nafter = 1").unwrap_err();
-        assert!(error.to_string().contains("the name of a head"), "{error}");
+        for (head, expected) in [
+            ("3", "the name of a head"),
+            ("{ name = \"ridge\", start = \"xavier\" }", "`start` is \"xavier\""),
+            ("{ name = \"ridge\", start = 0.02 }", "kaiming, torch, normal or zeros"),
+        ] {
+            let error = toml::from_str::<Plan>(&format!("head = {head}\nafter = 1")).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]
@@ -367,7 +416,7 @@ mod tests {
             let mut state = learned(head.as_ref());
             let before = head.classifier(&state).unwrap().logits(&table(0..4, 5));
             let mut rng = crate::model::generator(3, 1, 2);
-            state = state.grown(head.as_ref(), D, 0, &mut rng, &device);
+            state = state.grown(head.as_ref(), ColumnStart::Torch, D, 0, &mut rng, &device);
             let table = table(1..3, 12);
             let task = HeadTask {
                 table: &table,

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{Head, TrainedHead};
+use super::{ColumnStart, Head, RestingColumns, TrainedHead};
 use crate::export::{HostTensor, TensorFile};
 
 /// Arrays on the host by name; shared, because statistics can be large and models are cloned.
@@ -48,6 +48,7 @@ impl HeadState {
     pub fn grown(
         mut self,
         head: &dyn Head,
+        start: ColumnStart,
         d_model: usize,
         n_new: usize,
         rng: &mut ChaCha8Rng,
@@ -56,11 +57,31 @@ impl HeadState {
         if n_new == 0 {
             return self;
         }
-        let new = head.columns(d_model, n_new, rng, device);
+        let new = head.columns(start, d_model, n_new, rng, device);
         self.trained = Some(match self.trained.take() {
             Some(old) => old.grown(new),
             None => new,
         });
+        self
+    }
+
+    /// This state with the columns of `labels` alone, and those that rest meanwhile; see
+    /// [`TrainedHead::of_task`].
+    pub(crate) fn of_task(mut self, labels: &[usize]) -> (Self, Option<RestingColumns>) {
+        let Some(trained) = self.trained.take() else {
+            return (self, None);
+        };
+        let (trained, resting) = trained.of_task(labels);
+        self.trained = Some(trained);
+        (self, resting)
+    }
+
+    /// Undoes [`of_task`](Self::of_task).
+    pub(crate) fn with_resting(mut self, resting: Option<&RestingColumns>) -> Self {
+        self.trained = match (self.trained.take(), resting) {
+            (Some(trained), Some(resting)) => Some(trained.with_resting(resting)),
+            (trained, _) => trained,
+        };
         self
     }
 

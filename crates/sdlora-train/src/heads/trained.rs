@@ -15,6 +15,9 @@ pub struct TrainedHead {
     pub bias: Option<Param<Tensor<1>>>,
     /// `[1]`, a number common to all classes, for a head that has one.
     pub scale: Option<Param<Tensor<1>>>,
+    /// Columns that the last task trained; `None` before the first one.
+    #[module(skip)]
+    pub n_in_task: Option<usize>,
 }
 
 /// What a [`TrainedHead`] is made of, to load a record into one of its kind.
@@ -23,6 +26,16 @@ pub(crate) struct TrainedShape {
     n_classes: usize,
     has_bias: bool,
     has_scale: bool,
+    /// Absent where all columns took part in every step, as in earlier versions.
+    #[serde(default)]
+    n_in_task: Option<usize>,
+}
+
+impl TrainedShape {
+    /// Columns that take part in the steps of the running task; `None` where nobody said.
+    pub(crate) fn n_in_task(&self) -> Option<usize> {
+        self.n_in_task
+    }
 }
 
 impl TrainedHead {
@@ -32,11 +45,14 @@ impl TrainedHead {
             weight: Param::from_tensor(Tensor::from_data(weight, device)),
             bias: Some(Param::from_tensor(Tensor::from_data(bias, device))),
             scale: None,
+            n_in_task: None,
         }
     }
 
     /// Columns of `n_classes` new classes: weights from U(±√(3 / d_model)) (Kaiming uniform of a
-    /// linear gain, as the published code draws them), bias 0.
+    /// linear gain, as the published code draws them), bias 0: [`ColumnStart::Kaiming`].
+    ///
+    /// [`ColumnStart::Kaiming`]: super::ColumnStart::Kaiming
     pub fn draw(d_model: usize, n_classes: usize, rng: &mut impl Rng, device: &Device) -> Self {
         let bound = (3.0 / d_model as f32).sqrt();
         let weight: Vec<f32> = (0..d_model * n_classes)
@@ -56,6 +72,7 @@ impl TrainedHead {
             weight: Param::from_tensor(Tensor::zeros([d_model, shape.n_classes], device)),
             bias: shape.has_bias.then(|| vector(shape.n_classes)),
             scale: shape.has_scale.then(|| vector(1)),
+            n_in_task: shape.n_in_task,
         }
     }
 
@@ -65,6 +82,7 @@ impl TrainedHead {
             n_classes: self.n_classes(),
             has_bias: self.bias.is_some(),
             has_scale: self.scale.is_some(),
+            n_in_task: self.n_in_task,
         }
     }
 
@@ -87,6 +105,7 @@ impl TrainedHead {
             weight: Param::from_tensor(weight),
             bias: bias.map(Param::from_tensor),
             scale: self.scale.or(new.scale),
+            n_in_task: None,
         }
     }
 

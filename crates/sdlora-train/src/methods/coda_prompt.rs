@@ -6,7 +6,13 @@
 //!
 //! The paper shares a fixed number of components (100) out to the tasks; here a task adds
 //! `n_components`, so the number of tasks need not be known: 10 is the paper's in its streams of ten
-//! tasks.
+//! tasks. On longer streams share the 100 out as the paper does (1 for each of 100 tasks): keys and
+//! attentions have `d_model` numbers, so no more than `d_model` of them can be orthogonal. Components
+//! beyond that start as random directions of length 1, overlap with all earlier ones from the start,
+//! and so every image answers to components of other tasks.
+//!
+//! New components are made orthogonal by Gram and Schmidt, as the published code does; so the penalty
+//! of the paper (`λ = 0.1`) is 0 by default, as in the published scripts.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -46,8 +52,9 @@ struct CodaPrompt {
     /// Blocks with prompts; by default the first five.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blocks: Option<Vec<usize>>,
-    /// Weight of the penalty on components that are not orthogonal (`λ = 0.1`).
-    #[serde(default = "default_orthogonality")]
+    /// Weight of the penalty on components that are not orthogonal (paper: `λ = 0.1`; published
+    /// scripts: 0, beside a start by Gram and Schmidt).
+    #[serde(default)]
     orthogonality: f64,
 }
 
@@ -57,10 +64,6 @@ fn ten() -> usize {
 
 fn four() -> usize {
     4
-}
-
-fn default_orthogonality() -> f64 {
-    0.1
 }
 
 /// Blocks with prompts, from the first (section 5).

@@ -15,6 +15,7 @@ use super::{
     parse,
 };
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 use crate::prompts::{ExpertStart, Prompts, TaskPromptLayout, TaskPrompts};
 
@@ -122,6 +123,10 @@ impl Method for DualPrompt {
         };
         model.prompts = Some(Prompts::PerTask(prompts));
         Ok(task.grow_head(model))
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Zeros
     }
 }
 

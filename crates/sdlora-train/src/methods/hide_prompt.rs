@@ -19,7 +19,7 @@ use super::{
     default_spread, parse,
 };
 use crate::error::TrainError;
-use crate::heads::HeadConfig;
+use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::Model;
 use crate::prompts::{ExpertStart, HierarchicalLayout, HierarchicalPrompts, Prompts, Review};
 
@@ -165,6 +165,10 @@ impl Method for HidePrompt {
             .with("lr", 0.005)
             .with("weight_decay", 5e-4)
             .with("next_task", "aligned")
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Normal
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, check_counts, check_number, default_spread, parse};
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 use crate::prompts::{PoolLayout, PromptPool, Prompts};
 
@@ -94,5 +95,9 @@ impl Method for L2p {
             model.prompts = Some(Prompts::Pool(pool));
         }
         Ok(task.grow_head(model))
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Zeros
     }
 }

@@ -36,7 +36,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
-use crate::heads::{Head, HeadConfig};
+use crate::heads::{ColumnStart, Head, HeadConfig};
 use crate::model::{Model, Part, generator};
 
 /// What a method may know of a task before it trains: its size and place, no image.
@@ -54,6 +54,8 @@ pub struct TaskContext {
     pub device: Device,
     /// The head, whose columns grow with the classes.
     pub head: Arc<dyn Head>,
+    /// Where its new columns start.
+    pub start: ColumnStart,
 }
 
 impl TaskContext {
@@ -62,7 +64,9 @@ impl TaskContext {
         let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
         let (d_model, n_new) = (model.backbone.config().d_model, self.n_new_classes);
         let (head, device) = (self.head.as_ref(), &self.device);
-        model.head = model.head.grown(head, d_model, n_new, &mut rng, device);
+        model.head = model
+            .head
+            .grown(head, self.start, d_model, n_new, &mut rng, device);
         model
     }
 
@@ -103,8 +107,8 @@ const PROMPT_DRAW: u64 = 0x50;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossOver {
-    /// The classes of the task only, new ones and those that come again; other columns of the head receive no
-    /// gradient (published code).
+    /// The classes of the task only, new ones and those that come again; other columns of the head take no
+    /// part: no gradient, no decay, no moments (published code).
     #[default]
     NewClasses,
     /// All classes seen so far.
@@ -177,6 +181,12 @@ pub trait Method: Debug + Send + Sync {
     /// The head where the configuration names none.
     fn default_head(&self) -> HeadConfig {
         HeadConfig::named("linear")
+    }
+
+    /// Where the columns of new classes start, as in the published code of the method; as a
+    /// `torch.nn.Linear` does where a method has none.
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Torch
     }
 
     /// Whether gradient steps are made in this task; a method that makes them in some tasks only is

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -75,5 +76,9 @@ impl Method for SdLora {
 
     fn projections(&self) -> &[Projection] {
         self.family.projections()
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Kaiming
     }
 }

@@ -2,6 +2,10 @@
 //! (paper, section 4.3), so the number of directions grows only with what is new.
 //!
 //! The paper gives the threshold 9e-4 and leaves the norm open; see [`ResidualNorm`].
+//!
+//! Deviates from the paper: equation 8 adds the coefficients `Δα_k` of the unit direction, here they
+//! count by the magnitude `α_t` it was trained to, so that absorbing changes the function by the
+//! residual alone; see `crates/sdlora-core/src/absorb.rs`.
 
 use sdlora_core::{Projection, ResidualNorm, SdLoraConfig};
 use serde::{Deserialize, Serialize};
@@ -9,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::sdlora::Family;
 use super::{Method, MethodEntry, TaskContext, default_rank, parse};
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -68,5 +73,9 @@ impl Method for SdLoraKd {
 
     fn projections(&self) -> &[Projection] {
         self.family.projections()
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Kaiming
     }
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
 use crate::error::TrainError;
-use crate::heads::HeadConfig;
+use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -66,5 +66,9 @@ impl Method for SdLoraRelative {
 
     fn default_head(&self) -> HeadConfig {
         HeadConfig::named("ncm")
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Kaiming
     }
 }

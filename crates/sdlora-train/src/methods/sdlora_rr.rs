@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::sdlora::Family;
 use super::{Method, MethodEntry, TaskContext, parse};
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -116,6 +117,10 @@ impl Method for SdLoraRr {
 
     fn projections(&self) -> &[Projection] {
         self.family.projections()
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Kaiming
     }
 }
 

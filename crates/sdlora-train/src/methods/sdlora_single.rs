@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::sdlora::Family;
 use super::{Method, MethodEntry, TaskContext, default_rank, parse};
 use crate::error::TrainError;
+use crate::heads::ColumnStart;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -44,5 +45,9 @@ impl Method for SdLoraSingle {
 
     fn projections(&self) -> &[Projection] {
         self.family.projections()
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Kaiming
     }
 }

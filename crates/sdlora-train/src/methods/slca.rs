@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::finetune::train_all;
 use super::{Method, MethodEntry, TaskContext, parse};
 use crate::error::TrainError;
-use crate::heads::HeadConfig;
+use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::{Model, Part};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -57,5 +57,9 @@ impl Method for Slca {
             Part::Backbone => self.backbone_lr,
             _ => 1.0,
         }
+    }
+
+    fn column_start(&self) -> ColumnStart {
+        ColumnStart::Normal
     }
 }

@@ -77,7 +77,10 @@ mod tests {
         let mut model = Model::new(vit, adapter);
         model.adapter = model.adapter.begin_task(2, &mut rng, &device).unwrap();
         let head = crate::HeadConfig::named("cosine").build().unwrap();
-        model.head = model.head.grown(head.as_ref(), 12, 3, &mut rng, &device);
+        let start = crate::heads::ColumnStart::Torch;
+        model.head = model
+            .head
+            .grown(head.as_ref(), start, 12, 3, &mut rng, &device);
         let factors = LrFactors::of(|part| match part {
             Part::Backbone => 0.01,
             Part::Directions => 2.0,

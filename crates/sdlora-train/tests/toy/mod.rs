@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
 use sdlora_train::{
-    Finished, Observer, Plan, RunConfig, Silent, Start, TrainError, run, run_on_devices,
+    Finished, Observer, OptimizerConfig, Plan, RunConfig, Silent, Start, TrainError, run, run_on_devices,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;
@@ -142,6 +142,12 @@ impl Bench {
         )
         .unwrap()
     }
+}
+
+/// An optimiser with the defaults of its rule, and a weight decay.
+pub fn optimizer(rule: &str, lr: f64, weight_decay: f64) -> OptimizerConfig {
+    let text = format!("rule = \"{rule}\"\nlr = {lr:?}\nweight_decay = {weight_decay:?}");
+    toml::from_str(&text).unwrap()
 }
 
 /// The loss of every step of every task.

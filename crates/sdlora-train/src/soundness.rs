@@ -1,0 +1,255 @@
+//! Whether a model is worth keeping: its numbers are numbers, and its loss is one that learns.
+//!
+//! The loss of a step is read anyway, so a step costs nothing more. What is learned is looked at
+//! after the last step of a task and before every checkpoint: one sum over the parameters, one
+//! number read.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+
+use crate::heads::HeadState;
+use crate::model::Model;
+
+/// The first part of a model that holds a number which is infinite or not a number: a parameter, or
+/// an array that a head keeps. Frozen weights of the backbone are those of a file, which were
+/// looked at when it was read.
+pub(crate) fn unsound_part(model: &Model) -> Option<String> {
+    let mut sum = Look::new(false);
+    sum.at(model);
+    if sum.is_sound() {
+        return unsound_array(&model.head);
+    }
+    // Once more, one number read for every parameter, to have its name.
+    let mut name = Look::new(true);
+    name.at(model);
+    name.found
+}
+
+/// The first parameter of another module that holds such a number.
+pub(crate) fn unsound_parameter<M: Module>(module: &M) -> Option<String> {
+    let mut name = Look::new(true);
+    module.visit(&mut name);
+    name.found
+}
+
+fn unsound_array(head: &HeadState) -> Option<String> {
+    let arrays = head.per_class.iter().chain(&head.shared);
+    let is_unsound = |values: &[f32]| values.iter().any(|v| !v.is_finite());
+    arrays
+        .filter(|(_, array)| is_unsound(&array.values))
+        .map(|(name, _)| format!("head.{name}"))
+        .next()
+}
+
+/// Adds up `0 · x` over all numbers, which is 0 unless one of them is infinite or none: a sum of
+/// squares would also give up on large ones.
+struct Look {
+    path: Vec<String>,
+    trained_only: bool,
+    by_name: bool,
+    sum: Option<Tensor<1>>,
+    found: Option<String>,
+}
+
+impl Look {
+    fn new(by_name: bool) -> Self {
+        Self {
+            path: Vec::new(),
+            trained_only: false,
+            by_name,
+            sum: None,
+            found: None,
+        }
+    }
+
+    fn at(&mut self, model: &Model) {
+        self.trained_only = true;
+        self.part("backbone", &model.backbone);
+        self.trained_only = false;
+        self.part("adapter", &model.adapter);
+        self.part("head", &model.head);
+        self.part("prompts", &model.prompts);
+        self.part("memory", &model.memory);
+    }
+
+    fn part<M: Module>(&mut self, name: &str, module: &M) {
+        self.path.push(name.to_owned());
+        module.visit(self);
+        self.path.pop();
+    }
+
+    fn is_sound(self) -> bool {
+        self.sum.is_none_or(is_zero)
+    }
+}
+
+impl ModuleVisitor for Look {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.found.is_some() || self.trained_only && !param.is_require_grad() {
+            return;
+        }
+        let zero = param.val().detach().mul_scalar(0.0).sum();
+        if !self.by_name {
+            self.sum = Some(match self.sum.take() {
+                Some(sum) => sum + zero,
+                None => zero,
+            });
+        } else if !is_zero(zero) {
+            self.found = Some(self.path.join("."));
+        }
+    }
+}
+
+fn is_zero(sum: Tensor<1>) -> bool {
+    sum.into_scalar::<f32>() == 0.0
+}
+
+/// The loss that a task is watched against.
+///
+/// Guessing among n classes costs `ln n`. A run whose loss lies more than [`FACTOR`] times above that,
+/// and above its own first loss (penalties and long features are in both), in most of the last
+/// [`WINDOW`] steps learns nothing any more, whatever its numbers are. Single steps may lie there:
+/// a task that starts badly and comes down is left alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LossWatch {
+    limit: f64,
+    window: usize,
+}
+
+/// How far above guessing a loss is lost.
+const FACTOR: f64 = 10.0;
+/// Steps that are looked at; all but the first in a task that has less.
+const WINDOW: usize = 50;
+
+impl LossWatch {
+    /// For a task of `n_steps` whose loss compares `n_classes` and begins with `first`.
+    pub(crate) fn new(n_classes: usize, n_steps: usize, first: f64) -> Self {
+        let chance = (n_classes.max(2) as f64).ln();
+        Self {
+            limit: FACTOR * chance.max(first),
+            window: WINDOW.min(n_steps.saturating_sub(1)),
+        }
+    }
+
+    /// The loss above which steps count.
+    pub(crate) fn limit(&self) -> f64 {
+        self.limit
+    }
+
+    /// How many of the last steps lie above the limit, and how many are looked at, once that is most
+    /// of them.
+    pub(crate) fn lost(&self, losses: &[f64]) -> Option<(usize, usize)> {
+        // A step below the limit cannot be the one that makes it most.
+        if losses.last().is_none_or(|&loss| loss <= self.limit) {
+            return None;
+        }
+        let first = losses.len().saturating_sub(self.window).max(1);
+        let last = losses.get(first..).unwrap_or_default();
+        let n_above = last.iter().filter(|&&loss| loss > self.limit).count();
+        (2 * n_above > self.window).then_some((n_above, self.window))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use sdlora_core::{Adapter, Projection, Variant};
+    use sdlora_testkit::test_device_autodiff;
+    use sdlora_vit::{Vit, VitConfig};
+
+    use crate::heads::TrainedHead;
+
+    fn model() -> Model {
+        let device = test_device_autodiff();
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let vit = Vit::init(&VitConfig::standard(8, 4, 12, 1, 2), &mut rng, &device).unwrap();
+        let sites = vit.config().sites(&[Projection::Query]);
+        let adapter = Adapter::new(Variant::Paper.config(), &sites).unwrap();
+        let mut model = Model::new(vit, adapter);
+        model.adapter = model.adapter.begin_task(2, &mut rng, &device).unwrap();
+        model.head.trained = Some(TrainedHead::draw(12, 3, &mut rng, &device));
+        model
+    }
+
+    fn with_bias(mut model: Model, bias: [f32; 3]) -> Model {
+        let device = test_device_autodiff();
+        let trained = model.head.trained.take().unwrap();
+        let (rows, d_model) = trained.rows();
+        let weight = TensorData::new(rows, [d_model, 3]);
+        let bias = TensorData::from(bias);
+        model.head.trained = Some(TrainedHead::from_data(weight, bias, &device));
+        model
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named_and_a_large_one_is_none_of_them() {
+        assert_eq!(unsound_part(&model()), None);
+        assert_eq!(unsound_part(&with_bias(model(), [1e38, -1e38, 0.0])), None);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let found = unsound_part(&with_bias(model(), [0.0, bad, 0.0])).unwrap();
+            assert!(found.contains("head") && found.contains("bias"), "{found}");
+        }
+    }
+
+    #[test]
+    fn what_a_fitted_head_holds_is_looked_at_too() {
+        let mut model = model();
+        model.head.set_rows("sums", vec![1, 2], vec![1.0, 2.0]);
+        assert_eq!(unsound_part(&model), None);
+        model.head.set_shared("gram", vec![2], vec![1.0, f32::NAN]);
+        assert_eq!(unsound_part(&model).as_deref(), Some("head.gram"));
+    }
+
+    #[test]
+    fn frozen_weights_of_the_backbone_are_left_alone_and_trained_ones_are_not() {
+        let device = test_device_autodiff();
+        for (is_trained, expected) in [(false, None), (true, Some("backbone.norm.bias"))] {
+            let mut model = model();
+            let bias = Tensor::from_data([f32::NAN; 12], &device);
+            model.backbone.norm.bias = Param::from_tensor(bias).set_require_grad(is_trained);
+            assert_eq!(unsound_part(&model).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_loss_that_stays_far_above_guessing_is_lost() {
+        let watch = LossWatch::new(20, 100, 3.5);
+        assert_eq!(watch.limit(), 35.0);
+        let with = |n_sound: usize, n_lost: usize| {
+            [vec![3.5], vec![2.0; n_sound], vec![1e5; n_lost]].concat()
+        };
+        // 26 of 50 is most of them; what lies further back plays no part.
+        assert_eq!(watch.lost(&with(60, 25)), None);
+        assert_eq!(watch.lost(&with(60, 26)), Some((26, 50)));
+        assert_eq!(watch.lost(&with(0, 26)), Some((26, 50)));
+        // One bad start, one bad step in ten, and a step that is sound again.
+        assert_eq!(watch.lost(&with(0, 20)), None);
+        let spikes: Vec<f64> = (0..90).map(|i| if i % 10 == 9 { 1e6 } else { 1.0 }).collect();
+        assert_eq!(watch.lost(&spikes), None);
+        let back = [with(0, 25), vec![1.0]].concat();
+        assert_eq!(watch.lost(&back), None);
+    }
+
+    #[test]
+    fn a_short_task_is_judged_by_the_steps_it_has() {
+        let watch = LossWatch::new(2, 4, 0.7);
+        assert_eq!(watch.lost(&[0.7, 1e3]), None);
+        assert_eq!(watch.lost(&[0.7, 1e3, 1e3]), Some((2, 3)));
+        assert_eq!(LossWatch::new(2, 1, 1e9).lost(&[1e9]), None);
+        // A penalty that is large from the start is no sign of anything.
+        assert_eq!(LossWatch::new(2, 9, 300.0).lost(&[300.0; 9]), None);
+        // One class costs nothing to guess, and never more.
+        assert_eq!(LossWatch::new(1, 9, 0.0).lost(&[0.0; 9]), None);
+    }
+}
