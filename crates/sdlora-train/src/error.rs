@@ -62,9 +62,9 @@ pub enum TrainError {
         /// The learning rate of the settings.
         lr: f64,
     },
-    /// Something that was learned holds numbers which are infinite or not a number.
+    /// Something that was learned holds numbers which are infinite, not a number or too large to square.
     #[error(
-        "`{what}` holds numbers that are infinite or not a number after {n_steps} steps of task {task_idx}: \
+        "`{what}` is infinite, not a number or too large to square after {n_steps} steps of task {task_idx}: \
          lower `optimizer.lr`, or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, \
          and the last checkpoint is intact"
     )]

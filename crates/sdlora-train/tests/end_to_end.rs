@@ -51,6 +51,11 @@ const OTHER_RULES: &[(&str, &str, &str)] = &[
     ("name = \"sdlora\"\nrank = 4", "cosine", "adamw"),
 ];
 
+/// A folder name of the lines of a method.
+fn folder_of(method: &str) -> String {
+    method.replace(['"', ' ', '=', '\n'], "")
+}
+
 /// A name, or an inline table.
 fn head_config(text: &str) -> HeadConfig {
     match text.starts_with('{') {
@@ -477,7 +482,7 @@ fn an_explosion_in_the_last_step_of_a_task_is_no_success() {
                 gamma: 1e40,
             };
         });
-        let folder = method[8..14].replace('"', "");
+        let folder = folder_of(method);
         let mut continued = Continued::default();
         let error = bench
             .run_observed(&folder, &explodes, Start::Fresh, &mut continued)
@@ -511,7 +516,7 @@ fn a_rate_a_million_times_too_large_is_no_success() {
                 config.optimizer.lr = 1e6;
                 config.head = Some(head_config(head));
             });
-            let folder = format!("{}-{head}", method[8..14].replace('"', ""));
+            let folder = format!("{}-{head}", folder_of(method));
             let error = bench.run(&folder, &hot, Start::Fresh).unwrap_err();
             let text = error.to_string();
             assert!(text.contains("optimizer.lr"), "{text}");

@@ -16,7 +16,7 @@ use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
 use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{Finished, HeadConfig, Keeps, Model, Plan, Start};
+use sdlora_train::{ColumnStart, Finished, HeadConfig, Keeps, Model, Plan, Start};
 use sdlora_vit::Vit;
 use toy::{Bench, bits};
 
@@ -432,7 +432,8 @@ fn slca_at_the_full_rate_is_finetune_and_at_a_small_one_the_backbone_moves_less(
     let start = bits(&bench.backbone());
     let trained = |folder: &str, method: &str| {
         let mut config = bench.config(method);
-        config.head = Some(HeadConfig::named("linear"));
+        // Their own starts differ, as their published codes do.
+        config.head = Some(HeadConfig::named("linear").starting(ColumnStart::Normal));
         let plan = config.check().unwrap();
         let model = bench.run(folder, &plan, Start::Fresh).unwrap().model;
         let end = bits(&model.backbone.valid());

@@ -188,9 +188,8 @@ fn a_trained_head_is_refused_where_a_task_has_one_class_and_fitted_ones_are_not(
     ] {
         let finished = with(head, loss, sizes).0.unwrap();
         let row = finished.log.matrix.row(sizes.len() - 1).unwrap().to_vec();
-        // Two thirds are wrong where only the last class is named.
-        let mean = row.iter().sum::<f64>() / row.len() as f64;
-        let is_fitted = head != "linear";
-        assert!(!is_fitted || mean > 0.5, "{head}: {row:?}");
+        // A head that learned nothing would name the last class, or the first.
+        let n_known = row.iter().filter(|&&share| share > 0.0).count();
+        assert!(n_known > 1, "{head}: {row:?}");
     }
 }
