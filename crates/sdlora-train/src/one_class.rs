@@ -30,9 +30,7 @@ pub(crate) fn check(plan: &Plan, rooms: &Rooms) -> Result<(), TrainError> {
     );
     // The loss over all seen classes has something to compare from the second class on.
     let other_loss = match config.loss {
-        LossOver::NewClasses if rooms.n_seen_classes(0) > 1 => {
-            "; or set `loss = \"seen-classes\"`"
-        }
+        LossOver::NewClasses if rooms.n_seen_classes(0) > 1 => "; or set `loss = \"seen-classes\"`",
         _ => "",
     };
     Err(TrainError::setting(

@@ -266,7 +266,7 @@ pub fn pretrain(
                 lr: config.optimizer.lr * factor,
             });
             if observer.wants_stop() {
-                let path = save(lock, &model, &optimizer, &log, observer)?;
+                let path = save(lock, &model, &optimizer, &log, step + 1, observer)?;
                 return Err(TrainError::Stopped {
                     path: Some(path),
                     task_idx: 0,
@@ -280,7 +280,8 @@ pub fn pretrain(
         log.seconds = before + start.elapsed().as_secs_f64();
         if log.n_epochs_done % config.checkpoint_every == 0 || log.n_epochs_done == config.n_epochs
         {
-            save(lock, &model, &optimizer, &log, observer)?;
+            let n_steps = log.n_epochs_done * loader.n_batches();
+            save(lock, &model, &optimizer, &log, n_steps, observer)?;
         }
     }
     Ok((model.valid().backbone, log))
@@ -292,6 +293,7 @@ fn save(
     model: &Classifier,
     optimizer: &ModuleOptimizer,
     log: &PretrainLog,
+    n_steps: usize,
     observer: &mut dyn Observer,
 ) -> Result<PathBuf, TrainError> {
     lock.check()?;
@@ -299,7 +301,7 @@ fn save(
         return Err(TrainError::Unsound {
             what,
             task_idx: 0,
-            n_steps: log.n_steps_done,
+            n_steps,
         });
     }
     let checkpoints = lock.folder().join("checkpoints");

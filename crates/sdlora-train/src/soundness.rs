@@ -24,7 +24,10 @@ pub(crate) fn unsound_part(model: &Model) -> Option<String> {
     // Once more, one number read for every parameter, to have its name.
     let mut name = Look::new(true);
     name.at(model);
-    Some(name.found.unwrap_or_else(|| "the parameters together".into()))
+    Some(
+        name.found
+            .unwrap_or_else(|| "the parameters together".into()),
+    )
 }
 
 /// The first parameter of another module that holds such a number.
@@ -236,7 +239,9 @@ mod tests {
         assert_eq!(watch.lost(&with(0, 26)), Some((26, 50)));
         // One bad start, one bad step in ten, and a step that is sound again.
         assert_eq!(watch.lost(&with(0, 20)), None);
-        let spikes: Vec<f64> = (0..90).map(|i| if i % 10 == 9 { 1e6 } else { 1.0 }).collect();
+        let spikes: Vec<f64> = (0..90)
+            .map(|i| if i % 10 == 9 { 1e6 } else { 1.0 })
+            .collect();
         assert_eq!(watch.lost(&spikes), None);
         let back = [with(0, 25), vec![1.0]].concat();
         assert_eq!(watch.lost(&back), None);

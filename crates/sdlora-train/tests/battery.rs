@@ -20,8 +20,8 @@ use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStre
 use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 use sdlora_train::methods::{METHODS, TaskContext, TaskImages};
 use sdlora_train::{
-    Event, HeadConfig, Model, Observer, Plan, Precision, RunConfig, Silent, Start, TaskData, TaskLoader,
-    TaskLog, TrainError, Trainer, checkpoint,
+    Event, HeadConfig, Model, Observer, Plan, Precision, RunConfig, Silent, Start, TaskData,
+    TaskLoader, TaskLog, TrainError, Trainer, checkpoint,
 };
 use toy::{Bench, bits, copy_folder, shape};
 
@@ -278,7 +278,11 @@ fn what_is_frozen_stays_bit_equal_over_a_task_and_something_else_moves() {
 }
 
 fn n_columns(model: &Model) -> usize {
-    model.head.trained.as_ref().map_or(0, |trained| trained.n_classes())
+    model
+        .head
+        .trained
+        .as_ref()
+        .map_or(0, |trained| trained.n_classes())
 }
 
 #[test]

@@ -204,20 +204,14 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         // Keys and values of one prefix in both blocks.
         (
             "hide-prompt",
-            vec![
-                2 * 2 * 20 * d + head(N_NEW),
-                2 * 2 * 20 * d + head(N_NEW),
-            ],
+            vec![2 * 2 * 20 * d + head(N_NEW), 2 * 2 * 20 * d + head(N_NEW)],
         ),
         (
             "finetune",
             vec![backbone + head(N_NEW), backbone + head(N_NEW)],
         ),
         // As finetune: what differs is a rate.
-        (
-            "slca",
-            vec![backbone + head(N_NEW), backbone + head(N_NEW)],
-        ),
+        ("slca", vec![backbone + head(N_NEW), backbone + head(N_NEW)]),
         ("ranpac", vec![direction + head(N_NEW), 0]),
         ("ncm", vec![0, 0]),
         ("simplecil", vec![0, 0]),

@@ -473,7 +473,11 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
 #[test]
 fn an_explosion_in_the_last_step_of_a_task_is_no_success() {
     let bench = Bench::new();
-    for method in ["name = \"sdlora\"\nrank = 4", "name = \"finetune\"", "name = \"linear\""] {
+    for method in [
+        "name = \"sdlora\"\nrank = 4",
+        "name = \"finetune\"",
+        "name = \"linear\"",
+    ] {
         let explodes = plan(&bench, method, |config| {
             // One step an epoch.
             config.batch_size = 100;

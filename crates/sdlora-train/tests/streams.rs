@@ -86,7 +86,14 @@ fn a_task_moves_the_columns_of_its_own_classes_only() {
             let change = |config: &mut RunConfig| {
                 config.optimizer = toy::optimizer(rule, 0.02, decay);
             };
-            let plan = changed(&bench, method, "linear", LossOver::NewClasses, n_tasks, change);
+            let plan = changed(
+                &bench,
+                method,
+                "linear",
+                LossOver::NewClasses,
+                n_tasks,
+                change,
+            );
             let folder = format!("{rule}-{decay}-{n_tasks}");
             bench.run(&folder, &plan, Start::Fresh).unwrap()
         };

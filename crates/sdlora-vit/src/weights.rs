@@ -244,9 +244,15 @@ mod tests {
             vit.blocks[1].norm2.bias = burn::module::Param::from_tensor(bias);
             vit.save(&path, dtype, &BTreeMap::new()).unwrap();
             let error = Vit::load(&path, None, &test_device()).unwrap_err();
-            assert!(matches!(error, VitError::NotFinite { place: 7, .. }), "{error}");
+            assert!(
+                matches!(error, VitError::NotFinite { place: 7, .. }),
+                "{error}"
+            );
             let text = error.to_string();
-            assert!(text.contains("blocks.1.norm2.bias") && text.contains(says), "{text}");
+            assert!(
+                text.contains("blocks.1.norm2.bias") && text.contains(says),
+                "{text}"
+            );
         }
         // Large ones are numbers.
         let mut vit = small();

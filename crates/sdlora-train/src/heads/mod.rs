@@ -385,8 +385,14 @@ mod tests {
         }
         for (head, expected) in [
             ("3", "the name of a head"),
-            ("{ name = \"ridge\", start = \"xavier\" }", "`start` is \"xavier\""),
-            ("{ name = \"ridge\", start = 0.02 }", "kaiming, torch, normal or zeros"),
+            (
+                "{ name = \"ridge\", start = \"xavier\" }",
+                "`start` is \"xavier\"",
+            ),
+            (
+                "{ name = \"ridge\", start = 0.02 }",
+                "kaiming, torch, normal or zeros",
+            ),
         ] {
             let error = toml::from_str::<Plan>(&format!("head = {head}\nafter = 1")).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");

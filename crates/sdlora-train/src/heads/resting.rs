@@ -85,7 +85,10 @@ impl TrainedHead {
 
 /// Those of the labels that a head has columns for.
 fn of_head(labels: &[usize], n_classes: usize) -> impl Iterator<Item = usize> {
-    labels.iter().copied().filter(move |&label| label < n_classes)
+    labels
+        .iter()
+        .copied()
+        .filter(move |&label| label < n_classes)
 }
 
 /// A copy of some entries along an axis, outside the graph.

@@ -145,6 +145,9 @@ mod tests {
             assert_eq!(ColumnStart::parse(&start.name().into()), Ok(start));
         }
         let error = ColumnStart::parse(&"Torch".into()).unwrap_err();
-        assert!(ColumnStart::ALL.iter().all(|s| error.contains(s.name())), "{error}");
+        assert!(
+            ColumnStart::ALL.iter().all(|s| error.contains(s.name())),
+            "{error}"
+        );
     }
 }

@@ -11,7 +11,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
 use sdlora_train::{
-    Finished, Observer, OptimizerConfig, Plan, RunConfig, Silent, Start, TrainError, run, run_on_devices,
+    Finished, Observer, OptimizerConfig, Plan, RunConfig, Silent, Start, TrainError, run,
+    run_on_devices,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;
