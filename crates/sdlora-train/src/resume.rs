@@ -175,12 +175,11 @@ pub(crate) fn restore(
     let columns = position.trained_head.and_then(|head| head.n_in_task());
     let is_of_whole_head = saved.optimizer.is_some() && position.n_done > 0 && columns.is_none();
     if is_of_whole_head && config.loss == LossOver::NewClasses && position.trained_head.is_some() {
-        return Err(TrainError::Checkpoint {
-            path: path.into(),
-            problem: "it is from the middle of a task and of an earlier version, whose optimiser \
-                      also moved the head's columns of old classes"
-                .into(),
-        });
+        return Err(TrainError::checkpoint(
+            path,
+            "it is from the middle of a task and of an earlier version, whose optimiser also moved the head's \
+             columns of old classes",
+        ));
     }
     let d_model = fresh.backbone.config().d_model;
     let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
