@@ -139,3 +139,29 @@ impl TensorFile {
         Ok((shape, &found.values))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_files_have_equal_bytes() {
+        let file = || {
+            let mut file = TensorFile::default();
+            for i in 0..8 {
+                file.insert(format!("t{i}"), vec![1], vec![i as f32]);
+                file.metadata.insert(format!("key {i}"), "value".into());
+            }
+            file
+        };
+        let path = Path::new("x");
+        let first = file().to_bytes(path).unwrap();
+        for _ in 0..20 {
+            assert_eq!(file().to_bytes(path).unwrap(), first);
+        }
+        assert_eq!(
+            TensorFile::from_bytes(&first, path).unwrap().tensors,
+            file().tensors
+        );
+    }
+}
