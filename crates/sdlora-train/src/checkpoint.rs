@@ -36,6 +36,8 @@ const OLDEST: u32 = 2;
 pub struct Checkpoint<S> {
     /// Parameters with their ids.
     pub model: ModuleRecord,
+    /// Bytes of their file, which no part of them can exceed.
+    pub n_model_bytes: usize,
     /// State of the optimiser; absent between tasks.
     pub optimizer: Option<OptimizerRecord>,
     /// Arrays that are no parameters.
@@ -156,7 +158,9 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
         Ok(bytes)
     };
     let record = burn::tensor::Bytes::from_bytes_vec;
-    let model = ModuleRecord::from_bytes(record(checked(MODEL)?))
+    let bytes = checked(MODEL)?;
+    let n_model_bytes = bytes.len();
+    let model = ModuleRecord::from_bytes(record(bytes))
         .map_err(|e| damaged(format!("{MODEL} is unreadable ({e})")))?;
     let optimizer = match sums.has(OPTIMIZER) {
         false => None,
@@ -171,6 +175,7 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
     };
     Ok(Checkpoint {
         model,
+        n_model_bytes,
         optimizer,
         arrays,
         state: state.state,

@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Adapter, Site};
-use sdlora_vit::Vit;
+use sdlora_vit::{Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -97,6 +97,32 @@ impl Position {
     }
 }
 
+impl Position {
+    /// Checks that the structure fits a backbone and a file with that many bytes of parameters, before room
+    /// is made for what it says.
+    fn check(&self, vit: &VitConfig, n_bytes: usize) -> Result<(), String> {
+        if let Some(layout) = &self.prompts {
+            layout.check(vit.depth)?;
+        }
+        let head = self
+            .trained_head
+            .map(|shape| ("classes", shape.n_classes()));
+        let memory = self.memory.iter().flatten();
+        let vectors = memory.map(|&(_, n_vectors)| ("vectors", n_vectors));
+        for (what, n) in head.into_iter().chain(vectors) {
+            if n.saturating_mul(vit.d_model)
+                .saturating_mul(size_of::<f32>())
+                > n_bytes
+            {
+                return Err(format!(
+                    "its state tells of {n} {what}, for which its {n_bytes} bytes of parameters have no room"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 fn trained_ids<M: Module>(module: &M) -> BTreeSet<u64> {
     struct Collect(BTreeSet<u64>);
     impl ModuleVisitor for Collect {
@@ -181,6 +207,9 @@ pub(crate) fn restore(
              columns of old classes",
         ));
     }
+    position
+        .check(fresh.backbone.config(), saved.n_model_bytes)
+        .map_err(|problem| TrainError::checkpoint(path, problem))?;
     let d_model = fresh.backbone.config().d_model;
     let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
         TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))

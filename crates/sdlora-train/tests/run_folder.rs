@@ -428,3 +428,81 @@ fn whichever_operation_fails_or_is_the_last_a_resumed_run_ends_with_the_same_bit
         }
     }
 }
+
+/// Replaces every integer of a tree in turn; `f` sees each changed tree.
+fn each_integer(tree: &serde_json::Value, values: &[u64], f: &mut dyn FnMut(&serde_json::Value)) {
+    fn paths(tree: &serde_json::Value, at: String, found: &mut Vec<String>) {
+        match tree {
+            serde_json::Value::Number(n) if n.is_u64() => found.push(at),
+            // Ids and logs are no shapes.
+            serde_json::Value::Object(fields) => {
+                for (key, value) in fields
+                    .iter()
+                    .filter(|(key, _)| *key != "trained" && *key != "log")
+                {
+                    paths(value, format!("{at}/{key}"), found);
+                }
+            }
+            serde_json::Value::Array(items) => {
+                for (i, value) in items.iter().enumerate() {
+                    paths(value, format!("{at}/{i}"), found);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    paths(tree, String::new(), &mut found);
+    assert!(found.len() > 3, "{found:?}");
+    for path in found {
+        for &value in values {
+            let mut changed = tree.clone();
+            *changed.pointer_mut(&path).unwrap() = value.into();
+            f(&changed);
+        }
+    }
+}
+
+#[test]
+fn no_shape_in_a_state_panics_also_under_a_hash_that_fits() {
+    for method in [
+        SDLORA,
+        "name = \"l2p\"",
+        "name = \"coda-prompt\"",
+        "name = \"inflora\"",
+    ] {
+        let bench = Bench::new();
+        let plan = small(&bench, method, "linear", |_| {});
+        let mut observer = StopAt {
+            step: Some((1, 0)),
+            ..StopAt::default()
+        };
+        bench
+            .run_observed("run", &plan, Start::Fresh, &mut observer)
+            .unwrap_err();
+        let newest = checkpoint::latest(&bench.path("run").join("checkpoints")).unwrap();
+        let name = newest.file_name().unwrap().to_owned();
+        let state = fs::read(newest.join("state.json")).unwrap();
+        let sums = fs::read_to_string(newest.join("SHA256SUMS")).unwrap();
+        let tree = serde_json::from_slice(&state).unwrap();
+        each_integer(&tree, &[0, 1, 7, 4_000_000_000, u64::MAX], &mut |changed| {
+            let _ = fs::remove_dir_all(bench.path("case"));
+            copy_folder(&bench.path("run"), &bench.path("case"));
+            let at = bench.path("case").join("checkpoints").join(&name);
+            let bytes = serde_json::to_vec(changed).unwrap();
+            let mut folder = sdlora_train::files::sums::Sums::default();
+            folder.add("state.json", &bytes);
+            let new = folder.to_string();
+            let others = sums.lines().filter(|line| !line.ends_with("state.json"));
+            let all: String = others.map(|line| format!("{line}\n")).collect();
+            fs::write(at.join("state.json"), bytes).unwrap();
+            fs::write(at.join("SHA256SUMS"), all + &new).unwrap();
+            // Whatever it says: an end, and no panic.
+            let mut stop = StopAt {
+                step: Some((1, 1)),
+                ..StopAt::default()
+            };
+            let _ = bench.run_observed("case", &plan, Start::Resume, &mut stop);
+        });
+    }
+}

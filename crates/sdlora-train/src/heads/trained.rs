@@ -38,6 +38,13 @@ impl TrainedShape {
     }
 }
 
+impl TrainedShape {
+    /// Number of columns.
+    pub(crate) fn n_classes(&self) -> usize {
+        self.n_classes
+    }
+}
+
 impl TrainedHead {
     /// A head with the given columns and a bias each.
     pub fn from_data(weight: TensorData, bias: TensorData, device: &Device) -> Self {

@@ -63,7 +63,7 @@ pub enum PromptLayout {
 
 impl PromptLayout {
     /// Checks that the numbers of a file describe prompts for a backbone of `depth` blocks.
-    fn check(&self, depth: usize) -> Result<(), String> {
+    pub(crate) fn check(&self, depth: usize) -> Result<(), String> {
         let (blocks, counts) = match self {
             Self::Pool(pool) => {
                 if pool.top > pool.n_prompts {
