@@ -61,6 +61,10 @@ pub enum PromptLayout {
     Hierarchical(HierarchicalLayout),
 }
 
+/// Most prompts, tokens or tasks that a file is believed to have; their products stay below what an address
+/// can count.
+const LARGEST: usize = 1 << 20;
+
 impl PromptLayout {
     /// Checks that the numbers of a file describe prompts for a backbone of `depth` blocks.
     pub(crate) fn check(&self, depth: usize) -> Result<(), String> {
@@ -88,6 +92,15 @@ impl PromptLayout {
                 "its prompts are for block {block}, and the backbone has {depth} blocks, which \
                  count from 0"
             ));
+        }
+        let others = match self {
+            Self::Pool(pool) => pool.n_prompts,
+            Self::PerTask(tasks) => tasks.general_length,
+            Self::Components(c) => c.n_past,
+            Self::Hierarchical(_) => 0,
+        };
+        if let Some(n) = counts.iter().chain([&others]).find(|&&n| n > LARGEST) {
+            return Err(format!("its layout has a part of {n}, more than {LARGEST}"));
         }
         if counts.contains(&0) {
             return Err(format!("its layout {self:?} has an empty part"));
