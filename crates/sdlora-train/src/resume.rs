@@ -95,18 +95,22 @@ impl Position {
             mark,
         }
     }
-}
 
-impl Position {
     /// Checks that the structure fits a backbone and a file with that many bytes of parameters, before room
     /// is made for what it says.
     fn check(&self, vit: &VitConfig, n_bytes: usize) -> Result<(), String> {
         if let Some(layout) = &self.prompts {
             layout.check(vit.depth)?;
         }
-        let head = self
-            .trained_head
-            .map(|shape| ("classes", shape.n_classes()));
+        let head = self.trained_head;
+        if let Some(shape) = head
+            && shape.n_in_task().is_some_and(|n| n > shape.n_classes())
+        {
+            return Err(format!(
+                "its state tells of {shape:?}, more of a task than in all"
+            ));
+        }
+        let head = head.map(|shape| ("classes", shape.n_classes()));
         let memory = self.memory.iter().flatten();
         let vectors = memory.map(|&(_, n_vectors)| ("vectors", n_vectors));
         for (what, n) in head.into_iter().chain(vectors) {

@@ -36,9 +36,7 @@ impl TrainedShape {
     pub(crate) fn n_in_task(&self) -> Option<usize> {
         self.n_in_task
     }
-}
 
-impl TrainedShape {
     /// Number of columns.
     pub(crate) fn n_classes(&self) -> usize {
         self.n_classes
