@@ -1,15 +1,15 @@
 //! Which formats of images are read: told by the ending of a name when files are listed, and by the first bytes when an
 //! image is read.
 
-/// Endings of the image files that are read, in lower case.
-const READ: [&str; 11] = [
-    "png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "ppm", "pgm", "pbm", "pnm",
+/// Endings of the image files that are read, in lower case; an MPO is a JPEG with a second picture behind it.
+const READ: [&str; 12] = [
+    "png", "jpg", "jpeg", "jpe", "jfif", "mpo", "webp", "bmp", "ppm", "pgm", "pbm", "pnm",
 ];
 
 /// Endings of image files that are not read, in lower case: formats of phones and scanners, raw files of cameras.
-const NOT_READ: [&str; 26] = [
+const NOT_READ: [&str; 25] = [
     "heic", "heif", "hif", "gif", "tif", "tiff", "avif", "jxl", "jp2", "j2k", "svg", "ico", "tga",
-    "psd", "exr", "hdr", "dds", "cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf", "mpo",
+    "psd", "exr", "hdr", "dds", "cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf",
 ];
 
 /// What the first bytes of a file say.

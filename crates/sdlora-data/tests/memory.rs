@@ -113,6 +113,19 @@ fn a_small_file_does_not_take_much_memory() {
         assert!(taken < limit * MIB, "{}: {} MiB", sample.name, taken / MIB);
     }
 
+    // A tar of 300 MiB of zeros in 300 kB.
+    let path = dir.path().join("bomb.tar.gz");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+    zeros(&mut gz, 300 * MIB);
+    gz.finish().unwrap();
+    let own = Options::none().with("root", "bomb.tar.gz");
+    let taken = most(|| {
+        let error = first("folder", dir.path(), &own).unwrap_err();
+        assert!(error.contains("bomb.tar.gz"), "{error}");
+    });
+    assert!(taken < 130 * MIB, "{} MiB", taken / MIB);
+
     // 18 bytes are asked for, 300 MiB come.
     for (pixels, asked) in [(300, [0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 3]), (1, [0x7f; 12])] {
         let path = dir.path().join("mnist/t10k-images-idx3-ubyte.gz");

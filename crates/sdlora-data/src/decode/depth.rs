@@ -196,6 +196,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pnm_is_scaled_by_its_largest_value() {
+        for (pnm, expected) in [
+            (&b"P5 2 1 4095\n\x0f\xff\x08\x00"[..], [255, 128]),
+            (b"P5 2 1 15\n\x0f\x08", [255, 136]),
+        ] {
+            assert_eq!(read(pnm, BitDepth::File).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn samples_that_are_scaled_stay_as_they_are() {
         // 12 bits filled with zeros, or with the upper bits again, as the PNG specification wants it.
         for values in [[0x0120, 0x0fe0], [0x1231, 0xfedf]] {

@@ -28,6 +28,10 @@ pub(crate) const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
 pub(crate) const MAX_FILES: usize = 2_000_000;
 /// Largest tar that is unpacked into memory, in bytes.
 const MAX_UNPACKED_BYTES: u64 = 2 << 30;
+/// A tar may unpack to so many times its packed size, and to so many bytes in any case: images are packed already, and
+/// gzip makes a thousandth of zeros.
+const MAX_UNPACKED_TIMES: u64 = 100;
+const MIN_UNPACKED_BYTES: u64 = 64 << 20;
 
 /// One file: its name with `/` between the parts, and where its bytes are.
 #[derive(Debug)]
@@ -182,13 +186,16 @@ impl Files {
         }
         let store = if start.starts_with(&[0x1f, 0x8b]) {
             // Unpacked while it is read, so that the packed bytes take no memory.
-            let (packed, _) = open_file(path)?;
+            let (packed, n_packed) = open_file(path)?;
             let packed = std::io::BufReader::new(packed);
-            let bytes = gunzip(packed, MAX_UNPACKED_BYTES, &place_of(path))?;
+            let max_bytes = n_packed
+                .saturating_mul(MAX_UNPACKED_TIMES)
+                .clamp(MIN_UNPACKED_BYTES, MAX_UNPACKED_BYTES);
+            let bytes = gunzip(packed, max_bytes, &place_of(path))?;
             Store::memory(bytes.ok_or_else(|| {
                 DataError::content(
                     place_of(path),
-                    format!("unpacks to more than {MAX_UNPACKED_BYTES} bytes"),
+                    format!("has {n_packed} bytes and unpacks to more than {max_bytes}"),
                     "unpack it to a folder and name that",
                 )
             })?)
