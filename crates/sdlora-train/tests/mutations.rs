@@ -134,8 +134,8 @@ fn a_damaged_checkpoint_is_refused_or_continues_to_the_same_bits() {
     for path in &names {
         // What is small or not hashed elsewhere is damaged more often.
         let n = match path.extension().is_some_and(|e| e == "bpk") {
-            true => 30,
-            false => 200,
+            true => 8,
+            false => 40,
         };
         damage(path, count(n), || {
             match bench.run("run", &plan, Start::Resume) {
@@ -156,7 +156,7 @@ fn a_damaged_checkpoint_is_refused_or_continues_to_the_same_bits() {
     assert!(sealed.contains(&sha256(&whole)));
     let name = newest.file_name().unwrap();
     let case = bench.path("case");
-    survive("sealed state", count(300), &whole, &whole, |bytes| {
+    survive("sealed state", count(80), &whole, &whole, |bytes| {
         let _ = fs::remove_dir_all(&case);
         copy_folder(&folder, &case);
         let checkpoint = case.join("checkpoints").join(name);
