@@ -181,3 +181,55 @@ fn the_test_kit_is_linked_by_tests_only() {
         );
     }
 }
+
+/// What opens a file for writing, makes a folder by its own name, or renames.
+const WRITES: [&str; 7] = [
+    "fs::write(",
+    "File::create(",
+    "OpenOptions::new(",
+    "fs::rename(",
+    "fs::create_dir(",
+    ".persist(",
+    "tempfile_in(",
+];
+
+#[test]
+fn only_the_places_of_the_architecture_page_write() {
+    let page = std::fs::read_to_string(process::root().join("docs/architecture.md")).unwrap();
+    let section = page.split("\n## ").find(|s| s.starts_with("Who writes\n"));
+    let section = section.expect("a section `Who writes`");
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let documented: BTreeSet<String> = rows
+        .map(|line| line.split('`').nth(1).unwrap().to_owned())
+        .collect();
+    let mut found = BTreeSet::new();
+    let mut folders = vec![process::root().join("crates")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(process::root()).unwrap();
+            let name = name.to_string_lossy().replace('\\', "/");
+            // `mutations.rs` is a module of tests, and the test kit is linked by tests alone.
+            let of_tests = name.ends_with("/mutations.rs") || name.contains("/sdlora-testkit/");
+            let is_source = name.contains("/src/") && name.ends_with(".rs") && !of_tests;
+            if path.is_dir() {
+                folders.push(path);
+            } else if is_source {
+                let text = std::fs::read_to_string(&path).unwrap();
+                // What stands below is for tests.
+                let code = text.split("mod tests {").next().unwrap();
+                let mut lines = code
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("//"));
+                if lines.any(|line| WRITES.iter().any(|write| line.contains(write))) {
+                    found.insert(name);
+                }
+            }
+        }
+    }
+    assert_eq!(
+        found, documented,
+        "left: the sources, right: the table `Who writes` of docs/architecture.md; write through a place \
+         that is there, or add a row that says how the new one keeps a file whole"
+    );
+}

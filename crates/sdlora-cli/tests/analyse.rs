@@ -107,6 +107,77 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
     check_figure(&home.path().join("else/optima.svg"));
 }
 
+/// The number behind some words of the line of a diagnostic.
+fn number_behind<'a>(text: &'a str, diagnostic: &str, words: &str) -> &'a str {
+    let line = text
+        .lines()
+        .find(|l| l.starts_with(&format!("{diagnostic}: ")));
+    let line = line.unwrap_or_else(|| panic!("no line of {diagnostic} in\n{text}"));
+    let at = line
+        .find(words)
+        .unwrap_or_else(|| panic!("no `{words}` in {line}"));
+    let rest = line[at + words.len()..].trim_start();
+    rest.split([' ', ',', ';']).next().unwrap_or_default()
+}
+
+#[test]
+fn without_earlier_checkpoints_the_rest_is_what_it_was_and_what_needs_them_is_not_shown() {
+    let home = tempfile::tempdir().unwrap();
+    train(home.path(), &[]);
+    let only = [
+        "runs/tiny",
+        "--only",
+        "drift,refit,parameters,scale,path,confusion",
+    ];
+    let whole = out(&analyse(home.path(), &only));
+    // What `compare` leaves: the checkpoint of the last task.
+    let checkpoints = home.path().join("runs/tiny/checkpoints");
+    for task in 0..3 {
+        fs::remove_dir_all(checkpoints.join(format!("task-00{task}-trained"))).unwrap();
+    }
+    let text = out(&analyse(home.path(), &only));
+    for (diagnostic, words) in [
+        ("drift", "all have"),
+        ("refit", "class means at the end"),
+        ("refit", "ridge at the end"),
+        ("refit", "pre-trained class means"),
+        ("refit", "the head of the run has"),
+        ("parameters", "in the last task,"),
+        ("scale", "and"),
+        ("confusion", "measured:"),
+    ] {
+        let before = match words {
+            "class means at the end" => number_behind(&whole, diagnostic, ", at the end"),
+            words => number_behind(&whole, diagnostic, words),
+        };
+        assert_eq!(
+            number_behind(&text, diagnostic, words),
+            before,
+            "{words}:\n{whole}\n{text}"
+        );
+    }
+    let gone = "not shown, checkpoints of the end of tasks 0 to 2 are gone";
+    for (diagnostic, words) in [
+        ("drift", "against those when learned"),
+        ("refit", "those taken when learned"),
+    ] {
+        let line = text.lines().find(|l| l.starts_with(diagnostic)).unwrap();
+        assert!(line.contains(&format!("{words}: {gone}")), "{line}");
+        assert!(!line.contains("NaN"), "{line}");
+    }
+    assert!(text.contains("path: not shown: a line needs"), "{text}");
+    let folder = home.path().join("runs/tiny/analysis");
+    let drift = fs::read_to_string(folder.join("drift.csv")).unwrap();
+    assert!(drift.contains("\n3,0,,,0."), "{drift}");
+    let newest = drift.lines().last().unwrap();
+    assert!(
+        newest.starts_with("3,3,") && !newest.contains(",,"),
+        "{drift}"
+    );
+    check_figure(&folder.join("drift.svg"));
+    check_figure(&folder.join("refit.svg"));
+}
+
 #[test]
 fn what_a_method_does_not_have_is_said_and_the_rest_is_shown() {
     let home = tempfile::tempdir().unwrap();

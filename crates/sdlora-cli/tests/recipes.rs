@@ -160,9 +160,39 @@ fn a_wrong_name_or_setting_is_the_users_and_the_message_lists_what_there_is() {
             &[&show[..], &["--stream", "b0-inc0"]].concat(),
             "init_cls` is 0",
         ),
+        (
+            &[
+                "pretrain",
+                "--epochs",
+                "0",
+                "--run",
+                "made",
+                "--data-dir",
+                data_dir,
+            ],
+            "n_epochs",
+        ),
+        (
+            &[
+                "train",
+                "--set",
+                "method.projections=[]",
+                "--data-dir",
+                data_dir,
+            ],
+            "method.projections",
+        ),
+        (
+            &["train", "--set", "method.rank=500", "--data-dir", data_dir],
+            "rank 500",
+        ),
     ] {
         let found = sdlora(home.path(), args);
         assert_eq!(found.status.code(), Some(2), "{args:?}: {}", err(&found));
         assert!(err(&found).contains(part), "{args:?}: {}", err(&found));
     }
+    // Nothing was made on the way: neither the folder of the one nor those of the others.
+    assert!(!home.path().join("made").exists());
+    let runs = fs::read_dir(home.path().join("runs"));
+    assert_eq!(runs.map_or(0, Iterator::count), 0);
 }

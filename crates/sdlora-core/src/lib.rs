@@ -12,9 +12,9 @@
 //! | all directions and magnitudes of a model | [`Adapter`] |
 //! | W0 + Σ α_k D_k | [`effective_weight`], used by [`adapted_linear`] |
 //!
-//! The crate knows linear maps, not images, tasks' data or transformers. The sum is formed in
-//! weight space once per step, so a step costs the same after twenty tasks as after one; see
-//! [`UpdateForm`] for the one place that may choose otherwise.
+//! The crate knows linear maps, not images, tasks' data or transformers. On `flex` and in `f32` the sum
+//! is formed in weight space once per step, so a step costs the same after twenty tasks as after one;
+//! elsewhere [`UpdateForm`] chooses, and half types never add an update to a weight.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};

@@ -1,20 +1,18 @@
-//! Every case of `metrics.json` against the values in the file; percent there, fractions here.
+//! Every accuracy matrix of the golden folder against the values beside it; percent there, fractions here.
 
 // Clippy spares the unwraps of test functions only, not those of their helpers.
 #![allow(clippy::unwrap_used)]
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
-use sdlora_testkit::{MetricsCase, MetricsFile};
+use sdlora_testkit::{Compared, MetricsCase, MetricsFile};
 
 /// Stated in the golden folder's README, in percent.
 const TOLERANCE: f64 = 1e-9;
 
 #[test]
 fn every_metric_of_every_case() {
-    let Some(file) = MetricsFile::load() else {
-        return;
-    };
-    for case in &file.cases {
+    let mut compared = Compared::new("accuracy matrices");
+    for case in MetricsFile::all().iter().flat_map(|file| &file.cases) {
         let summary = Summary::of(&matrix(case));
         let expected = &case.expected;
         let name = &case.name;
@@ -57,8 +55,10 @@ fn every_metric_of_every_case() {
                 expected.forward_transfer,
             ),
         ];
+        let mut n_stated = 0;
         for (metric, actual, expected) in numbers {
             if let Some(expected) = expected {
+                n_stated += 1;
                 compare(
                     &format!("case {name}: {metric}"),
                     actual.as_slice(),
@@ -87,12 +87,18 @@ fn every_metric_of_every_case() {
         ];
         for (metric, actual, expected) in lists {
             let Some(expected) = expected else { continue };
+            n_stated += 1;
             compare(
                 &format!("case {name}: {metric}"),
                 actual.as_deref().unwrap_or_default(),
                 expected.as_deref().unwrap_or_default(),
             );
         }
+        assert!(
+            n_stated > 0,
+            "case {name} states no metric that is known here"
+        );
+        compared.add(name);
     }
 }
 

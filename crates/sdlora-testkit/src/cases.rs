@@ -1,13 +1,13 @@
-//! The cases of `metrics.json` and `optim.json`, as plain data.
+//! The cases of accuracy matrices (`metrics.json`) and of optimisers (`optim.json`), as plain data.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-use crate::golden_file;
+use crate::discover::golden_json_with;
 
-/// All cases of `metrics.json`.
+/// All cases of a file of accuracy matrices, as `metrics.json` is one.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MetricsFile {
     /// The cases, in file order.
@@ -15,14 +15,18 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Reads `metrics.json` from the golden folder, `None` if it is absent.
+    /// Reads every file of the golden folder that holds accuracy matrices, by whatever name.
     ///
     /// # Panics
     ///
-    /// If the file is there but unreadable or of another form.
+    /// If one is unreadable or of another form.
     #[track_caller]
-    pub fn load() -> Option<Self> {
-        golden_file("metrics.json").map(|path| read_json(&path))
+    pub fn all() -> Vec<Self> {
+        let files = golden_json_with(&["cases"]).into_iter();
+        files
+            .filter(|(_, value)| value["cases"][0].get("R").is_some())
+            .map(|(path, value)| typed(&path, value))
+            .collect()
     }
 }
 
@@ -89,7 +93,7 @@ pub struct ExpectedMetrics {
     pub forward_transfer: Option<Option<f64>>,
 }
 
-/// `optim.json`: trajectories on f(p) = ½ (p−c)ᵀ H (p−c).
+/// A file as `optim.json`: trajectories on f(p) = ½ (p−c)ᵀ H (p−c).
 #[derive(Debug, Clone, Deserialize)]
 pub struct OptimFile {
     /// Symmetric matrix H, by rows.
@@ -104,14 +108,15 @@ pub struct OptimFile {
 }
 
 impl OptimFile {
-    /// Reads `optim.json` from the golden folder, `None` if it is absent.
+    /// Reads every file of the golden folder that holds trajectories of optimisers, by whatever name.
     ///
     /// # Panics
     ///
-    /// If the file is there but unreadable or of another form.
+    /// If one is unreadable or of another form.
     #[track_caller]
-    pub fn load() -> Option<Self> {
-        golden_file("optim.json").map(|path| read_json(&path))
+    pub fn all() -> Vec<Self> {
+        let files = golden_json_with(&["H", "c", "p0", "cases"]).into_iter();
+        files.map(|(path, value)| typed(&path, value)).collect()
     }
 }
 
@@ -188,11 +193,9 @@ where
 }
 
 #[track_caller]
-fn read_json<T: DeserializeOwned>(path: &Path) -> T {
-    let text = std::fs::read_to_string(path)
-        .unwrap_or_else(|err| panic!("cannot read golden file {}: {err}", path.display()));
-    serde_json::from_str(&text)
-        .unwrap_or_else(|err| panic!("cannot parse {}: {err}", path.display()))
+fn typed<T: DeserializeOwned>(path: &Path, value: serde_json::Value) -> T {
+    serde_json::from_value(value)
+        .unwrap_or_else(|err| panic!("{} has another form: {err}", path.display()))
 }
 
 #[cfg(test)]
@@ -222,10 +225,7 @@ mod tests {
 
     #[test]
     fn every_metrics_case_is_well_formed() {
-        let Some(file) = MetricsFile::load() else {
-            return;
-        };
-        for case in &file.cases {
+        for case in MetricsFile::all().iter().flat_map(|file| &file.cases) {
             let n_tasks = case.accuracy.len();
             for (after, row) in case.accuracy.iter().enumerate() {
                 assert!(
@@ -240,10 +240,11 @@ mod tests {
 
     #[test]
     fn every_optimiser_case_is_well_formed() {
-        let Some(file) = OptimFile::load() else {
-            return;
-        };
-        for (name, case) in &file.cases {
+        let files = OptimFile::all();
+        let cases = files
+            .iter()
+            .flat_map(|file| file.cases.iter().map(move |case| (file, case)));
+        for (file, (name, case)) in cases {
             let n_steps = case.lr.len();
             assert_eq!(case.loss_before_step.len(), n_steps, "case {name}");
             assert_eq!(case.grad.len(), n_steps, "case {name}");

@@ -1,12 +1,15 @@
 //! Golden files: reference values computed outside this workspace, described in `golden/README.md`.
 //!
-//! Tests look a file up with [`golden_file`] or [`golden_matching`] and pass over what is absent, so that a folder
-//! given by `SDLORA_GOLDEN` may hold fewer files or more without a change of code.
+//! Tests find their files by what those hold, see [`discover`](crate::discover), so that a folder given by
+//! `SDLORA_GOLDEN` needs no change of code. What can only be read by name comes from [`golden_file`], which fails where
+//! there is none.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::discover::nothing_of;
 
 /// Name of the environment variable that replaces the folder of golden files.
 pub const GOLDEN_VAR: &str = "SDLORA_GOLDEN";
@@ -15,40 +18,26 @@ pub const GOLDEN_VAR: &str = "SDLORA_GOLDEN";
 pub fn golden_dir() -> PathBuf {
     match std::env::var_os(GOLDEN_VAR) {
         Some(dir) if !dir.is_empty() => dir.into(),
-        _ => Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"),
+        _ => repository_dir(),
     }
 }
 
-/// Path of the golden file `name`, `None` if the folder lacks it.
-pub fn golden_file(name: &str) -> Option<PathBuf> {
-    Some(golden_dir().join(name)).filter(|path| path.is_file())
+/// The golden folder of the repository, whatever the variable says: for what is not compared with values, such as files to
+/// damage.
+pub fn repository_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 
-/// Paths of all golden files whose name starts with `prefix` and ends with `suffix`, sorted; empty if there is none.
-pub fn golden_matching(prefix: &str, suffix: &str) -> Vec<PathBuf> {
-    matching_in(&golden_dir(), prefix, suffix)
-}
-
-fn matching_in(dir: &Path, prefix: &str, suffix: &str) -> Vec<PathBuf> {
-    let matches = |name: &str| {
-        name.len() >= prefix.len() + suffix.len()
-            && name.starts_with(prefix)
-            && name.ends_with(suffix)
-    };
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(matches)
-        })
-        .collect();
-    paths.sort();
-    paths
+/// Path of the golden file `name`.
+///
+/// # Panics
+///
+/// If the folder lacks it: a test that has nothing to compare with fails.
+#[track_caller]
+pub fn golden_file(name: &str) -> PathBuf {
+    let path = golden_dir().join(name);
+    assert!(path.is_file(), "{}", nothing_of(&format!("file `{name}`")));
+    path
 }
 
 /// An opened safetensors file.
@@ -89,6 +78,12 @@ impl Golden {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned()
+    }
+
+    /// Text that the file carries beside its tensors under that key.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes).ok()?;
+        header.metadata().as_ref()?.get(key).cloned()
     }
 
     /// Names of all tensors, sorted.
@@ -223,6 +218,7 @@ fn decode<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discover::below;
     use crate::{Tolerance, assert_close, test_device};
     use safetensors::serialize;
 
@@ -291,19 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_by_prefix_and_suffix() {
-        let (dir, _) = example();
-        std::fs::write(dir.join("example_0.safetensors"), b"").unwrap();
-        std::fs::write(dir.join("example_2.json"), b"").unwrap();
-        let names: Vec<String> = matching_in(&dir, "example_", ".safetensors")
-            .iter()
-            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-            .collect();
-        assert_eq!(names, ["example_0.safetensors", "example_1.safetensors"]);
-        // Prefix and suffix may not share characters of the name.
-        assert!(matching_in(&dir, "example_2.", ".json").is_empty());
-        assert!(matching_in(&dir.join("absent"), "", "").is_empty());
-        std::fs::remove_dir_all(dir).unwrap();
+    #[should_panic(expected = "compared nothing")]
+    fn a_file_that_is_not_there_is_no_success() {
+        golden_file("no such file");
     }
 
     #[test]
@@ -334,7 +320,7 @@ mod tests {
 
     #[test]
     fn every_golden_file_opens() {
-        for path in golden_matching("", ".safetensors") {
+        for path in below(&golden_dir(), "safetensors") {
             let golden = Golden::open(&path);
             assert!(!golden.names().is_empty(), "{} is empty", path.display());
         }

@@ -5,27 +5,30 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`golden`] | finds golden files and opens safetensors |
-//! | [`cases`] | the cases of `metrics.json` and `optim.json` |
+//! | [`golden`] | the golden folder, and safetensors opened |
+//! | [`discover`] | finds golden files by what they hold, and counts what was compared |
+//! | [`cases`] | the cases of accuracy matrices and optimisers |
 //! | [`close`] | comparison of tensors and slices within a [`Tolerance`] |
 //! | [`device`] | the one place that chooses the device of the whole test suite |
 //! | [`mutations`] | damaged files, and how many of them |
 //! | [`toy`] | small class-dependent images |
 //!
 //! ```
-//! use sdlora_testkit::{Golden, Tolerance, assert_close, golden_matching, test_device};
+//! use sdlora_testkit::{Compared, Tolerance, assert_close, golden_with, test_device};
 //!
-//! // Cases are discovered, never listed: the folder may lack files or hold more of them.
-//! for path in golden_matching("sdlora_a_", ".safetensors") {
-//!     let golden = Golden::open(&path);
-//!     let alpha = golden.tensor::<1>("alpha", &test_device());
-//!     assert_close(alpha, golden.f32("alpha"), Tolerance::Abs(0.0), "alpha");
+//! // Cases are discovered by the tensors they have, never listed. Without any, the test fails.
+//! let mut compared = Compared::new("SD-LoRA layers");
+//! for golden in golden_with(&["ranks", "layer0.qkv.bias"]) {
+//!     let bias = golden.tensor::<1>("layer0.qkv.bias", &test_device());
+//!     assert_close(bias, golden.f32("layer0.qkv.bias"), Tolerance::Abs(0.0), "bias");
+//!     compared.add(golden.stem());
 //! }
 //! ```
 
 pub mod cases;
 pub mod close;
 pub mod device;
+pub mod discover;
 pub mod golden;
 pub mod mutations;
 pub mod toy;
@@ -33,4 +36,5 @@ pub mod toy;
 pub use cases::{ExpectedMetrics, MetricsCase, MetricsFile, OptimCase, OptimConfig, OptimFile};
 pub use close::{Tolerance, Values, assert_close};
 pub use device::{test_device, test_device_autodiff};
-pub use golden::{Golden, golden_dir, golden_file, golden_matching};
+pub use discover::{Compared, golden_json_with, golden_with};
+pub use golden::{Golden, golden_dir, golden_file, repository_dir};

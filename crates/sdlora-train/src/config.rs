@@ -229,15 +229,28 @@ impl RunConfig {
                 return Err(TrainError::setting(name, value, "at least 1"));
             }
         }
-        self.optimizer.check()?;
-        self.optimizer_of(0).check()?;
+        for (n_epochs, optimizer) in [
+            (self.n_epochs, &self.optimizer),
+            (self.n_epochs_of(0), self.optimizer_of(0)),
+        ] {
+            optimizer.check()?;
+            optimizer.check_epochs(n_epochs)?;
+        }
         for expected in &self.expected {
             expected.check()?;
         }
         self.transform.init()?;
         // A plan does not change with a file.
         self.stream = self.stream.inlined()?;
+        self.stream.check()?;
         let method = methods::build(&self.method.name, &self.method.options)?;
+        if self.gradient_checkpointing && method.has_prompts() {
+            return Err(TrainError::setting(
+                "gradient_checkpointing",
+                true,
+                "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
+            ));
+        }
         let chosen = self.head.get_or_insert_with(|| method.default_head());
         let head = chosen.build()?;
         if !method.takes_steps() && head.needs_steps() {

@@ -456,15 +456,15 @@ mod tests {
 
     #[test]
     fn designs_and_bases_agree_with_the_published_procedure_in_numpy() {
-        let Some(path) = sdlora_testkit::golden_file("dualgpm.json") else {
-            assert!(
-                std::env::var_os("SDLORA_GOLDEN").is_some(),
-                "the golden files are missing"
-            );
-            return;
-        };
-        let golden: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut compared = sdlora_testkit::Compared::new("memories of gradient spaces");
+        let files = sdlora_testkit::golden_json_with(&["width", "rank", "tasks"]);
+        for (path, golden) in files {
+            agrees_with_numpy(&golden);
+            compared.add(path.display().to_string());
+        }
+    }
+
+    fn agrees_with_numpy(golden: &serde_json::Value) {
         let numbers = |value: &serde_json::Value| -> Vec<f64> {
             let values = value.as_array().unwrap().iter();
             values.map(|v| v.as_f64().unwrap()).collect()

@@ -176,7 +176,38 @@ impl OptimizerConfig {
             Schedule::MultiStep { gamma, .. } if !(gamma.is_finite() && *gamma > 0.0) => {
                 refuse("schedule.gamma", *gamma, "a finite number greater than 0")
             }
+            Schedule::MultiStep { milestones, .. }
+                if milestones.is_empty() || milestones.windows(2).any(|m| m[0] >= m[1]) =>
+            {
+                Err(TrainError::setting(
+                    "optimizer.schedule.milestones",
+                    format!("{milestones:?}"),
+                    "one epoch or more, from 0, each once and in ascending order",
+                ))
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// Checks that everything in the schedule happens in a task of so many epochs.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] for a milestone behind the last epoch.
+    pub fn check_epochs(&self, n_epochs: usize) -> Result<(), TrainError> {
+        let Schedule::MultiStep { milestones, .. } = &self.schedule else {
+            return Ok(());
+        };
+        match milestones.iter().find(|&&milestone| milestone >= n_epochs) {
+            None => Ok(()),
+            Some(_) => Err(TrainError::setting(
+                "optimizer.schedule.milestones",
+                format!("{milestones:?}"),
+                format!(
+                    "epochs from 0 to {}, because a task has {n_epochs}; a later one never comes",
+                    n_epochs.saturating_sub(1)
+                ),
+            )),
         }
     }
 

@@ -84,27 +84,38 @@ impl PretrainConfig {
         let config: Self = toml::from_str(text).map_err(|source| TrainError::Config {
             source: Box::new(source),
         })?;
-        config.backbone.check()?;
-        config.optimizer.check()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks that the settings hold together.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] naming the first one that does not.
+    pub fn check(&self) -> Result<(), TrainError> {
+        self.backbone.check()?;
+        self.transform.init()?;
+        self.optimizer.check()?;
         for (name, value) in [
-            ("n_epochs", config.n_epochs),
-            ("batch_size", config.batch_size),
-            ("checkpoint_every", config.checkpoint_every),
+            ("n_epochs", self.n_epochs),
+            ("batch_size", self.batch_size),
+            ("checkpoint_every", self.checkpoint_every),
         ] {
             if value == 0 {
                 return Err(TrainError::setting(name, value, "at least 1"));
             }
         }
-        if config.transform.side != config.backbone.image_size
-            || config.transform.channels.count() != config.backbone.n_channels
+        if self.transform.side != self.backbone.image_size
+            || self.transform.channels.count() != self.backbone.n_channels
         {
             return Err(TrainError::setting(
                 "transform.side",
-                config.transform.side,
+                self.transform.side,
                 "the image size and channels of the backbone",
             ));
         }
-        Ok(config)
+        self.optimizer.check_epochs(self.n_epochs)
     }
 }
 
@@ -144,147 +155,189 @@ struct Position {
     mark: Option<u64>,
 }
 
-/// Runs pre-training in the folder of `lock`, continuing from the newest checkpoint if there is one, and returns
-/// the backbone on `device` without autodiff.
-///
-/// # Errors
-///
-/// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Unsound`] for parameters that are none
-/// before a checkpoint, [`TrainError::DataChanged`] when the data set is not
-/// the one it was started on, [`TrainError::Stopped`] when the observer wants it, and those of images and files.
-pub fn pretrain(
-    config: &PretrainConfig,
-    dataset: Arc<dyn Dataset>,
-    device: &Device,
-    lock: &FolderLock,
-    observer: &mut dyn Observer,
-) -> Result<(Vit, PretrainLog), TrainError> {
-    let folder = lock.folder();
-    let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::joint())?;
-    let task = &stream.tasks()[0];
-    let transform = config.transform.init()?;
-    let fingerprint = Fingerprint::of(dataset.as_ref(), None);
-    let source = Arc::new(ImageSource::new(
-        dataset,
-        &task.train,
-        transform,
-        Cache::Memory,
-    )?);
-    let loader = LoaderConfig::training(config.batch_size)
-        .with_last_batch(LastBatch::Drop)
-        .init(source, config.seed)?;
+/// A pre-training run before its first step: nothing is left that settings or data could refuse, and nothing
+/// has been written.
+pub struct Pretraining<'a> {
+    config: &'a PretrainConfig,
+    loader: Loader,
+    n_classes: usize,
+    model: Classifier,
+    fingerprint: Fingerprint,
+    device: Device,
+}
 
-    let autodiff = device.clone().autodiff();
-    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut model = Classifier {
-        backbone: Vit::init(&config.backbone, &mut rng, &autodiff)?,
-        head: CosineHead::init(
-            config.backbone.d_model,
-            stream.n_classes(),
-            config.cosine_scale,
-            &mut rng,
-            &autodiff,
-        ),
-    };
-    let mut optimizer = config.optimizer.init();
-    let mut log = PretrainLog::default();
-    let checkpoints = folder.join("checkpoints");
-    files::clean(folder);
-    checkpoint::clean(&checkpoints);
-    match checkpoint::latest(&checkpoints) {
-        Some(path) => {
-            fingerprint.check(folder)?;
-            let saved = checkpoint::load::<Position>(&path)?;
-            model = model
-                .try_load_record(saved.model)
-                .map_err(|e| TrainError::checkpoint(&path, e.to_string()))?;
-            if let Some(record) = saved.optimizer {
-                optimizer = optimizer.load_record(record);
-            }
-            log = saved.state.log;
-            observer.event(&Event::Resumed {
-                path: Some(&path),
-                task_idx: 0,
-                n_steps: log.n_epochs_done * loader.n_batches() + log.n_steps_done,
-                mark: saved.state.mark,
-            });
-        }
-        None if fingerprint.compare(folder)? != Compared::Unknown => {
-            observer.event(&Event::Resumed {
-                path: None,
-                task_idx: 0,
-                n_steps: 0,
-                mark: Some(0),
-            });
-        }
-        None => {}
+impl<'a> Pretraining<'a> {
+    /// Makes the images ready and draws the weights; what is trained will lie on `device`.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] for settings that do not hold together or do not fit the data set, and those of
+    /// images.
+    pub fn prepare(
+        config: &'a PretrainConfig,
+        dataset: Arc<dyn Dataset>,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        config.check()?;
+        let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::joint())?;
+        let task = &stream.tasks()[0];
+        let transform = config.transform.init()?;
+        let fingerprint = Fingerprint::of(dataset.as_ref(), None);
+        let source = Arc::new(ImageSource::new(
+            dataset,
+            &task.train,
+            transform,
+            Cache::Memory,
+        )?);
+        let loader = LoaderConfig::training(config.batch_size)
+            .with_last_batch(LastBatch::Drop)
+            .init(source, config.seed)?;
+
+        let autodiff = device.clone().autodiff();
+        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+        let model = Classifier {
+            backbone: Vit::init(&config.backbone, &mut rng, &autodiff)?,
+            head: CosineHead::init(
+                config.backbone.d_model,
+                stream.n_classes(),
+                config.cosine_scale,
+                &mut rng,
+                &autodiff,
+            ),
+        };
+        Ok(Self {
+            config,
+            loader,
+            n_classes: stream.n_classes(),
+            model,
+            fingerprint,
+            device: device.clone(),
+        })
     }
-    fingerprint.write(folder)?;
 
-    let n_steps = config.n_epochs * loader.n_batches();
-    let none = Updates::default();
-    observer.event(&Event::TaskStarted {
-        task_idx: 0,
-        n_tasks: 1,
-        n_new_classes: stream.n_classes(),
-        n_seen_classes: stream.n_classes(),
-        n_images: loader.n_samples(),
-        n_steps,
-        n_trained: model.num_params(),
-    });
-    for epoch in log.n_epochs_done..config.n_epochs {
-        let (start, before) = (Instant::now(), log.seconds);
-        let batches = loader.epoch(epoch, &autodiff).skip_to(log.n_steps_done)?;
-        for batch in batches {
-            let batch = batch?;
-            let step = epoch * loader.n_batches() + batch.idx;
-            let factor = config.optimizer.lr_factor(step, n_steps, epoch);
-            let n_images = batch.len();
-            let logits = model
-                .head
-                .forward(model.backbone.forward(batch.images, &none));
-            let loss = cross_entropy(logits, batch.labels);
-            let value = f64::from(loss.clone().into_scalar::<f32>());
-            if !value.is_finite() {
-                return Err(TrainError::Diverged {
+    /// Runs in the folder of `lock`, continuing from the newest checkpoint if there is one, and returns the
+    /// backbone without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Unsound`] for parameters that are
+    /// none before a checkpoint, [`TrainError::DataChanged`] when the data set is not the one it was started
+    /// on, [`TrainError::Stopped`] when the observer wants it, and those of images and files.
+    pub fn run(
+        self,
+        lock: &FolderLock,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vit, PretrainLog), TrainError> {
+        let Self {
+            config,
+            loader,
+            n_classes,
+            mut model,
+            fingerprint,
+            device,
+        } = self;
+        let (folder, autodiff) = (lock.folder(), device.autodiff());
+        let mut optimizer = config.optimizer.init();
+        let mut log = PretrainLog::default();
+        let checkpoints = folder.join("checkpoints");
+        files::clean(folder);
+        checkpoint::clean(&checkpoints);
+        match checkpoint::latest(&checkpoints) {
+            Some(path) => {
+                fingerprint.check(folder)?;
+                let saved = checkpoint::load::<Position>(&path)?;
+                model = model
+                    .try_load_record(saved.model)
+                    .map_err(|e| TrainError::checkpoint(&path, e.to_string()))?;
+                if let Some(record) = saved.optimizer {
+                    optimizer = optimizer.load_record(record);
+                }
+                log = saved.state.log;
+                observer.event(&Event::Resumed {
+                    path: Some(&path),
                     task_idx: 0,
+                    n_steps: log.n_epochs_done * loader.n_batches() + log.n_steps_done,
+                    mark: saved.state.mark,
+                });
+            }
+            None if fingerprint.compare(folder)? != Compared::Unknown => {
+                observer.event(&Event::Resumed {
+                    path: None,
+                    task_idx: 0,
+                    n_steps: 0,
+                    mark: Some(0),
+                });
+            }
+            None => {}
+        }
+        fingerprint.write(folder)?;
+
+        let n_steps = config.n_epochs * loader.n_batches();
+        let none = Updates::default();
+        observer.event(&Event::TaskStarted {
+            task_idx: 0,
+            n_tasks: 1,
+            n_new_classes: n_classes,
+            n_seen_classes: n_classes,
+            n_images: loader.n_samples(),
+            n_steps,
+            n_trained: model.num_params(),
+        });
+        for epoch in log.n_epochs_done..config.n_epochs {
+            let (start, before) = (Instant::now(), log.seconds);
+            let batches = loader.epoch(epoch, &autodiff).skip_to(log.n_steps_done)?;
+            for batch in batches {
+                let batch = batch?;
+                let step = epoch * loader.n_batches() + batch.idx;
+                let factor = config.optimizer.lr_factor(step, n_steps, epoch);
+                let n_images = batch.len();
+                let logits = model
+                    .head
+                    .forward(model.backbone.forward(batch.images, &none));
+                let loss = cross_entropy(logits, batch.labels);
+                let value = f64::from(loss.clone().into_scalar::<f32>());
+                if !value.is_finite() {
+                    return Err(TrainError::Diverged {
+                        task_idx: 0,
+                        step,
+                        loss: value,
+                    });
+                }
+                model = config.optimizer.step(&mut optimizer, model, &loss, factor);
+                log.loss_sum += value;
+                log.n_steps_done += 1;
+                log.seconds = before + start.elapsed().as_secs_f64();
+                observer.event(&Event::Step {
+                    task_idx: 0,
+                    epoch,
                     step,
+                    n_steps,
+                    n_images,
                     loss: value,
+                    lr: config.optimizer.lr * factor,
                 });
+                if observer.wants_stop() {
+                    let path = save(lock, &model, &optimizer, &log, step + 1, observer)?;
+                    return Err(TrainError::Stopped {
+                        path: Some(path),
+                        task_idx: 0,
+                        n_steps: step + 1,
+                    });
+                }
             }
-            model = config.optimizer.step(&mut optimizer, model, &loss, factor);
-            log.loss_sum += value;
-            log.n_steps_done += 1;
+            log.losses.push(log.loss_sum / loader.n_batches() as f64);
+            (log.n_steps_done, log.loss_sum) = (0, 0.0);
+            log.n_epochs_done = epoch + 1;
             log.seconds = before + start.elapsed().as_secs_f64();
-            observer.event(&Event::Step {
-                task_idx: 0,
-                epoch,
-                step,
-                n_steps,
-                n_images,
-                loss: value,
-                lr: config.optimizer.lr * factor,
-            });
-            if observer.wants_stop() {
-                let path = save(lock, &model, &optimizer, &log, step + 1, observer)?;
-                return Err(TrainError::Stopped {
-                    path: Some(path),
-                    task_idx: 0,
-                    n_steps: step + 1,
-                });
+            if log.n_epochs_done % config.checkpoint_every == 0
+                || log.n_epochs_done == config.n_epochs
+            {
+                let n_steps = log.n_epochs_done * loader.n_batches();
+                save(lock, &model, &optimizer, &log, n_steps, observer)?;
             }
         }
-        log.losses.push(log.loss_sum / loader.n_batches() as f64);
-        (log.n_steps_done, log.loss_sum) = (0, 0.0);
-        log.n_epochs_done = epoch + 1;
-        log.seconds = before + start.elapsed().as_secs_f64();
-        if log.n_epochs_done % config.checkpoint_every == 0 || log.n_epochs_done == config.n_epochs
-        {
-            let n_steps = log.n_epochs_done * loader.n_batches();
-            save(lock, &model, &optimizer, &log, n_steps, observer)?;
-        }
+        Ok((model.valid().backbone, log))
     }
-    Ok((model.valid().backbone, log))
 }
 
 /// Writes a checkpoint and removes the others.

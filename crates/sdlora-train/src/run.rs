@@ -229,5 +229,9 @@ pub(crate) fn new_model(
     let vit = backbone.config();
     check_input(&config.transform, vit, &path)?;
     let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections()))?;
+    for rank in method.ranks() {
+        adapter.check_rank(rank)?;
+    }
+    method.check_shape(vit)?;
     Ok(Model::new(backbone, adapter))
 }

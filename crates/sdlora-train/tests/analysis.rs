@@ -9,21 +9,26 @@ mod toy;
 
 use sdlora_testkit::test_device;
 use sdlora_train::analysis::{
-    Refit, TrainedRun, Trajectory, direction_residuals, head_norms, parts, straight_path,
-    task_optima, update_scale,
+    LogitTable, Refit, TaskState, TrainedRun, Trajectory, direction_residuals, head_norms, parts,
+    straight_path, task_optima, update_scale,
 };
-use sdlora_train::{FeatureTable, Finished, RunConfig, Start, TrainError, accuracy};
+use sdlora_train::{FeatureTable, Finished, Model, RunConfig, Start, TrainError, accuracy};
 use toy::{Bench, data_dir};
 
-/// A run of two tasks of three classes, and the same run opened again.
-fn opened(bench: &Bench, method: &str, change: fn(&mut RunConfig)) -> (Finished, TrainedRun) {
+/// A run of two tasks of three classes in the folder `name`, and the same run opened again.
+fn opened(
+    bench: &Bench,
+    name: &str,
+    method: &str,
+    change: fn(&mut RunConfig),
+) -> (Finished, TrainedRun) {
     let plan = || {
         let mut config = bench.config(method);
         change(&mut config);
         config.check().unwrap()
     };
-    let finished = bench.run("run", &plan(), Start::Fresh).unwrap();
-    let run = TrainedRun::open(&bench.path("run"), plan(), &data_dir(), &test_device()).unwrap();
+    let finished = bench.run(name, &plan(), Start::Fresh).unwrap();
+    let run = TrainedRun::open(&bench.path(name), plan(), &data_dir(), &test_device()).unwrap();
     (finished, run)
 }
 
@@ -32,7 +37,7 @@ const SDLORA: &str = "name = \"sdlora\"\nrank = 4";
 #[test]
 fn the_trajectory_repeats_the_accuracies_of_the_run() {
     let bench = Bench::new();
-    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let (finished, run) = opened(&bench, "run", SDLORA, |_| {});
     let mut told = Vec::new();
     let found = Trajectory::of(&run, &mut |round| told.push(round)).unwrap();
     assert_eq!((told, &found.rounds), (vec![0, 1], &vec![0, 1]));
@@ -46,31 +51,113 @@ fn the_trajectory_repeats_the_accuracies_of_the_run() {
             assert!(state.accuracy_in_task == state.accuracy || n_lost > 0);
         }
         let newest = &row[after];
-        assert!((newest.cosine - 1.0).abs() < 1e-6 && newest.relative_change < 1e-6);
+        let (cosine, change) = (newest.cosine.unwrap(), newest.relative_change.unwrap());
+        assert!((cosine - 1.0).abs() < 1e-6 && change < 1e-6);
         assert!(newest.cosine_to_base < 1.0);
     }
     let old = &found.states[1][0];
-    assert!(old.cosine < 1.0 && old.relative_change > 0.0);
+    assert!(old.cosine.unwrap() < 1.0 && old.relative_change.unwrap() > 0.0);
     assert_eq!(found.states[0][0].n_lost_later, 0);
     assert_eq!(found.last.n_classes, 6);
     let total = accuracy(&found.last.predict(), &found.last.labels);
     let refit = Refit::of(&run, &found.last).unwrap();
     assert_eq!(refit.own, total);
-    for value in [refit.base, refit.stale, refit.fresh, refit.own_levelled] {
-        assert!((0.0..=1.0).contains(&value));
+    // And each other number is that of its definition, written out.
+    let models = [0, 1].map(|round| run.model_after(round).unwrap().0);
+    let train = |of_rounds: [&Model; 2]| {
+        let tables = of_rounds.iter().enumerate();
+        let tables = tables.map(|(round, model)| run.train_features(round, model).unwrap());
+        joined(tables)
+    };
+    let loaders = run.test_loaders().unwrap();
+    let test = |model| joined(run.test_features(model, &loaders).unwrap());
+    let (base, end) = (run.base(), &models[1]);
+    let by_hand = by_class_means(&train([base, base]), &test(base));
+    assert_eq!(refit.base, by_hand);
+    assert_eq!(refit.fresh, by_class_means(&train([end, end]), &test(end)));
+    let by_hand = by_class_means(&train([&models[0], end]), &test(end));
+    assert_eq!(refit.stale, Some(by_hand));
+    assert_eq!(refit.own_levelled, levelled_by_hand(&found.last, 3));
+    let largest = [refit.base, refit.fresh, refit.own, refit.own_levelled];
+    assert!(
+        largest.iter().any(|&v| v > 1.0 / 6.0),
+        "nothing is learned: {refit:?}"
+    );
+    assert!(refit.base != refit.fresh, "{refit:?}");
+}
+
+/// The rows of several tables.
+fn joined(tables: impl IntoIterator<Item = FeatureTable>) -> FeatureTable {
+    tables
+        .into_iter()
+        .fold(FeatureTable::default(), |mut all, table| {
+            all.d_model = table.d_model;
+            all.features.extend(table.features);
+            all.labels.extend(table.labels);
+            all
+        })
+}
+
+/// Accuracy on `test` by the largest inner product with the sum of the unit-length rows of a class of
+/// `train`, brought to unit length.
+fn by_class_means(train: &FeatureTable, test: &FeatureTable) -> f64 {
+    let d = train.d_model;
+    let unit = |row: &[f64]| -> Vec<f64> {
+        let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        row.iter().map(|v| v / length).collect()
+    };
+    let row = |table: &FeatureTable, i: usize| -> Vec<f64> {
+        table.row(i).iter().map(|&v| f64::from(v)).collect()
+    };
+    let n_classes = train.labels.iter().max().unwrap() + 1;
+    let mut sums = vec![vec![0.0; d]; n_classes];
+    for (i, &label) in train.labels.iter().enumerate() {
+        for (sum, v) in sums[label].iter_mut().zip(unit(&row(train, i))) {
+            *sum += v;
+        }
     }
+    let means: Vec<Vec<f64>> = sums.iter().map(|sum| unit(sum)).collect();
+    let is_right = |i: &usize| {
+        let row = row(test, *i);
+        let score = |mean: &Vec<f64>| row.iter().zip(mean).map(|(a, b)| a * b).sum::<f64>();
+        let own = score(&means[test.labels[*i]]);
+        means.iter().all(|mean| score(mean) <= own)
+    };
+    (0..test.len()).filter(is_right).count() as f64 / test.len() as f64
+}
+
+/// Accuracy with the mean largest logit of every task on the images of others taken off its classes;
+/// every task has `n` classes.
+fn levelled_by_hand(table: &LogitTable, n: usize) -> f64 {
+    let top = |i: usize, task: usize| {
+        let block = &table.row(i)[task * n..(task + 1) * n];
+        block.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    };
+    let levels: Vec<f32> = (0..table.n_classes / n)
+        .map(|task| {
+            let foreign = (0..table.len()).filter(|&i| table.labels[i] / n != task);
+            let tops: Vec<f64> = foreign.map(|i| f64::from(top(i, task))).collect();
+            (tops.iter().sum::<f64>() / tops.len() as f64) as f32
+        })
+        .collect();
+    let is_right = |i: &usize| {
+        let score = |label: usize| table.row(*i)[label] - levels[label / n];
+        let own = score(table.labels[*i]);
+        (0..table.n_classes).all(|label| score(label) <= own)
+    };
+    (0..table.len()).filter(is_right).count() as f64 / table.len() as f64
 }
 
 #[test]
 fn frozen_features_do_not_drift_and_the_weights_do_not_change() {
     let bench = Bench::new();
-    let (_, run) = opened(&bench, "name = \"linear\"", |_| {});
+    let (_, run) = opened(&bench, "run", "name = \"linear\"", |_| {});
     let found = Trajectory::of(&run, &mut |_| {}).unwrap();
     let old = &found.states[1][0];
-    assert!((old.cosine - 1.0).abs() < 1e-6 && (old.cosine_to_base - 1.0).abs() < 1e-6);
-    assert_eq!(old.relative_change, 0.0);
+    assert!((old.cosine.unwrap() - 1.0).abs() < 1e-6 && (old.cosine_to_base - 1.0).abs() < 1e-6);
+    assert_eq!(old.relative_change, Some(0.0));
     let refit = Refit::of(&run, &found.last).unwrap();
-    assert_eq!((refit.stale, refit.base), (refit.fresh, refit.fresh));
+    assert_eq!((refit.stale, refit.base), (Some(refit.fresh), refit.fresh));
     assert!(update_scale(&run).unwrap().sites.is_empty());
     assert!(direction_residuals(&run).unwrap().1.is_empty());
 }
@@ -78,7 +165,7 @@ fn frozen_features_do_not_drift_and_the_weights_do_not_change() {
 #[test]
 fn the_ends_of_a_path_are_the_checkpoints() {
     let bench = Bench::new();
-    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let (finished, run) = opened(&bench, "run", SDLORA, |_| {});
     let path = straight_path(&run, 0, 1, 2, 4).unwrap().unwrap();
     let lambdas: Vec<f64> = path.iter().map(|p| p.lambda).collect();
     assert_eq!(lambdas, [0.0, 0.25, 0.5, 0.75, 1.0]);
@@ -102,7 +189,7 @@ fn the_ends_of_a_path_are_the_checkpoints() {
 #[test]
 fn the_scale_is_that_of_the_update_and_only_adapted_sites_are_listed() {
     let bench = Bench::new();
-    let (_, run) = opened(&bench, SDLORA, |_| {});
+    let (_, run) = opened(&bench, "run", SDLORA, |_| {});
     let scale = update_scale(&run).unwrap();
     let names: Vec<&str> = scale.projections().iter().map(|p| p.name()).collect();
     assert_eq!(names, ["query", "value"]);
@@ -121,7 +208,7 @@ fn the_scale_is_that_of_the_update_and_only_adapted_sites_are_listed() {
 #[test]
 fn parts_and_residuals_of_two_directions() {
     let bench = Bench::new();
-    let (finished, run) = opened(&bench, SDLORA, |_| {});
+    let (finished, run) = opened(&bench, "run", SDLORA, |_| {});
     let (model, log) = run.model_after(1).unwrap();
     assert_eq!(log.magnitudes, finished.log.magnitudes);
     let parts = parts(&model);
@@ -140,6 +227,44 @@ fn parts_and_residuals_of_two_directions() {
     assert_eq!(names[1], "blocks.0.value");
     for site in &residuals {
         assert!(site.len() == 2 && site[0] == 1.0 && site[1] > 0.5 && site[1] <= 1.0);
+    }
+}
+
+#[test]
+fn the_parts_of_every_kind_of_method_are_all_the_model_stores() {
+    let bench = Bench::new();
+    for (method, part, n_trained) in [
+        (
+            "name = \"l2p\"\nn_prompts = 4\nlength = 2\ntop = 2",
+            "prompts",
+            4 * 16 + 4 * 2 * 16,
+        ),
+        (
+            "name = \"hide-prompt\"\nblocks = [0, 1]\nlength = 2",
+            "prompts",
+            2 * 2 * 2 * 16,
+        ),
+        ("name = \"inflora\"\nrank = 2", "gradient memory", 0),
+    ] {
+        let name = method.split('"').nth(1).unwrap();
+        let (finished, run) = opened(&bench, name, method, |config| config.n_epochs = 1);
+        let (model, log) = run.model_after(1).unwrap();
+        let found = parts(&model);
+        let of = found.iter().find(|p| p.name == part);
+        let of = of.unwrap_or_else(|| panic!("{name} has no {part}: {found:?}"));
+        assert_eq!(of.n_trained, n_trained, "{name}: {found:?}");
+        let arrays = model.head.per_class.values();
+        let arrays = arrays.chain(model.head.shared.values());
+        let arrays: usize = arrays.map(|array| array.values.len()).sum();
+        let parameters: usize = toy::bits(&model).iter().map(Vec::len).sum();
+        let stored: usize = found.iter().map(|p| p.n_stored).sum();
+        assert_eq!(stored, parameters + arrays, "{name}: {found:?}");
+        let trained: usize = found.iter().map(|p| p.n_trained).sum();
+        assert_eq!(trained, log.n_trained[1], "{name}: {found:?}");
+        let memory = finished.model.memory.as_ref();
+        if let Some(memory) = memory {
+            assert_eq!(of.n_stored, memory.n_floats());
+        }
     }
 }
 
@@ -168,7 +293,7 @@ fn residuals_by_step_are_recorded_where_asked_for_and_change_no_weight() {
 #[test]
 fn optima_of_tasks_start_at_the_pretrained_weights_each() {
     let bench = Bench::new();
-    let (_, run) = opened(&bench, SDLORA, |config| config.n_epochs = 1);
+    let (_, run) = opened(&bench, "run", SDLORA, |config| config.n_epochs = 1);
     let optima = task_optima(&run, 2, 1.0, &mut |_| {}).unwrap();
     assert!(optima.to_base.iter().all(|&d| d > 0.0));
     assert_eq!(optima.between[0][0], 0.0);
@@ -183,7 +308,11 @@ fn optima_of_tasks_start_at_the_pretrained_weights_each() {
 #[test]
 fn a_checkpoint_that_is_gone_is_named_and_the_others_still_answer() {
     let bench = Bench::new();
-    let (_, run) = opened(&bench, SDLORA, |_| {});
+    let (_, run) = opened(&bench, "run", SDLORA, |_| {});
+    let whole = Trajectory::of(&run, &mut |_| {}).unwrap();
+    let whole_refit = Refit::of(&run, &whole.last).unwrap();
+    assert!(run.missing_rounds().is_empty());
+    assert_eq!([0, 1].map(|task| run.round_of(task)), [0, 1]);
     drop(run);
     let checkpoints = bench.path("run").join("checkpoints");
     std::fs::remove_dir_all(checkpoints.join("task-000-trained")).unwrap();
@@ -192,16 +321,33 @@ fn a_checkpoint_that_is_gone_is_named_and_the_others_still_answer() {
         TrainedRun::open(&bench.path("run"), plan, &data_dir(), &test_device())
     };
     let run = open().unwrap();
-    assert_eq!(run.rounds(), [1]);
+    assert_eq!((run.rounds(), run.missing_rounds()), (&[1][..], vec![0]));
     let error = run.model_after(0).unwrap_err();
     assert!(
         error.is_usage() && error.to_string().contains("end of task 0"),
         "{error}"
     );
-    assert_eq!(
-        Trajectory::of(&run, &mut |_| {}).unwrap().states[0].len(),
-        2
-    );
+    // What the last model and the images tell is what it was, the rest is not there.
+    let found = Trajectory::of(&run, &mut |_| {}).unwrap();
+    assert_eq!(found.rounds, [1]);
+    let (now, then) = (&found.states[0], &whole.states[1]);
+    assert!(then[0].cosine.unwrap() < 1.0);
+    assert_eq!((now[0].cosine, now[0].relative_change), (None, None));
+    let without = |state: &TaskState| TaskState {
+        cosine: None,
+        relative_change: None,
+        ..state.clone()
+    };
+    assert_eq!(now[0], without(&then[0]));
+    assert_eq!(now[1], then[1]);
+    assert_eq!(found.last, whole.last);
+    let refit = Refit::of(&run, &found.last).unwrap();
+    let expected = Refit {
+        stale: None,
+        ..whole_refit.clone()
+    };
+    assert!(whole_refit.stale.is_some() && whole_refit.fresh_ridge.is_some());
+    assert_eq!(refit, expected);
     std::fs::remove_dir_all(&checkpoints).unwrap();
     assert!(matches!(open().err(), Some(TrainError::NotKept { .. })));
 }

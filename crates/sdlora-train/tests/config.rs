@@ -9,6 +9,7 @@
 
 use std::path::Path;
 
+use sdlora_train::methods::{self, METHODS};
 use sdlora_train::pretrain::PretrainConfig;
 use sdlora_train::{Plan, RunConfig, TrainError};
 
@@ -215,4 +216,164 @@ fn published_numbers_out_of_range_are_refused_with_the_plan() {
         error.to_string().contains("`expected.acc` is 7734"),
         "{error}"
     );
+}
+
+/// What a method of that name says to options.
+fn method(name: &str, options: &str) -> Result<(), TrainError> {
+    let options: toml::Table = options.parse().unwrap();
+    methods::build(name, &options).map(drop)
+}
+
+#[test]
+fn every_list_of_every_method_is_refused_when_it_is_empty_names_something_twice_or_has_no_meaning()
+{
+    let mut n_with_projections = 0;
+    for entry in METHODS {
+        let name = entry.name;
+        let has = |options: &str| method(name, options).is_ok();
+        if has("projections = [\"key\"]") {
+            n_with_projections += 1;
+            for wrong in ["[]", "[\"key\", \"value\", \"key\"]"] {
+                let error = method(name, &format!("projections = {wrong}"));
+                let error = error.unwrap_err().to_string();
+                let says = error.contains("method.projections") && error.contains("key");
+                assert!(
+                    says && error.contains("each once"),
+                    "{name} {wrong}: {error}"
+                );
+            }
+        }
+        if has("rank = 3") {
+            let error = method(name, "rank = 0").unwrap_err().to_string();
+            assert!(
+                error.contains("method.rank") && error.contains("at least 1"),
+                "{error}"
+            );
+        }
+        for key in ["blocks", "general_blocks", "expert_blocks"] {
+            if !has(&format!("{key} = [1]")) {
+                continue;
+            }
+            let wrong = ["[]", "[1, 1]"];
+            // No general prefix is a choice.
+            for wrong in &wrong[usize::from(key == "general_blocks")..] {
+                let error = method(name, &format!("{key} = {wrong}"))
+                    .unwrap_err()
+                    .to_string();
+                assert!(
+                    error.contains(&format!("method.{key}")),
+                    "{name} {wrong}: {error}"
+                );
+            }
+        }
+    }
+    assert_eq!(n_with_projections, 13, "of {}", METHODS.len());
+}
+
+#[test]
+fn lists_of_the_other_sections_are_refused_with_their_range_when_the_configuration_is_read() {
+    let steps = |milestones: &str, gamma: &str| {
+        format!("shape = \"multi-step\"\nmilestones = {milestones}\ngamma = {gamma}")
+    };
+    const COSINE: &str = "shape = \"cosine\"\nwarmup = 0.1\neta_min = 0.0";
+    const SPLIT: &str = "[stream.split.increment]\ninit_cls = 3\nincrement = 3";
+    check(&FULL.replace(COSINE, &steps("[0, 1]", "0.5"))).unwrap();
+    for (from, to, setting, part) in [
+        (
+            COSINE,
+            steps("[]", "0.5"),
+            "schedule.milestones",
+            "one epoch or more",
+        ),
+        (
+            COSINE,
+            steps("[1, 1]", "0.5"),
+            "schedule.milestones",
+            "each once",
+        ),
+        (
+            COSINE,
+            steps("[1, 0]", "0.5"),
+            "schedule.milestones",
+            "ascending",
+        ),
+        (
+            COSINE,
+            steps("[1, 2]", "0.5"),
+            "schedule.milestones",
+            "from 0 to 1",
+        ),
+        (
+            SPLIT,
+            "[stream.split]\nsizes = []".into(),
+            "split.sizes",
+            "one size",
+        ),
+        (
+            SPLIT,
+            "[stream.split]\ngroups = [[0, 0]]".into(),
+            "split.groups[0]",
+            "twice",
+        ),
+        ("n_tasks = 2", "n_tasks = 0".into(), "n_tasks", "at least 1"),
+        (
+            "degrees = 90.0",
+            "degrees = nan".into(),
+            "appearances[1][0]",
+            "finite",
+        ),
+        (
+            "mean = [0.5]",
+            "mean = []".into(),
+            "normalise.mean",
+            "1 or 1",
+        ),
+        (
+            "std = [0.5]",
+            "std = [0.5, 0.5]".into(),
+            "normalise.std",
+            "1 or 1",
+        ),
+    ] {
+        let text = FULL.replace(from, &to);
+        assert_ne!(text, FULL, "{from}");
+        let error = check(&text).unwrap_err();
+        assert!(error.is_usage(), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains(setting) && error.contains(part),
+            "{to}: {error}"
+        );
+    }
+    // The first task has fewer epochs than the others.
+    let first = "rule = \"adamw\"\nlr = 0.001\nbeta1 = 0.9";
+    let late =
+        format!("{first}\nschedule = {{ shape = \"multi-step\", milestones = [1], gamma = 0.5 }}");
+    let error = check(&FULL.replace(first, &late)).unwrap_err().to_string();
+    assert!(error.contains("from 0 to 0"), "{error}");
+}
+
+#[test]
+fn prompts_and_gradient_checkpointing_are_refused_by_name_before_there_is_a_plan() {
+    for entry in METHODS {
+        let mut config = RunConfig::parse(FULL).unwrap();
+        config.mix = None;
+        config.head = None;
+        config.method = sdlora_train::MethodConfig {
+            name: entry.name.into(),
+            options: toml::Table::new(),
+        };
+        config.gradient_checkpointing = true;
+        let has_prompts = (entry.build)(&toml::Table::new()).unwrap().has_prompts();
+        match config.check() {
+            Ok(_) => assert!(!has_prompts, "{}", entry.name),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(
+                    has_prompts && error.contains("gradient_checkpointing"),
+                    "{error}"
+                );
+            }
+        }
+    }
 }

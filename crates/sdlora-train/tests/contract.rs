@@ -280,7 +280,7 @@ fn old_columns_of_the_head_do_not_move() {
 }
 
 #[test]
-fn attaching_a_method_changes_no_feature() {
+fn attaching_a_method_changes_no_feature_but_through_its_prompts() {
     let (bench, device, vit) = (Bench::new(), test_device_autodiff(), shape());
     let side = vit.image_size;
     let pixels = SplitMix64::new(4).fill(3 * side * side, 1.0);
@@ -304,18 +304,41 @@ fn attaching_a_method_changes_no_feature() {
             head: heads::build("linear", &Default::default()).unwrap(),
             start: method.column_start(),
         };
-        let model = method
+        let mut model = method
             .before_task(Model::new(backbone, adapter), &task)
             .unwrap();
-        // A prompt is attended to from the start; what it leaves alone is the query.
-        let features = match model.prompts {
-            Some(_) => model
-                .merged_backbone()
-                .forward(images.clone().inner(), &Updates::default()),
-            None => model.features(images.clone()),
+        // An image is alone with its prompts: others in its batch change nothing.
+        let features = model.features(images.clone());
+        let n = features.dims()[0];
+        for i in 0..n {
+            let alone = model.features(images.clone().narrow(0, i, 1));
+            let beside: Vec<f32> = features
+                .clone()
+                .narrow(0, i, 1)
+                .into_data()
+                .iter()
+                .collect();
+            let what = format!("{}, image {i} alone", entry.name);
+            assert_close(alone, beside.as_slice(), Tolerance::Abs(1e-6), &what);
+        }
+        let Some(_) = model.prompts.take() else {
+            let exact = Tolerance::Abs(0.0);
+            assert_close(features, expected.as_slice(), exact, entry.name);
+            continue;
         };
+        // A prompt is attended to from the start, or it would never get a gradient; without it the model is
+        // what it was.
+        let found: Vec<f32> = features.into_data().iter().collect();
+        let changes = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        let largest = changes.fold(0.0, f32::max);
+        assert!(
+            largest > 1e-3,
+            "{}: the prompts change {largest}",
+            entry.name
+        );
+        let without = model.features(images.clone());
         assert_close(
-            features,
+            without,
             expected.as_slice(),
             Tolerance::Abs(0.0),
             entry.name,

@@ -7,10 +7,8 @@
 
 mod toy;
 
-use std::path::Path;
-
 use burn::tensor::{Int, Tensor, TensorData};
-use sdlora_testkit::{Tolerance, assert_close, test_device};
+use sdlora_testkit::{Compared, Tolerance, assert_close, golden_json_with, test_device};
 use sdlora_train::{Mix, MixConfig, RunConfig, Start};
 use serde::Deserialize;
 use toy::Bench;
@@ -36,8 +34,16 @@ struct Case {
 
 #[test]
 fn images_labels_and_loss_are_those_of_torchvision() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-testkit/golden/mix.json");
-    let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut compared = Compared::new("mixed batches");
+    for (path, value) in golden_json_with(&["shape", "images", "logits", "labels", "cases"]) {
+        let golden: Golden = serde_json::from_value(value).unwrap();
+        assert!(!golden.cases.is_empty(), "{} has no case", path.display());
+        agrees_with_torchvision(&golden);
+        compared.add(path.display().to_string());
+    }
+}
+
+fn agrees_with_torchvision(golden: &Golden) {
     let device = test_device();
     let [n, _, height, width] = golden.shape;
     let n_classes = golden.logits.len() / n;

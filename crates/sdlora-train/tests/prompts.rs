@@ -9,7 +9,7 @@
 
 mod toy;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::Updates;
 use sdlora_testkit::{Tolerance, assert_close, test_device, toy::SplitMix64};
@@ -149,7 +149,47 @@ fn a_pool_is_trained_on_and_stays_one_pool() {
     };
     let (one, two) = (pool(1), pool(2));
     assert_eq!(one.prompts.val().dims(), two.prompts.val().dims());
-    assert_ne!(bits(&one), bits(&two));
+    assert_eq!(one.keys.val().dims(), two.keys.val().dims());
+    assert_ne!(
+        bits(&one.prompts),
+        bits(&two.prompts),
+        "the prompts are trained on"
+    );
+    assert_ne!(bits(&one.keys), bits(&two.keys), "so are the keys");
+}
+
+/// The start is drawn alike, so what more epochs leave as it was gets no gradient.
+#[test]
+fn every_part_of_the_prompts_that_is_said_to_be_trained_moves_with_every_epoch() {
+    struct Trained(Vec<Vec<f32>>);
+    impl ModuleVisitor for Trained {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0.push(host(param.val()));
+            }
+        }
+    }
+    let bench = Bench::new();
+    for (i, method) in ALL.into_iter().enumerate() {
+        let parts = |n_epochs: usize| {
+            let run = run_with(&bench, &format!("{i}-{n_epochs}"), method, |config| {
+                config.stream.n_tasks = Some(1);
+                config.n_epochs = n_epochs;
+            });
+            let mut trained = Trained(Vec::new());
+            run.model.prompts.unwrap().visit(&mut trained);
+            trained.0
+        };
+        let (one, two) = (parts(1), parts(2));
+        assert!(!one.is_empty() && one.len() == two.len(), "{method}");
+        for (k, (one, two)) in one.iter().zip(&two).enumerate() {
+            assert_eq!(one.len(), two.len());
+            assert!(
+                one != two,
+                "{method}: part {k} of the prompts is not trained"
+            );
+        }
+    }
 }
 
 #[test]

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn shards_of_pytorch_are_read_as_well() {
-        let golden = sdlora_testkit::golden_dir().join("containers");
+        let golden = sdlora_testkit::repository_dir().join("containers");
         let folder = tempfile::tempdir().unwrap();
         for (shard, name) in [("1.bin", "state_dict.pth"), ("2.bin", "parameter.pth")] {
             std::fs::copy(golden.join(name), folder.path().join(shard)).unwrap();

@@ -169,7 +169,7 @@ fn check(what: &str, case: usize, run: impl FnOnce() -> bool) -> bool {
 }
 
 fn seeds() -> Vec<(String, Vec<u8>)> {
-    let folder = sdlora_testkit::golden_dir().join("containers");
+    let folder = sdlora_testkit::repository_dir().join("containers");
     let mut seeds: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

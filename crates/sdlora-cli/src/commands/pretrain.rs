@@ -8,7 +8,7 @@ use anyhow::Context;
 use sdlora_data::{Dataset, Options, datasets};
 use sdlora_train::files::write_file;
 use sdlora_train::pretrain::{
-    PretrainConfig, PretrainLog, card_metadata, nearest_mean_accuracy, pretrain,
+    PretrainConfig, PretrainLog, Pretraining, card_metadata, nearest_mean_accuracy,
 };
 use sdlora_train::{FolderLock, TrainError};
 use sdlora_vit::WeightDtype;
@@ -73,6 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut config = PretrainConfig::parse(&text)?;
     config.n_epochs = args.epochs.map_or(config.n_epochs, NonZeroUsize::get);
     config.seed = args.seed.unwrap_or(config.seed);
+    config.check()?;
     let out = args
         .out
         .clone()
@@ -88,30 +89,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let judge: Arc<dyn Dataset> =
         datasets::open(&config.eval_dataset, data_dir, &config.eval_options)?.into();
 
-    std::fs::create_dir_all(&args.run)
-        .with_context(|| format!("cannot create {}; choose another --run", args.run.display()))?;
-    let lock = FolderLock::take(&args.run)?;
+    let notes = [train.notes(), judge.notes()].concat();
+    let pretraining = Pretraining::prepare(&config, train, &device)?;
     let recipe = toml::to_string(&config)?;
-    let recipe_path = args.run.join("recipe.toml");
-    if let Ok(earlier) = std::fs::read_to_string(&recipe_path)
-        && earlier != recipe
-    {
-        return Err(crate::UsageError(format!(
-            "{} holds a run of another recipe: choose another --run, or remove it",
-            args.run.display()
-        ))
-        .into());
-    }
-    write_file(&recipe_path, recipe.as_bytes())?;
-
     let mut progress = Progress::new(args.common.quiet);
-    for note in train.notes().iter().chain(judge.notes()) {
+    for note in &notes {
         progress.note(note);
     }
     let stop = StopRequest::on_signals()?;
     let mut observer = Stoppable::new(&stop, &mut progress);
     let mut logger = RunLogger::new(&args.run, &mut observer);
-    let made = pretrain(&config, train, &device, &lock, &mut logger);
+    let lock = claim(&args.run, &recipe)?;
+    let made = pretraining.run(&lock, &mut logger);
     progress.finish();
     let stopped = |what: &str| Stopped(format!("{what}; to continue, give the same command again"));
     let (vit, log) = made.map_err(|error| match &error {
@@ -151,6 +140,25 @@ fn check_out(out: &Path, recipe: Option<&Path>) -> Result<(), crate::UsageError>
         }
     }
     Ok(())
+}
+
+/// Takes a folder for a run of this recipe, or for going on with one.
+fn claim(run: &Path, recipe: &str) -> anyhow::Result<FolderLock> {
+    std::fs::create_dir_all(run)
+        .with_context(|| format!("cannot create {}; choose another --run", run.display()))?;
+    let lock = FolderLock::take(run)?;
+    let path = run.join("recipe.toml");
+    if let Ok(earlier) = std::fs::read_to_string(&path)
+        && earlier != recipe
+    {
+        return Err(crate::UsageError(format!(
+            "{} holds a run of another recipe: choose another --run, or remove it",
+            run.display()
+        ))
+        .into());
+    }
+    write_file(&path, recipe.as_bytes())?;
+    Ok(lock)
 }
 
 /// The recipe of that name.

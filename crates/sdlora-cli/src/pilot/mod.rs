@@ -5,6 +5,7 @@
 
 mod keys;
 mod names;
+mod sdlora;
 mod training;
 
 use sdlora_data::TransformConfig;
@@ -29,6 +30,7 @@ pub struct Translation {
 const LEFT_OUT: &[(&str, &str)] = &[
     ("prefix", "`--name` names a run"),
     ("device", "`--device` says where to compute"),
+    ("filepath", "the run folder keeps what a task leaves"),
     ("topk", "the report has the best class only"),
     ("fixed_memory", "no old image is kept"),
     ("num_workers", "the loader takes the cores there are"),
@@ -68,6 +70,7 @@ pub fn translate(text: &str, seed: Option<u32>) -> Result<Translation, UsageErro
     };
     let mut table = Table::new();
     keys.refuse_memory()?;
+    let fixed = keys.as_sdlora_runs();
     let seed = keys.seed(seed)?;
     table.insert("seed".into(), Value::Integer(seed));
     let dataset = keys.text("dataset")?.ok_or_else(|| missing("dataset"))?;
@@ -76,7 +79,7 @@ pub fn translate(text: &str, seed: Option<u32>) -> Result<Translation, UsageErro
         .count("batch_size")?
         .ok_or_else(|| missing("batch_size"))?;
     table.insert("batch_size".into(), integer(batch_size)?);
-    keys.method(&mut table)?;
+    let takes_steps = keys.method(&mut table, fixed)?;
     if let Some(name) = keys.text_of(&["backbone_type", "convnet_type"])? {
         table.insert("backbone".into(), Value::Table(backbone(&name)));
     }
@@ -85,7 +88,7 @@ pub fn translate(text: &str, seed: Option<u32>) -> Result<Translation, UsageErro
     let transform = Table::try_from(TransformConfig::imagenet())
         .map_err(|e| UsageError(format!("the published transform has no TOML form: {e}")))?;
     table.insert("transform".into(), Value::Table(transform));
-    keys.training(&mut table)?;
+    keys.training(&mut table, takes_steps)?;
     let mut notes = keys.notes;
     for key in keys.map.keys() {
         notes.push(match LEFT_OUT.iter().find(|(known, _)| known == key) {
@@ -103,6 +106,10 @@ const OPTIONS: &[(&str, &str)] = &[
     ("lamb", "lamb"),
     ("lame", "lame"),
     ("bcb_lrscale", "backbone_lr"),
+    ("size", "n_prompts"),
+    ("length", "length"),
+    ("top_k", "top"),
+    ("pull_constraint_coeff", "pull"),
 ];
 
 impl Keys {
@@ -140,7 +147,9 @@ impl Keys {
         }
     }
 
-    fn method(&mut self, table: &mut Table) -> Result<(), UsageError> {
+    /// The section of the method; `fixed` are options that its program leaves nobody to choose. Returns
+    /// whether the method trains at all.
+    fn method(&mut self, table: &mut Table, fixed: Option<Table>) -> Result<bool, UsageError> {
         let typed = self
             .text("model_name")?
             .ok_or_else(|| missing("model_name"))?;
@@ -152,6 +161,7 @@ impl Keys {
             // Refused by the check, unless another method is set.
             .unwrap_or(&typed);
         let mut method = Table::from_iter([("name".to_owned(), name.into())]);
+        method.extend(fixed.unwrap_or_default());
         if let Some(rank) = self.count_of(&["rank", "lora_rank"])? {
             let options = Table::from_iter([("rank".to_owned(), integer(rank)?)]);
             if methods::build(name, &options).is_ok() {
@@ -162,19 +172,30 @@ impl Keys {
                 ));
             }
         }
-        for (key, option) in OPTIONS {
-            let Some(value) = self.map.get(*key).and_then(Json::as_f64) else {
+        // Some options are limited by others, so those that fit later get a second turn.
+        for (key, option) in OPTIONS.iter().chain(OPTIONS) {
+            let Some(value) = self.map.get(*key) else {
                 continue;
             };
-            let options = Table::from_iter([((*option).to_owned(), Value::Float(value))]);
-            // A key of another method is left for the notes.
-            if methods::build(name, &options).is_ok() {
-                self.map.remove(*key);
-                method.extend(options);
+            let counts = value.as_u64().and_then(|n| i64::try_from(n).ok());
+            let forms = [value.as_f64().map(Value::Float), counts.map(Value::Integer)];
+            for form in forms.into_iter().flatten() {
+                let mut options = method.clone();
+                options.remove("name");
+                options.insert((*option).to_owned(), form.clone());
+                // A key of another method is left for the notes.
+                if methods::build(name, &options).is_ok() {
+                    self.map.remove(*key);
+                    method.insert((*option).to_owned(), form);
+                    break;
+                }
             }
         }
+        let mut options = method.clone();
+        options.remove("name");
+        let takes_steps = methods::build(name, &options).map_or(true, |built| built.takes_steps());
         table.insert("method".into(), Value::Table(method));
-        Ok(())
+        Ok(takes_steps)
     }
 
     fn stream(&mut self, table: &mut Table, seed: i64) -> Result<(), UsageError> {
@@ -209,11 +230,11 @@ mod tests {
     use sdlora_data::{ClassOrder, TaskSplit};
     use sdlora_train::{Rule, RunConfig, Schedule};
 
-    /// In the form of the code of SD-LoRA.
-    const SDLORA: &str = r#"{
+    /// Every key of the form with settings of the first task, as O-LoRA would have it.
+    const LONG: &str = r#"{
         "prefix": "reproduce", "dataset": "imagenet_r", "memory_size": 0, "memory_per_class": 0,
         "fixed_memory": true, "shuffle": true, "init_cls": 20, "increment": 20,
-        "model_name": "sdlora", "backbone_type": "vit_base_patch16_224", "device": ["0"],
+        "model_name": "olora", "backbone_type": "vit_base_patch16_224", "device": ["0"],
         "seed": [1995], "init_epoch": 20, "init_lr": 0.01, "init_milestones": [10, 15, 60],
         "init_lr_decay": 0.05, "init_weight_decay": 0.0, "epochs": 10, "lrate": 0.005,
         "milestones": [5], "lrate_decay": 0.1, "batch_size": 128, "weight_decay": 5e-4,
@@ -240,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_first_task_keeps_its_own_epochs_rate_milestones_and_decay() {
-        let (config, notes) = read(SDLORA);
+        let (config, notes) = read(LONG);
         assert_eq!(config.dataset, "imagenet-r");
         assert_eq!(
             (config.seed, config.batch_size, config.n_epochs),
@@ -252,7 +273,7 @@ mod tests {
             increment: 20,
         };
         assert_eq!(config.stream.split, split);
-        assert_eq!(config.method.name, "sdlora");
+        assert_eq!(config.method.name, "olora");
         assert_eq!(config.method.options["rank"].as_integer(), Some(8));
         assert_eq!(
             config.backbone.preset.as_deref(),
@@ -306,6 +327,31 @@ mod tests {
         assert_eq!(config.optimizer.schedule, cosine);
         let weights = config.backbone.weights.display().to_string();
         assert_eq!(weights, "hf:timm/vit_base_patch16_224.augreg_in21k");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+
+    #[test]
+    fn a_method_without_steps_may_have_no_epoch_and_the_pool_of_l2p_becomes_its_options() {
+        let (config, notes) = read(&SIMPLE.replace("\"tuned_epoch\": 5", "\"tuned_epoch\": 0"));
+        assert_eq!(config.n_epochs, 1);
+        assert!(
+            notes
+                .iter()
+                .any(|n| n.starts_with("`tuned_epoch` is left out")),
+            "{notes:?}"
+        );
+        let none = LONG.replace("\"epochs\": 10", "\"epochs\": 0");
+        let refused = translate(&none, None).unwrap().table.to_string();
+        assert!(RunConfig::parse(&refused).unwrap().check().is_err());
+
+        let pool = "\"model_name\": \"l2p\", \"size\": 20, \"length\": 4, \"top_k\": 15, \
+                    \"pull_constraint_coeff\": 0.1";
+        let (config, notes) = read(&SIMPLE.replace("\"model_name\": \"simplecil\"", pool));
+        let options = &config.method.options;
+        for (option, value) in [("n_prompts", 20), ("length", 4), ("top", 15)] {
+            assert_eq!(options[option].as_integer(), Some(value), "{options:?}");
+        }
+        assert_eq!(options["pull"].as_float(), Some(0.1));
         assert_eq!(notes.len(), 1, "{notes:?}");
     }
 
@@ -395,13 +441,13 @@ mod tests {
             ("\"seed\": [1995]", "\"seed\": [4294967296]", "seed"),
             ("\"seed\": [1995]", "\"seed\": []", "`seed` is missing"),
             (
-                "\"model_name\": \"sdlora\"",
+                "\"model_name\": \"olora\"",
                 "\"model_name\": 3",
                 "model_name",
             ),
         ] {
-            let text = SDLORA.replace(from, to);
-            assert_ne!(text, SDLORA, "{from}");
+            let text = LONG.replace(from, to);
+            assert_ne!(text, LONG, "{from}");
             let error = error(&text);
             assert!(error.contains(named), "{to}: {error}");
         }
@@ -411,7 +457,7 @@ mod tests {
 
     #[test]
     fn several_seeds_need_one_that_is_named() {
-        let text = SDLORA.replace("[1995]", "[1993, 1994, 1995]");
+        let text = LONG.replace("[1995]", "[1993, 1994, 1995]");
         let error = error(&text);
         assert!(
             error.contains("1993, 1994, 1995") && error.contains("--seed 1993"),
@@ -425,7 +471,7 @@ mod tests {
 
     #[test]
     fn an_unknown_method_or_backbone_is_left_to_the_check_and_a_rank_that_fits_none_is_named() {
-        let text = SDLORA.replace("\"sdlora\"", "\"no-such-method\"");
+        let text = LONG.replace("\"olora\"", "\"no-such-method\"");
         let translation = translate(&text, None).unwrap();
         assert!(translation.notes.iter().any(|n| n.starts_with("`rank`")));
         let config = RunConfig::parse(&translation.table.to_string()).unwrap();

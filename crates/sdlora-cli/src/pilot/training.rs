@@ -11,9 +11,19 @@ type Schedules = (Option<Table>, Option<Table>);
 
 impl Keys {
     /// Epochs and optimiser of the first task and of the others. A key of which only one spelling is
-    /// given holds for all tasks.
-    pub(super) fn training(&mut self, table: &mut Table) -> Result<(), UsageError> {
-        let tuned = self.count("tuned_epoch")?;
+    /// given holds for all tasks. A method that takes no steps may have no epoch.
+    pub(super) fn training(
+        &mut self,
+        table: &mut Table,
+        takes_steps: bool,
+    ) -> Result<(), UsageError> {
+        let mut tuned = self.count("tuned_epoch")?;
+        if tuned == Some(0) && !takes_steps {
+            self.notes.push(
+                "`tuned_epoch` is left out: it is 0, and the method takes no steps".to_owned(),
+            );
+            tuned = Some(1);
+        }
         let (first_epochs, epochs) = either(self.count("init_epoch")?, self.count("epochs")?)
             .or(tuned.map(|n| (n, n)))
             .ok_or_else(|| missing("epochs"))?;

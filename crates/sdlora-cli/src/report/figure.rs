@@ -23,11 +23,17 @@ pub struct Series {
 impl Series {
     /// A line over positions 0, 1, 2, … in one of [`COLOURS`].
     pub fn over_tasks(name: &str, colour_idx: usize, values: &[f64]) -> Self {
-        let points = values.iter().enumerate();
+        let positions: Vec<usize> = (0..values.len()).collect();
+        Self::over(name, colour_idx, &positions, values)
+    }
+
+    /// A line over the given positions in one of [`COLOURS`].
+    pub fn over(name: &str, colour_idx: usize, positions: &[usize], values: &[f64]) -> Self {
+        let points = positions.iter().zip(values);
         Self {
             name: name.into(),
             colour: COLOURS[colour_idx % COLOURS.len()].into(),
-            points: points.map(|(i, &v)| (i as f64, v)).collect(),
+            points: points.map(|(&i, &v)| (i as f64, v)).collect(),
         }
     }
 }

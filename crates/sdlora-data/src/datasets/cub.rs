@@ -35,9 +35,7 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     let images = match lists {
         Some((images, split)) if options.csv.is_none() => {
             let mut listed = by_lists(&files, images, split)?;
-            if !options.classes.is_empty() {
-                listed.retain(|image| options.classes.contains(&image.class));
-            }
+            options.keep_classes(&mut listed)?;
             let reading = options.reading(name);
             let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;
             ListedImages::new(name, files, usable)?

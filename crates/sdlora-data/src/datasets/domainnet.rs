@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
-use super::folder::{FolderOptions, find};
+use super::folder::{FolderOptions, find, once};
 use super::halves::hold_out;
 use super::listed::{Listed, ListedImages, Usable};
 use super::listing::without_domains;
@@ -81,6 +81,7 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     {
         return Err(DataError::setting("domains", unknown, DOMAINS.join(", ")));
     }
+    once("domains", &options.domains)?;
     let folder = FolderOptions {
         root: options.root.clone(),
         test_fraction: options.test_fraction,

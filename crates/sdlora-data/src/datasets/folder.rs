@@ -122,9 +122,21 @@ impl Default for FolderOptions {
     }
 }
 
+/// Refuses a list of an option that has a name twice.
+pub(super) fn once(option: &str, names: &[String]) -> Result<(), DataError> {
+    match (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
+        None => Ok(()),
+        Some(i) => {
+            let found = format!("`{}` twice", names[i]);
+            Err(DataError::setting(option, found, "each name once"))
+        }
+    }
+}
+
 impl FolderOptions {
     /// The options, checked.
     pub(super) fn check(self) -> Result<Self, DataError> {
+        once("classes", &self.classes)?;
         if self.test_fraction > 0.0 && self.test_fraction < 1.0 {
             Ok(self)
         } else {
@@ -148,6 +160,17 @@ impl FolderOptions {
             rotation: self.rotation.unwrap_or(usual),
             bit_depth: self.bit_depth,
         }
+    }
+
+    /// Keeps the images of the classes asked for, all of which there must be.
+    pub(super) fn keep_classes(&self, listed: &mut Vec<Listed>) -> Result<(), DataError> {
+        let is_known = |class: &&String| listed.iter().any(|image| image.class == **class);
+        if let Some(unknown) = self.classes.iter().find(|class| !is_known(class)) {
+            let expected = "names of class folders";
+            return Err(DataError::setting("classes", unknown, expected));
+        }
+        listed.retain(|image| self.keeps(&image.class));
+        Ok(())
     }
 
     /// Whether the images of a class are kept.

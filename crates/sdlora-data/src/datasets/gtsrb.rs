@@ -43,9 +43,7 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
         .any(|name| is_image(name) && half(name).is_some());
     let images = if is_original && options.csv.is_none() {
         let (mut listed, notes) = original(&files, options.bad())?;
-        if !options.classes.is_empty() {
-            listed.retain(|image| options.classes.contains(&image.class));
-        }
+        options.keep_classes(&mut listed)?;
         let reading = options.reading(name);
         let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;
         ListedImages::new(name, files, usable)?.with_notes(notes)

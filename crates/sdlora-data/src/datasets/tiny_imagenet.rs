@@ -34,9 +34,7 @@ fn open(data_dir: &Path, options: &Options) -> Result<Box<dyn Dataset>, DataErro
     let root = files.common_folder(is_image);
     let mut listed = train(&files, root);
     listed.extend(validation(&files, root)?);
-    if !options.classes.is_empty() {
-        listed.retain(|image| options.classes.contains(&image.class));
-    }
+    options.keep_classes(&mut listed)?;
     let words = words(&files)?;
     let reading = options.reading(name);
     let usable = Usable::of(&files, listed, options.bad(), reading, |_| true)?;

@@ -161,11 +161,158 @@ impl StreamConfig {
         self.class_order = self.class_order.inlined()?;
         Ok(self)
     }
+
+    /// Checks what can be told without the data set: counts, and lists that are empty or name something twice.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Setting`] naming the first setting that no data set could have.
+    pub fn check(&self) -> Result<(), DataError> {
+        let refuse = |name: &str, found: String, expected: &str| {
+            Err(DataError::setting(name, found, expected))
+        };
+        match &self.class_order {
+            ClassOrder::Listed(ids) => check_list("class_order.listed", ids, "class id")?,
+            ClassOrder::Named(names) => check_list("class_order.named", names, "class name")?,
+            ClassOrder::Natural | ClassOrder::Numpy { .. } | ClassOrder::File(_) => {}
+        }
+        match &self.split {
+            TaskSplit::Increment {
+                init_cls,
+                increment,
+            } => {
+                for (name, value) in [("init_cls", init_cls), ("increment", increment)] {
+                    if *value == 0 {
+                        let name = format!("split.increment.{name}");
+                        return refuse(&name, "0".to_owned(), "at least 1 class");
+                    }
+                }
+            }
+            TaskSplit::Sizes(sizes) => {
+                if sizes.is_empty() || sizes.contains(&0) {
+                    let found = format!("{sizes:?}");
+                    return refuse("split.sizes", found, "one size or more, each at least 1");
+                }
+            }
+            TaskSplit::PerGroup { order } | TaskSplit::PerDomain { order } => {
+                if let GroupOrder::Named(names) = order {
+                    check_list("split.order.named", names, "name")?;
+                }
+            }
+            TaskSplit::Groups(groups) => {
+                if groups.is_empty() {
+                    return refuse("split.groups", "[]".to_owned(), "one task or more");
+                }
+                for (i, group) in groups.iter().enumerate() {
+                    check_list(&format!("split.groups[{i}]"), group, "class")?;
+                }
+            }
+            TaskSplit::Joint => {}
+        }
+        if self.n_tasks == Some(0) {
+            return refuse("n_tasks", "0".to_owned(), "at least 1 task");
+        }
+        for (i, changes) in self.appearances.iter().enumerate() {
+            for (j, appearance) in changes.iter().enumerate() {
+                appearance.check(&format!("appearances[{i}][{j}]"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an empty list and one that has an entry twice.
+fn check_list<T: PartialEq + std::fmt::Debug>(
+    setting: &str,
+    list: &[T],
+    entry: &str,
+) -> Result<(), DataError> {
+    let twice = (1..list.len()).find(|&i| list[..i].contains(&list[i]));
+    let found = match twice {
+        None if !list.is_empty() => return Ok(()),
+        None => "[]".to_owned(),
+        Some(i) => format!("{:?} twice", list[i]),
+    };
+    let expected = format!("one {entry} or more, each once");
+    Err(DataError::setting(setting, found, expected))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_that_are_empty_or_name_something_twice_and_counts_of_0_are_refused_without_data() {
+        for (text, setting, part) in [
+            (
+                "split = { increment = { init_cls = 0, increment = 2 } }",
+                "init_cls",
+                "at least 1",
+            ),
+            (
+                "split = { increment = { init_cls = 2, increment = 0 } }",
+                "increment.increment",
+                "at least 1",
+            ),
+            ("split = { sizes = [] }", "split.sizes", "one size or more"),
+            ("split = { sizes = [2, 0] }", "split.sizes", "[2, 0]"),
+            ("split = { groups = [] }", "split.groups", "one task"),
+            ("split = { groups = [[0], []] }", "split.groups[1]", "[]"),
+            (
+                "split = { groups = [['a', 1, 'a']] }",
+                "split.groups[0]",
+                "\"a\") twice",
+            ),
+            (
+                "split = 'joint'\nclass_order = { listed = [] }",
+                "class_order.listed",
+                "[]",
+            ),
+            (
+                "split = 'joint'\nclass_order = { listed = [1, 1] }",
+                "class_order.listed",
+                "1 twice",
+            ),
+            (
+                "split = 'joint'\nclass_order = { named = ['b', 'b'] }",
+                "class_order.named",
+                "twice",
+            ),
+            (
+                "split = { per_group = { order = { named = [] } } }",
+                "order.named",
+                "[]",
+            ),
+            (
+                "split = { per_domain = { order = { named = ['x', 'x'] } } }",
+                "order.named",
+                "twice",
+            ),
+            ("split = 'joint'\nn_tasks = 0", "n_tasks", "at least 1"),
+            (
+                "split = 'joint'\nappearances = [[], ['invert', { stroke = { radius = 1.0 } }]]",
+                "appearances[1][1].stroke.radius",
+                "-0.25 to 0.25",
+            ),
+        ] {
+            let config: StreamConfig = toml::from_str(text).unwrap();
+            let error = config.check().unwrap_err().to_string();
+            assert!(
+                error.contains(setting) && error.contains(part),
+                "{text}: {error}"
+            );
+        }
+        for text in [
+            "split = 'joint'",
+            "split = { groups = [[0, 'a'], [0]] }\nrepeats = 'all'",
+            "split = { sizes = [2, 2] }\nappearances = [[], ['invert', 'invert']]",
+        ] {
+            toml::from_str::<StreamConfig>(text)
+                .unwrap()
+                .check()
+                .unwrap();
+        }
+    }
 
     #[test]
     fn configuration_reads_back_what_it_writes() {

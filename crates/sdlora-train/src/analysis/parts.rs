@@ -18,19 +18,28 @@ pub struct Part {
 
 /// The parts of a model that store something.
 pub fn parts(model: &Model) -> Vec<Part> {
+    // Every field by name: one that is added later is counted, or does not compile.
+    let Model {
+        backbone,
+        adapter,
+        head,
+        prompts,
+        memory,
+    } = model;
     let mut directions = Count::default();
-    model.adapter.sites.visit(&mut directions);
-    let arrays = model.head.per_class.values();
-    let arrays = arrays.chain(model.head.shared.values());
+    adapter.sites.visit(&mut directions);
+    let arrays = head.per_class.values().chain(head.shared.values());
     let mut parts = vec![
-        of("backbone", Some(&model.backbone)),
+        of("backbone", Some(backbone)),
         Part {
             name: "directions",
             n_stored: directions.stored,
             n_trained: directions.trained,
         },
-        of("magnitudes", model.adapter.magnitudes.as_ref()),
-        head(model),
+        of("magnitudes", adapter.magnitudes.as_ref()),
+        of("prompts", prompts.as_ref()),
+        of("gradient memory", memory.as_ref()),
+        head_part(model),
         Part {
             name: "head statistics",
             n_stored: arrays.map(|array| array.values.len()).sum(),
@@ -42,7 +51,7 @@ pub fn parts(model: &Model) -> Vec<Part> {
 }
 
 /// The trained columns; those that took no part in the last task are stored and were not trained.
-fn head(model: &Model) -> Part {
+fn head_part(model: &Model) -> Part {
     let mut part = of("head", model.head.trained.as_ref());
     if let Some(trained) = &model.head.trained
         && let Some(n_in_task) = trained.n_in_task

@@ -16,8 +16,8 @@ pub struct Refit {
     /// Means of the pre-trained features, tested on them: what freezing everything would give.
     pub base: f64,
     /// Means taken when each task had been learned, tested on the last features: the price of
-    /// drift is the difference to `fresh`.
-    pub stale: f64,
+    /// drift is the difference to `fresh`. `None` where a checkpoint of such a moment is gone.
+    pub stale: Option<f64>,
     /// Means of the last features: what these features could still tell apart.
     pub fresh: f64,
     /// Ridge regression on the last features.
@@ -48,16 +48,20 @@ impl Refit {
         };
         let (at_base, at_end) = (test_features(base)?, test_features(&model)?);
 
+        // The images are there whether or not a checkpoint is: all rounds count.
+        let has_all = run.missing_rounds().is_empty();
         let mut stale = ClassMeans::default();
         let (mut of_base, mut of_end) = (FeatureTable::default(), FeatureTable::default());
-        for &round in run.rounds() {
-            let (then, _) = run.model_after(round)?;
-            let means = ClassMeans::of(&run.train_features(round, &then)?, MeanOf::Directions);
-            let first = stale.means.len();
-            stale.d_model = means.d_model;
-            stale
-                .means
-                .extend_from_slice(&means.means[first.min(means.means.len())..]);
+        for round in 0..=run.last_round() {
+            if has_all {
+                let (then, _) = run.model_after(round)?;
+                let means = ClassMeans::of(&run.train_features(round, &then)?, MeanOf::Directions);
+                let first = stale.means.len();
+                stale.d_model = means.d_model;
+                stale
+                    .means
+                    .extend_from_slice(&means.means[first.min(means.means.len())..]);
+            }
             append(&mut of_base, run.train_features(round, base)?);
             append(&mut of_end, run.train_features(round, &model)?);
         }
@@ -76,7 +80,7 @@ impl Refit {
         Ok(Self {
             own: accuracy(&last.predict(), &last.labels),
             base: test(&ClassMeans::of(&of_base, MeanOf::Directions), &at_base),
-            stale: test(&stale, &at_end),
+            stale: has_all.then(|| test(&stale, &at_end)),
             fresh: test(&ClassMeans::of(&of_end, MeanOf::Directions), &at_end),
             fresh_ridge: ridge.map(|ridge| accuracy(&ridge.predict(&at_end), &at_end.labels)),
             own_levelled: levelled(last, &run.task_labels(run.last_round())),

@@ -124,6 +124,25 @@ impl TrainedRun {
         &self.rounds
     }
 
+    /// Rounds of training of the whole stream, with those that have no checkpoint.
+    pub fn n_rounds(&self) -> usize {
+        self.rooms.n_rounds()
+    }
+
+    /// Rounds up to the last kept one whose checkpoint is gone, ascending.
+    pub fn missing_rounds(&self) -> Vec<usize> {
+        let seen = 0..=self.last_round();
+        seen.filter(|round| !self.rounds.contains(round)).collect()
+    }
+
+    /// The round that learns a task.
+    pub fn round_of(&self, task_idx: usize) -> usize {
+        let rounds = 0..self.rooms.n_rounds();
+        rounds
+            .take_while(|&round| self.n_seen_tasks(round) <= task_idx)
+            .count()
+    }
+
     /// The last round that has a checkpoint.
     pub fn last_round(&self) -> usize {
         self.rounds.last().copied().unwrap_or(0)

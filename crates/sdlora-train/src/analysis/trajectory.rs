@@ -17,10 +17,11 @@ pub struct TaskState {
     pub n_lost_later: usize,
     /// See `n_lost_later`.
     pub n_lost_earlier: usize,
-    /// Mean cosine of a feature with the one its image had when the task had just been learned.
-    pub cosine: f64,
-    /// Mean of `‖f − f_learned‖ / ‖f_learned‖`.
-    pub relative_change: f64,
+    /// Mean cosine of a feature with the one its image had when the task had just been learned; `None`
+    /// where the checkpoint of that moment is gone.
+    pub cosine: Option<f64>,
+    /// Mean of `‖f − f_learned‖ / ‖f_learned‖`; `None` as `cosine` is.
+    pub relative_change: Option<f64>,
     /// Mean cosine with the feature of the pre-trained backbone.
     pub cosine_to_base: f64,
 }
@@ -40,40 +41,41 @@ impl Trajectory {
     /// Computes features of the tasks seen with the model of every kept round: the cost of the
     /// evaluations of the run. `progress` is told every round that is done.
     ///
-    /// A task whose own round has no checkpoint is compared with the first one kept after it.
+    /// A task whose own round has no checkpoint is compared with the pre-trained features alone.
     ///
     /// # Errors
     ///
     /// Those of checkpoints and images.
     pub fn of(run: &TrainedRun, progress: &mut dyn FnMut(usize)) -> Result<Self, TrainError> {
         let loaders = run.test_loaders()?;
-        let mut learned: Vec<FeatureTable> = Vec::new();
+        let mut learned: Vec<Option<FeatureTable>> = vec![None; run.n_tasks()];
         let mut start: Vec<FeatureTable> = Vec::new();
         let mut trajectory = Self::default();
         for &round in run.rounds() {
             let (model, _) = run.model_after(round)?;
             let seen = &loaders[..run.n_seen_tasks(round)];
-            let new = learned.len();
-            start.extend(run.test_features(run.base(), &seen[new.min(seen.len())..])?);
+            let new = start.len().min(seen.len());
+            start.extend(run.test_features(run.base(), &seen[new..])?);
             let classifier = run.classifier(&model)?;
             let is_last = round == run.last_round();
             let mut row = Vec::new();
             for (task_idx, table) in run.test_features(&model, seen)?.into_iter().enumerate() {
-                if learned.len() == task_idx {
-                    learned.push(table.clone());
+                if run.round_of(task_idx) == round {
+                    learned[task_idx] = Some(table.clone());
                 }
                 let logits = LogitTable::of(&classifier, &table);
                 let labels = run.labels_of(task_idx);
                 let predictions = logits.predict();
                 let within = logits.predict_within(labels.clone());
-                let (cosine, relative_change) = drift(&table, &learned[task_idx]);
+                let moved = learned[task_idx].as_ref();
+                let moved = moved.map(|then| drift(&table, then));
                 row.push(TaskState {
                     accuracy: accuracy(&predictions, &table.labels),
                     accuracy_in_task: accuracy(&within, &table.labels),
                     n_lost_later: predictions.iter().filter(|&&p| p >= labels.end).count(),
                     n_lost_earlier: predictions.iter().filter(|&&p| p < labels.start).count(),
-                    cosine,
-                    relative_change,
+                    cosine: moved.map(|(cosine, _)| cosine),
+                    relative_change: moved.map(|(_, change)| change),
                     cosine_to_base: drift(&table, &start[task_idx]).0,
                 });
                 if is_last {

@@ -15,9 +15,13 @@
 //! of the paper (`λ = 0.1`) is 0 by default, as in the published scripts.
 
 use burn::tensor::Tensor;
+use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{Method, MethodEntry, TaskContext, check_blocks, check_counts, check_number, parse};
+use super::{
+    Method, MethodEntry, TaskContext, check_block_list, check_blocks, check_counts, check_number,
+    parse,
+};
 use crate::error::TrainError;
 use crate::model::Model;
 use crate::prompts::{ComponentLayout, PromptComponents, Prompts};
@@ -32,10 +36,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             ("length", method.length),
         ])?;
         check_number("method.orthogonality", method.orthogonality, true)?;
-        if method.blocks.as_ref().is_some_and(Vec::is_empty) {
-            let expected = "at least one block, or none of the key to have the default";
-            return Err(TrainError::setting("method.blocks", "[]", expected));
-        }
+        check_block_list("blocks", method.blocks.as_deref())?;
         Ok(Box::new(method))
     },
 };
@@ -69,6 +70,20 @@ fn four() -> usize {
 /// Blocks with prompts, from the first (section 5).
 const N_BLOCKS: usize = 5;
 
+impl CodaPrompt {
+    fn layout(&self, depth: usize) -> Result<ComponentLayout, TrainError> {
+        let all = || (0..N_BLOCKS.min(depth)).collect();
+        let layout = ComponentLayout {
+            blocks: self.blocks.clone().unwrap_or_else(all),
+            length: self.length,
+            n_past: 0,
+            n_current: self.n_components,
+        };
+        check_blocks("blocks", &layout.blocks, depth)?;
+        Ok(layout)
+    }
+}
+
 impl Method for CodaPrompt {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         let mut rng = task.prompt_rng();
@@ -78,19 +93,20 @@ impl Method for CodaPrompt {
             }
             _ => {
                 let vit = model.backbone.config();
-                let all = || (0..N_BLOCKS.min(vit.depth)).collect();
-                let layout = ComponentLayout {
-                    blocks: self.blocks.clone().unwrap_or_else(all),
-                    length: self.length,
-                    n_past: 0,
-                    n_current: self.n_components,
-                };
-                check_blocks("blocks", &layout.blocks, vit.depth)?;
+                let layout = self.layout(vit.depth)?;
                 PromptComponents::init(&layout, vit.d_model, &mut rng, &task.device)
             }
         };
         model.prompts = Some(Prompts::Components(prompts));
         Ok(task.grow_head(model))
+    }
+
+    fn has_prompts(&self) -> bool {
+        true
+    }
+
+    fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {
+        self.layout(vit.depth).map(drop)
     }
 
     fn penalty(&self, model: &Model) -> Option<Tensor<1>> {

@@ -8,11 +8,12 @@
 //! A length counts keys, with as many values, as in the published code; the paper's text halves a
 //! prompt into the two. As there, prefixes stand behind the projections of a block.
 
+use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, MethodEntry, TaskContext, check_blocks, check_counts, check_number, default_spread,
-    parse,
+    Method, MethodEntry, TaskContext, check_block_list, check_blocks, check_counts, check_number,
+    default_spread, parse,
 };
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
@@ -80,10 +81,10 @@ impl DualPrompt {
         ])?;
         check_number("method.pull", self.pull, true)?;
         check_number("method.spread", f64::from(self.spread), false)?;
-        if self.expert_blocks.as_ref().is_some_and(Vec::is_empty) {
-            let expected = "at least one block, or none of the key to have the default";
-            return Err(TrainError::setting("method.expert_blocks", "[]", expected));
-        }
+        check_block_list("expert_blocks", self.expert_blocks.as_deref())?;
+        // An empty list means no general prefix.
+        let general = self.general_blocks.as_deref().filter(|b| !b.is_empty());
+        check_block_list("general_blocks", general)?;
         Ok(())
     }
 
@@ -127,6 +128,14 @@ impl Method for DualPrompt {
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Zeros
+    }
+
+    fn has_prompts(&self) -> bool {
+        true
+    }
+
+    fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {
+        self.layout(vit.depth).map(drop)
     }
 }
 

@@ -12,11 +12,12 @@
 //! samples come from one Gaussian a class, where the published settings have ten centroids; and an
 //! epoch of alignment shows all samples, not as many steps as there are old classes.
 
+use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, MethodEntry, TaskContext, TaskImages, check_blocks, check_counts, check_number,
-    default_spread, parse,
+    Method, MethodEntry, TaskContext, TaskImages, check_block_list, check_blocks, check_counts,
+    check_number, default_spread, parse,
 };
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, HeadConfig};
@@ -93,11 +94,7 @@ impl HidePrompt {
                 expected,
             ));
         }
-        if self.blocks.as_ref().is_some_and(Vec::is_empty) {
-            let expected = "at least one block, or none of the key to have the default";
-            return Err(TrainError::setting("method.blocks", "[]", expected));
-        }
-        Ok(())
+        check_block_list("blocks", self.blocks.as_deref())
     }
 
     fn layout(&self, depth: usize) -> Result<HierarchicalLayout, TrainError> {
@@ -154,6 +151,14 @@ impl Method for HidePrompt {
         let prompts = prompts.reviewed(&review, &task.device);
         model.prompts = Some(Prompts::Hierarchical(prompts));
         Ok(model)
+    }
+
+    fn has_prompts(&self) -> bool {
+        true
+    }
+
+    fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {
+        self.layout(vit.depth).map(drop)
     }
 
     /// With the recipe of the published engine: `crct_epochs`, `ca_lr`, five batches of 24 samples a class.

@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;
 use super::lora_per_task::new_slot;
-use super::{Method, MethodEntry, TaskContext, TaskImages, default_rank, parse};
+use super::{
+    Method, MethodEntry, TaskContext, TaskImages, check_counts, check_projections, default_rank,
+    parse,
+};
 use crate::error::TrainError;
 use crate::gradient_memory::{Energy, GradientMemory, Space};
 use crate::model::Model;
@@ -77,15 +80,10 @@ const COLUMN_LENGTH: f64 = 0.577_350_269_189_625_8;
 
 impl InfLora {
     fn check(&self) -> Result<(), TrainError> {
+        check_counts(&[("rank", self.rank)])?;
+        // Those whose inputs the method measures.
         let seen = [Projection::Query, Projection::Key, Projection::Value];
-        if self.projections.is_empty() || self.projections.iter().any(|p| !seen.contains(p)) {
-            let names: Vec<_> = self.projections.iter().map(|p| p.name()).collect();
-            return Err(TrainError::setting(
-                "method.projections",
-                format!("[{}]", names.join(", ")),
-                "one or more of query, key and value, whose inputs the method measures",
-            ));
-        }
+        check_projections(&self.projections, &seen)?;
         for (name, value, least) in [("lamb", self.lamb, 0.0), ("lame", self.lame, self.lamb)] {
             if !(least..=1.0).contains(&value) {
                 return Err(TrainError::setting(
@@ -204,5 +202,9 @@ impl Method for InfLora {
 
     fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 }

@@ -6,14 +6,14 @@
 use sdlora_core::{Projection, SdLoraConfig};
 
 use super::lora::Lora;
-use super::{Method, MethodEntry, TaskContext, parse};
+use super::{Method, MethodEntry, TaskContext};
 use crate::error::TrainError;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "joint",
     summary: "one LoRA on the data of all tasks at once: the upper bound",
-    build: |options| Ok(Box::new(Joint(parse("joint", options)?))),
+    build: |options| Ok(Box::new(Joint(Lora::read("joint", options)?))),
 };
 
 /// The adapter and the options are those of [`Lora`].
@@ -31,6 +31,10 @@ impl Method for Joint {
 
     fn projections(&self) -> &[Projection] {
         self.0.projections()
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        self.0.ranks()
     }
 
     fn is_joint(&self) -> bool {

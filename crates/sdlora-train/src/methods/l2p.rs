@@ -100,4 +100,8 @@ impl Method for L2p {
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Zeros
     }
+
+    fn has_prompts(&self) -> bool {
+        true
+    }
 }

@@ -5,14 +5,17 @@ use sdlora_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
+use super::{
+    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
+    query_and_value,
+};
 use crate::error::TrainError;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora",
     summary: "one LoRA, fine-tuned in sequence",
-    build: |options| Ok(Box::new(parse::<Lora>("lora", options)?)),
+    build: |options| Ok(Box::new(Lora::read("lora", options)?)),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +27,16 @@ pub(super) struct Lora {
     /// Adapted projections of every block.
     #[serde(default = "query_and_value")]
     projections: Vec<Projection>,
+}
+
+impl Lora {
+    /// Reads and checks the options of a method that has these.
+    pub(super) fn read(name: &str, options: &toml::Table) -> Result<Self, TrainError> {
+        let lora: Self = parse(name, options)?;
+        check_counts(&[("rank", lora.rank)])?;
+        check_projections(&lora.projections, &Projection::ALL)?;
+        Ok(lora)
+    }
 }
 
 /// Slots of coefficient 1, never rescaled.
@@ -57,5 +70,9 @@ impl Method for Lora {
 
     fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 }

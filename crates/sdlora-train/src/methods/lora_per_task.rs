@@ -5,14 +5,14 @@
 use sdlora_core::{Projection, SdLoraConfig};
 
 use super::lora::{Lora, constant_coefficient};
-use super::{Method, MethodEntry, TaskContext, parse};
+use super::{Method, MethodEntry, TaskContext};
 use crate::error::TrainError;
 use crate::model::Model;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora-per-task",
     summary: "a LoRA per task, summed, nothing rescaled",
-    build: |options| Ok(Box::new(LoraPerTask(parse("lora-per-task", options)?))),
+    build: |options| Ok(Box::new(LoraPerTask(Lora::read("lora-per-task", options)?))),
 };
 
 /// The options are those of [`Lora`].
@@ -30,6 +30,10 @@ impl Method for LoraPerTask {
 
     fn projections(&self) -> &[Projection] {
         self.0.projections()
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        self.0.ranks()
     }
 }
 

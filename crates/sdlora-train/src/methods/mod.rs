@@ -32,6 +32,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_vit::VitConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -171,6 +172,26 @@ pub trait Method: Debug + Send + Sync {
     /// Projections of every block that are adapted; none leaves the features as they are.
     fn projections(&self) -> &[Projection] {
         &[]
+    }
+
+    /// Ranks of the directions that it begins, in any task.
+    fn ranks(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Whether blocks read prompts.
+    fn has_prompts(&self) -> bool {
+        false
+    }
+
+    /// Refuses settings that do not fit the shape of the backbone, before anything of a run is written.
+    /// The ranks are checked apart.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] naming the first one that does not fit.
+    fn check_shape(&self, _vit: &VitConfig) -> Result<(), TrainError> {
+        Ok(())
     }
 
     /// Whether gradient steps are made at all.
@@ -315,6 +336,42 @@ fn check_counts(counts: &[(&str, usize)]) -> Result<(), TrainError> {
     }
 }
 
+/// Refuses an empty list of projections, which leaves nothing to train, one that is not among `known`, and
+/// one named twice: its second direction would never be read, and so never get a gradient.
+fn check_projections(projections: &[Projection], known: &[Projection]) -> Result<(), TrainError> {
+    let names = |list: &[Projection]| -> String {
+        let names: Vec<_> = list.iter().map(|p| p.name()).collect();
+        names.join(", ")
+    };
+    let is_twice = |i: usize| projections[..i].contains(&projections[i]);
+    let is_wrong = |i: usize| !known.contains(&projections[i]) || is_twice(i);
+    if projections.is_empty() || (0..projections.len()).any(is_wrong) {
+        return Err(TrainError::setting(
+            "method.projections",
+            format!("[{}]", names(projections)),
+            format!("one or more of {}, each once", names(known)),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses, of a list of blocks as it is typed, one without any or with one twice; whether the backbone has
+/// them is asked by [`check_blocks`].
+fn check_block_list(setting: &str, blocks: Option<&[usize]>) -> Result<(), TrainError> {
+    let Some(blocks) = blocks else {
+        return Ok(());
+    };
+    let is_twice = |i: usize| blocks[..i].contains(&blocks[i]);
+    if blocks.is_empty() || (0..blocks.len()).any(is_twice) {
+        return Err(TrainError::setting(
+            format!("method.{setting}"),
+            format!("{blocks:?}"),
+            "one or more blocks, each once, or none of the key to have the default",
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses blocks that the backbone lacks or that are named twice.
 fn check_blocks(setting: &str, blocks: &[usize], depth: usize) -> Result<(), TrainError> {
     let is_twice = |i: usize| blocks[..i].contains(&blocks[i]);
@@ -322,7 +379,10 @@ fn check_blocks(setting: &str, blocks: &[usize], depth: usize) -> Result<(), Tra
         return Err(TrainError::setting(
             format!("method.{setting}"),
             format!("{blocks:?}"),
-            format!("different blocks of the backbone, from 0 to {}", depth - 1),
+            format!(
+                "different blocks of the backbone, from 0 to {}",
+                depth.saturating_sub(1)
+            ),
         ));
     }
     Ok(())

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;
 use super::lora_per_task::new_slot;
-use super::{Method, MethodEntry, TaskContext, check_number, default_rank, parse, query_and_value};
+use super::{
+    Method, MethodEntry, TaskContext, check_counts, check_number, check_projections, default_rank,
+    parse, query_and_value,
+};
 use crate::error::TrainError;
 use crate::model::Model;
 
@@ -19,6 +22,8 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task with an orthogonality penalty between their row spaces",
     build: |options| {
         let method: OLora = parse("olora", options)?;
+        check_counts(&[("rank", method.rank)])?;
+        check_projections(&method.projections, &Projection::ALL)?;
         check_number("method.lambda", method.lambda(), true)?;
         Ok(Box::new(method))
     },
@@ -88,6 +93,10 @@ impl Method for OLora {
 
     fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 
     fn penalty(&self, model: &Model) -> Option<Tensor<1>> {

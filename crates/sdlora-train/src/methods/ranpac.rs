@@ -13,7 +13,10 @@ use sdlora_core::{Projection, SdLoraConfig};
 use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;
-use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
+use super::{
+    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
+    query_and_value,
+};
 use crate::error::TrainError;
 use crate::heads::HeadConfig;
 use crate::model::Model;
@@ -23,6 +26,8 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA in the first task, then ridge regression on random features",
     build: |options| {
         let mut method: RanPac = parse("ranpac", options)?;
+        check_counts(&[("rank", method.rank)])?;
+        check_projections(&method.projections, &Projection::ALL)?;
         if !method.adapt {
             method.projections.clear();
         }
@@ -82,6 +87,10 @@ impl Method for RanPac {
 
     fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 
     fn takes_steps(&self) -> bool {

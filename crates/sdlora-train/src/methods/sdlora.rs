@@ -6,7 +6,10 @@
 use sdlora_core::{Projection, SdLoraConfig, Variant};
 use serde::{Deserialize, Serialize};
 
-use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
+use super::{
+    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
+    query_and_value,
+};
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
@@ -17,6 +20,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     build: |options| {
         let method: SdLora = parse("sdlora", options)?;
         method.family.check()?;
+        check_counts(&[("rank", method.rank)])?;
         Ok(Box::new(method))
     },
 };
@@ -45,6 +49,7 @@ impl Family {
     }
 
     pub(super) fn check(&self) -> Result<(), TrainError> {
+        check_projections(&self.projections, &Projection::ALL)?;
         Ok(self.config().check()?)
     }
 
@@ -80,5 +85,9 @@ impl Method for SdLora {
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Kaiming
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 }

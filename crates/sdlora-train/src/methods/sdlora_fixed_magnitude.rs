@@ -7,7 +7,7 @@ use sdlora_core::{Projection, SdLoraConfig};
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;
-use super::{Method, MethodEntry, TaskContext, default_rank, parse};
+use super::{Method, MethodEntry, TaskContext, check_counts, default_rank, parse};
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
@@ -18,6 +18,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     build: |options| {
         let method: SdLoraFixedMagnitude = parse("sdlora-fixed-magnitude", options)?;
         method.family.check()?;
+        check_counts(&[("rank", method.rank)])?;
         Ok(Box::new(method))
     },
 };
@@ -48,5 +49,9 @@ impl Method for SdLoraFixedMagnitude {
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Kaiming
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 }

@@ -11,7 +11,7 @@ use sdlora_core::{Projection, ResidualNorm, SdLoraConfig};
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;
-use super::{Method, MethodEntry, TaskContext, default_rank, parse};
+use super::{Method, MethodEntry, TaskContext, check_counts, default_rank, parse};
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
@@ -22,6 +22,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     build: |options| {
         let method: SdLoraKd = parse("sdlora-kd", options)?;
         method.family.check()?;
+        check_counts(&[("rank", method.rank)])?;
         if method.threshold.is_finite() && method.threshold >= 0.0 {
             return Ok(Box::new(method));
         }
@@ -77,5 +78,9 @@ impl Method for SdLoraKd {
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Kaiming
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 }

@@ -18,7 +18,10 @@ use sdlora_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Method, MethodEntry, TaskContext, default_rank, parse, query_and_value};
+use super::{
+    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
+    query_and_value,
+};
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::Model;
@@ -27,10 +30,10 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "sdlora-relative",
     summary: "for long streams: directions keep their trained length, magnitudes are relative to it, class means classify",
     build: |options| {
-        Ok(Box::new(parse::<SdLoraRelative>(
-            "sdlora-relative",
-            options,
-        )?))
+        let method: SdLoraRelative = parse("sdlora-relative", options)?;
+        check_counts(&[("rank", method.rank)])?;
+        check_projections(&method.projections, &Projection::ALL)?;
+        Ok(Box::new(method))
     },
 };
 
@@ -62,6 +65,10 @@ impl Method for SdLoraRelative {
 
     fn projections(&self) -> &[Projection] {
         &self.projections
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        vec![self.rank]
     }
 
     fn default_head(&self) -> HeadConfig {

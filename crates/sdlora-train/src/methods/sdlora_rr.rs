@@ -122,6 +122,10 @@ impl Method for SdLoraRr {
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Kaiming
     }
+
+    fn ranks(&self) -> Vec<usize> {
+        self.ranks.steps().iter().map(|step| step.rank).collect()
+    }
 }
 
 #[cfg(test)]

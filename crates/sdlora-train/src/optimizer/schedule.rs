@@ -19,7 +19,7 @@ pub enum Schedule {
     },
     /// `multi-step`: multiplied by `gamma` at the start of each of these epochs.
     MultiStep {
-        /// Epochs, from 0, increasing.
+        /// Epochs, from 0, increasing; at least one, and none behind the last epoch of the task.
         milestones: Vec<usize>,
         /// Factor at each of them.
         gamma: f64,

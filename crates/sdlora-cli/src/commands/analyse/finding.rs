@@ -120,6 +120,24 @@ pub fn not_shown<T>(reason: impl Into<String>) -> anyhow::Result<T> {
     Err(NotShown(reason.into()).into())
 }
 
+/// Why something cannot be told, of rounds whose checkpoints are gone; ascending and at least one.
+pub fn missing(rounds: &[usize]) -> String {
+    let (first, last) = (
+        rounds.first().copied().unwrap_or(0),
+        rounds.last().copied().unwrap_or(0),
+    );
+    let tasks = match rounds.len() {
+        0 | 1 => format!("task {first}"),
+        n if last - first + 1 == n => format!("tasks {first} to {last}"),
+        n => format!("{n} tasks from {first} to {last}"),
+    };
+    let (has, end) = match rounds.len() {
+        0 | 1 => ("the checkpoint", "is gone"),
+        _ => ("checkpoints", "are gone"),
+    };
+    format!("{has} of the end of {tasks} {end}")
+}
+
 /// A CSV text.
 pub fn csv(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let header: Vec<String> = header.iter().map(|h| (*h).to_owned()).collect();
@@ -214,6 +232,14 @@ mod tests {
         assert_eq!(Verdict::of_differences(&[single]), Verdict::Undecided);
         assert_eq!(single.to_string(), "+1.0000, a single number");
         assert_eq!(paired.to_string(), "+1.0000 ± 0.0000");
+    }
+
+    #[test]
+    fn checkpoints_that_are_gone_are_named() {
+        assert_eq!(missing(&[4]), "the checkpoint of the end of task 4 is gone");
+        let several = missing(&[0, 1, 2]);
+        assert_eq!(several, "checkpoints of the end of tasks 0 to 2 are gone");
+        assert!(missing(&[0, 2, 5]).contains("3 tasks from 0 to 5"));
     }
 
     #[test]

@@ -101,6 +101,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let mut subject = Subject::open(args.run.as_deref(), &args.common, args.options)?;
+    if let Some(note) = subject.stops_short() {
+        eprintln!("{note}");
+    }
     std::fs::create_dir_all(&out).map_err(|e| {
         UsageError(format!(
             "cannot create {}: {e}; choose another `--out`",

@@ -17,13 +17,15 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let run = subject.run()?;
     let mut rows = Vec::new();
-    let (mut stored, mut trained) = (Vec::new(), Vec::new());
+    let mut stored = Vec::new();
     let mut last = Vec::new();
+    // The log has what was trained in every task, also in those whose checkpoint is gone.
+    let (_, log) = run.model_after(run.last_round())?;
+    let trained: Vec<f64> = log.n_trained.iter().map(|&n| n as f64).collect();
     for &round in run.rounds() {
         last = parts(&run.model_after(round)?.0);
         let learned = last.iter().filter(|p| p.name != "backbone");
         stored.push(learned.map(|p| p.n_stored as f64).sum::<f64>());
-        trained.push(last.iter().map(|p| p.n_trained as f64).sum::<f64>());
         rows.extend(last.iter().map(|p| {
             vec![
                 round.to_string(),
@@ -44,7 +46,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             "stored after task {}: {}; {} trained in the last task, {:.0} on average",
             run.last_round(),
             named.join(", "),
-            last.iter().map(|p| p.n_trained).sum::<usize>(),
+            log.n_trained.last().copied().unwrap_or(0),
             mean(&trained),
         ),
         tables: vec![(
@@ -62,7 +64,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
                 within: &[0.0],
             },
             &[
-                Series::over_tasks("stored", 0, &thousands(&stored)),
+                Series::over("stored", 0, run.rounds(), &thousands(&stored)),
                 Series::over_tasks("trained in the task", 1, &thousands(&trained)),
             ],
         ),

@@ -35,6 +35,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let (mut rows, mut series) = (Vec::new(), Vec::new());
     let mut deepest: f64 = 0.0;
     let mut ends = Vec::new();
+    let named: Vec<String> = starts.iter().map(ToString::to_string).collect();
     for start in starts {
         progress(format!("line from task {start} to task {last}"));
         let Some(path) = straight_path(run, start, last, 2, n_steps)? else {
@@ -73,8 +74,10 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         verdict: Verdict::of(deepest <= BARRIER),
         line: format!(
             "checkpoints are said to be joined by a path of low loss: on straight lines accuracy falls \
-             at most {:.2} points below its lower end ({}, among the classes known at the start)",
+             at most {:.2} points below its lower end (lines from the ends of tasks {} to that of task \
+             {last}: {}, among the classes known at the start)",
             100.0 * deepest,
+            named.join(" and "),
             ends.join("; ")
         ),
         tables: vec![(

@@ -3,7 +3,7 @@
 use sdlora_train::analysis::Refit;
 
 use super::Diagnostic;
-use super::finding::{Finding, Verdict, csv, number, percent};
+use super::finding::{Finding, Verdict, csv, missing, number, percent};
 use super::subject::Subject;
 use crate::report::figure::{Axis, COLOURS, Series, lines};
 
@@ -16,11 +16,24 @@ pub(super) const DIAGNOSTIC: Diagnostic = Diagnostic {
 
 fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     let trajectory = subject.trajectory()?;
-    let refit = Refit::of(subject.run()?, &trajectory.last)?;
+    let run = subject.run()?;
+    let refit = Refit::of(run, &trajectory.last)?;
+    let fresh = percent(refit.fresh);
+    let means = match refit.stale {
+        Some(stale) => format!(
+            "class means taken when learned {}, at the end {fresh}, so drift costs {:.2} points",
+            percent(stale),
+            100.0 * (refit.fresh - stale),
+        ),
+        None => format!(
+            "class means at the end {fresh}, those taken when learned: not shown, {}",
+            missing(&run.missing_rounds())
+        ),
+    };
     let heads = [
         ("head of the run", Some(refit.own)),
         ("head of the run (tasks levelled)", Some(refit.own_levelled)),
-        ("class means when learned", Some(refit.stale)),
+        ("class means when learned", refit.stale),
         ("class means at the end", Some(refit.fresh)),
         ("ridge at the end", refit.fresh_ridge),
         ("class means (pre-trained)", Some(refit.base)),
@@ -36,7 +49,10 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             let height = value.unwrap_or(f64::NAN);
             let x = i as f64;
             Series {
-                name: format!("{name} {}", percent(height)),
+                name: match value {
+                    Some(value) => format!("{name} {}", percent(*value)),
+                    None => format!("{name}: not shown"),
+                },
                 colour: colour.into(),
                 points: vec![(x - 0.3, height), (x + 0.3, height)],
             }
@@ -45,15 +61,11 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
     Ok(Finding {
         verdict: Verdict::Measured,
         line: format!(
-            "the head of the run has {} ({} with its tasks levelled); class means taken when learned \
-             {}, at the end {}, so drift costs {:.2} points; ridge at the end {}; pre-trained class \
-             means {}",
+            "the head of the run has {} ({} with its tasks levelled); {means}; ridge at the end {}; \
+             pre-trained class means {}",
             percent(refit.own),
             percent(refit.own_levelled),
-            percent(refit.stale),
-            percent(refit.fresh),
-            100.0 * (refit.fresh - refit.stale),
-            percent(refit.fresh_ridge.unwrap_or(f64::NAN)),
+            refit.fresh_ridge.map_or("not shown".into(), percent),
             percent(refit.base),
         ),
         tables: vec![("", csv(&["head", "accuracy"], rows))],

@@ -22,7 +22,7 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
         return not_shown("the method leaves the weights of the backbone as they are");
     };
     let projections = scale.projections();
-    let mut series = vec![Series::over_tasks("all that changes", 0, &all)];
+    let mut series = vec![Series::over("all that changes", 0, run.rounds(), &all)];
     let mut parts = Vec::new();
     for (i, &projection) in projections.iter().enumerate() {
         let values = scale.relative(Some(projection));
@@ -31,7 +31,12 @@ fn ask(subject: &mut Subject) -> anyhow::Result<Finding> {
             projection.name(),
             values.last().copied().unwrap_or(f64::NAN)
         ));
-        series.push(Series::over_tasks(projection.name(), i + 1, &values));
+        series.push(Series::over(
+            projection.name(),
+            i + 1,
+            run.rounds(),
+            &values,
+        ));
     }
     let rows = scale.sites.iter().flat_map(|site| {
         let rounds = run.rounds().iter().zip(&site.update);

@@ -95,6 +95,20 @@ impl Subject {
         self.run.as_ref().ok_or_else(none)
     }
 
+    /// A sentence when the last task has no checkpoint: all that is said of "the end" is then said of an
+    /// earlier one.
+    pub fn stops_short(&self) -> Option<String> {
+        let run = self.run.as_ref()?;
+        let (last, n) = (run.last_round(), run.n_rounds());
+        (last + 1 < n).then(|| {
+            format!(
+                "{}: the last checkpoint of the end of a task is that of task {last}, and the stream has \
+                 {n} tasks, which count from 0: \"the end\" is the end of task {last} here",
+                run.folder().display()
+            )
+        })
+    }
+
     /// The model and the log at the end of the last task that has a checkpoint.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use sdlora_core::{
     Adapter, CurrentForm, Direction, HostFactors, MagnitudeStart, Magnitudes, PastNorm, Projection,
     ResidualNorm, SdLoraConfig, Site, Variant,
 };
-use sdlora_testkit::{Tolerance, assert_close, golden::golden_file, test_device};
+use sdlora_testkit::{Compared, Tolerance, assert_close, golden_json_with, test_device};
 
 const PROJECTIONS: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 
@@ -97,11 +97,14 @@ fn combined(site: Site, parts: &[(f32, &HostFactors)]) -> HostFactors {
 
 #[test]
 fn residuals_and_coefficients_agree_with_numpy() {
-    let Some(path) = golden_file("absorb.json") else {
-        return;
-    };
-    let golden: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut compared = Compared::new("absorbed directions");
+    for (path, golden) in golden_json_with(&["sites", "d_input", "d_output"]) {
+        agrees_with_numpy(&golden);
+        compared.add(path.display().to_string());
+    }
+}
+
+fn agrees_with_numpy(golden: &serde_json::Value) {
     let count = |key: &str| golden[key].as_u64().unwrap() as usize;
     let sites = sites(count("d_input"), count("d_output"));
     let numbers = |value: &serde_json::Value| -> Vec<f64> {
@@ -120,7 +123,8 @@ fn residuals_and_coefficients_agree_with_numpy() {
         }
     };
     let on_sites: Vec<&serde_json::Value> = golden["sites"].as_array().unwrap().iter().collect();
-    let mut tasks: Vec<Vec<HostFactors>> = (0..3)
+    let n_past = on_sites[0]["past"].as_array().unwrap().len();
+    let mut tasks: Vec<Vec<HostFactors>> = (0..n_past)
         .map(|k| on_sites.iter().map(|s| factors(&s["past"][k])).collect())
         .collect();
     tasks.push(on_sites.iter().map(|s| factors(&s["current"])).collect());
@@ -137,7 +141,8 @@ fn residuals_and_coefficients_agree_with_numpy() {
         (ResidualNorm::Relative, "fro"),
         (ResidualNorm::Rms, "rms"),
     ] {
-        let before = adapter(config, &sites, &tasks, &[0.8, 0.8, 0.8, 2.0]);
+        let magnitudes = [vec![0.8; n_past], vec![2.0]].concat();
+        let before = adapter(config, &sites, &tasks, &magnitudes);
         let (after, found) = before.absorb_current(norm, 1.0, &test_device());
         let found = found.unwrap();
         assert!(found.is_absorbed);

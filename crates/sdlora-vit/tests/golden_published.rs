@@ -2,25 +2,37 @@
 //! the features that those give.
 #![allow(clippy::unwrap_used)]
 
+mod found;
+
 use std::path::PathBuf;
 
 use sdlora_core::Updates;
-use sdlora_testkit::{Golden, Tolerance, assert_close, golden_dir, golden_file, test_device};
+use sdlora_testkit::{
+    Compared, Golden, Tolerance, assert_close, golden_dir, golden_file, golden_with, test_device,
+};
 use sdlora_vit::{Checkpoint, Hints, Pooling, PosEmbed, Resize, Scheme, Vit};
 
 /// Absolute, values are of order 1.
 const TOLERANCE: Tolerance = Tolerance::Abs(1e-4);
 
-/// The checkpoint of a case and its reference, `None` where `SDLORA_GOLDEN` lacks it.
-fn case(name: &str, io: &str) -> Option<(PathBuf, Golden)> {
-    let Some(io) = golden_file(&format!("vit/{name}/{io}")) else {
-        assert!(
-            std::env::var_os("SDLORA_GOLDEN").is_some(),
-            "golden files of {name} are missing"
-        );
-        return None;
-    };
-    Some((golden_dir().join("vit").join(name), Golden::open(io)))
+/// The folder of a case and its reference; without them there is nothing to compare with, and the test fails.
+fn case(name: &str, io: &str) -> (PathBuf, Golden) {
+    let io = golden_file(&format!("vit/{name}/{io}"));
+    (golden_dir().join("vit").join(name), Golden::open(io))
+}
+
+/// Whatever lies in the golden folder, under whatever name.
+#[test]
+fn every_model_with_features_beside_it_gives_them() {
+    let mut compared = Compared::new("models with their features");
+    for io in golden_with(&["input", "features"]) {
+        for (name, vit) in found::backbones(&io, "features", &test_device()) {
+            let folder = io.path().parent().unwrap().file_name().unwrap();
+            let what = format!("{}/{name} with {}", folder.display(), io.stem());
+            check_features(&vit, &io, &what);
+            compared.add(what);
+        }
+    }
 }
 
 fn check_features(vit: &Vit, io: &Golden, what: &str) {
@@ -30,9 +42,7 @@ fn check_features(vit: &Vit, io: &Golden, what: &str) {
 
 /// Opens the case, compares its features, and hands what was understood to `check`.
 fn agrees(name: &str, file: &str, hints: &Hints, check: impl Fn(&Checkpoint)) {
-    let Some((folder, io)) = case(name, "io.safetensors") else {
-        return;
-    };
+    let (folder, io) = case(name, "io.safetensors");
     let checkpoint = Checkpoint::open(&folder.join(file), hints).unwrap();
     let (vit, report) = checkpoint.load(&test_device()).unwrap();
     assert!(report.is_complete(), "{report}");
@@ -114,9 +124,7 @@ fn hugging_face_dinov2_with_registers() {
 #[test]
 fn positions_are_brought_to_other_grids() {
     for (io, side) in [("io.safetensors", 56), ("io_24.safetensors", 24)] {
-        let Some((folder, io)) = case("timm_resized", io) else {
-            continue;
-        };
+        let (folder, io) = case("timm_resized", io);
         let hints = Hints {
             image_size: Some(side),
             ..Hints::default()
@@ -132,11 +140,10 @@ fn positions_are_brought_to_other_grids() {
 #[test]
 fn a_training_checkpoint_of_dino() {
     // Nothing tells the heads: refused with the way out, then given.
-    if let Some((folder, _)) = case("dino_pth", "io.safetensors") {
-        let error = Checkpoint::open(&folder.join("checkpoint.pth"), &Hints::default());
-        let message = error.unwrap_err().to_string();
-        assert!(message.contains("--heads"), "{message}");
-    }
+    let (folder, _) = case("dino_pth", "io.safetensors");
+    let error = Checkpoint::open(&folder.join("checkpoint.pth"), &Hints::default());
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("--heads"), "{message}");
     let hints = Hints {
         n_heads: Some(2),
         ..Hints::default()
