@@ -27,7 +27,7 @@ use sdlora_train::files::write_file;
 
 use crate::UsageError;
 use crate::commands::Common;
-use crate::output::say;
+use crate::output::{note, say};
 use crate::shown::{shown, shown_path};
 use finding::{Finding, NotShown};
 use subject::{Options, Subject};
@@ -101,8 +101,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let mut subject = Subject::open(args.run.as_deref(), &args.common, args.options)?;
-    if let Some(note) = subject.stops_short() {
-        eprintln!("{note}");
+    if let Some(text) = subject.stops_short() {
+        note!("{text}");
     }
     std::fs::create_dir_all(&out).map_err(|e| {
         UsageError(format!(
