@@ -3,6 +3,7 @@
 
 mod toy;
 
+use sdlora_data::Channels;
 use sdlora_train::{RunConfig, Start};
 use toy::Bench;
 
@@ -35,7 +36,9 @@ fn settings_that_do_not_fit_backbone_or_data_leave_no_folder() {
         change(&mut config);
         cases.push((config, part));
     };
-    change("transform", |config| config.transform.side = 28);
+    change("transform", |config| {
+        config.transform.channels = Channels::Rgb
+    });
     change("n_tasks", |config| config.stream.n_tasks = Some(1000));
     change("no-such-data", |config| {
         config.dataset = "no-such-data".into()

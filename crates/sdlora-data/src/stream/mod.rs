@@ -35,7 +35,6 @@ impl TaskStream {
     /// [`DataError::EmptyClass`] when a class of a task has no training images, or no test images in a data set that has
     /// some; in a task of one domain only the task as a whole must have test images.
     pub fn new(dataset: &dyn Dataset, config: &StreamConfig) -> Result<Self, DataError> {
-        config.check()?;
         let cuts = cut(dataset, config)?;
         let n_tasks = match config.n_tasks {
             Some(n_tasks) if n_tasks == 0 || n_tasks > cuts.len() => {
@@ -47,6 +46,8 @@ impl TaskStream {
             }
             n_tasks => n_tasks.unwrap_or(cuts.len()),
         };
+        // What the data set tells says more, so it comes first.
+        config.check()?;
         let mut labels = vec![None; dataset.class_names().len()];
         let mut class_order = Vec::new();
         let mut first_tasks = Vec::new();
