@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sdlora_train::{Event, Observer};
 use serde_json::{Value, json};
@@ -15,8 +16,12 @@ use serde_json::{Value, json};
 pub struct RunLogger<'a> {
     path: PathBuf,
     file: Option<BufWriter<File>>,
+    flushed: Instant,
     next: &'a mut dyn Observer,
 }
+
+/// How long a line may wait for others before it is in the file, for who follows a run.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 impl<'a> RunLogger<'a> {
     /// A logger for the run in `folder`.
@@ -24,6 +29,7 @@ impl<'a> RunLogger<'a> {
         Self {
             path: folder.join("log.jsonl"),
             file: None,
+            flushed: Instant::now(),
             next,
         }
     }
@@ -39,8 +45,9 @@ impl<'a> RunLogger<'a> {
         }
         if let Some(file) = &mut self.file {
             let _ = writeln!(file, "{line}");
-            if flush {
+            if flush || self.flushed.elapsed() > FLUSH_EVERY {
                 let _ = file.flush();
+                self.flushed = Instant::now();
             }
         }
     }
