@@ -485,7 +485,7 @@ fn no_shape_in_a_state_panics_also_under_a_hash_that_fits() {
         let state = fs::read(newest.join("state.json")).unwrap();
         let sums = fs::read_to_string(newest.join("SHA256SUMS")).unwrap();
         let tree = serde_json::from_slice(&state).unwrap();
-        each_integer(&tree, &[0, 1, 7, 4_000_000_000, u64::MAX], &mut |changed| {
+        each_integer(&tree, &[0, 7, u64::MAX], &mut |changed| {
             let _ = fs::remove_dir_all(bench.path("case"));
             copy_folder(&bench.path("run"), &bench.path("case"));
             let at = bench.path("case").join("checkpoints").join(&name);
