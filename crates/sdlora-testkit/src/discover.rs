@@ -30,6 +30,10 @@ impl Compared {
     }
 }
 
+#[allow(
+    clippy::print_stdout,
+    reason = "a test shows what it compared where its output is asked for"
+)]
 impl Drop for Compared {
     fn drop(&mut self) {
         // A test that has failed already says why.
