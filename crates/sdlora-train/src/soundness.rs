@@ -18,7 +18,7 @@ use crate::model::Model;
 pub(crate) fn unsound_part(model: &Model) -> Option<String> {
     let mut sum = Look::new(false);
     sum.at(model);
-    if sum.is_sound() {
+    if sum.ends_sound() {
         return unsound_array(&model.head);
     }
     // Once more, one number read for every parameter, to have its name.
@@ -82,7 +82,7 @@ impl Look {
         self.path.pop();
     }
 
-    fn is_sound(self) -> bool {
+    fn ends_sound(self) -> bool {
         self.sum.is_none_or(is_finite)
     }
 }
