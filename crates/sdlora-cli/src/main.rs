@@ -104,18 +104,23 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 /// The messages of an error and its causes, each said once: many repeat their cause.
 fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
+    // What was said is compared before line breaks are escaped, which only some messages need.
+    let (mut said, mut text) = (String::new(), String::new());
     for cause in error.chain() {
-        let message = match has_lines(cause) {
-            true => clipped_lines(&cause.to_string()),
-            // A line break in it comes from a name.
-            false => clipped_to(&cause.to_string(), LONGEST_MESSAGE),
-        };
-        if text.is_empty() {
-            text = message;
-        } else if !text.contains(message.trim_end()) {
-            text = format!("{text}: {message}");
+        let raw = cause.to_string();
+        if !said.is_empty() && said.contains(raw.trim_end()) {
+            continue;
         }
+        let message = match has_lines(cause) {
+            true => clipped_lines(&raw),
+            // A line break in it comes from a name.
+            false => clipped_to(&raw, LONGEST_MESSAGE),
+        };
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&message);
+        said.push_str(&raw);
     }
     text
 }
@@ -193,6 +198,14 @@ mod tests {
         let text = chain(&error);
         assert!(
             text.starts_with("b\\nc: TOML parse error") && text.contains("\n1 | a = ["),
+            "{text}"
+        );
+        // A message that repeats its cause is said once, with its lines.
+        let error = anyhow::Error::from(sdlora_train::RunConfig::parse("seed = [").unwrap_err());
+        let text = chain(&error);
+        assert_eq!(text.matches("TOML parse error").count(), 1, "{text}");
+        assert!(
+            text.contains("\n1 | seed = [") && !text.contains("\\n"),
             "{text}"
         );
     }

@@ -90,12 +90,17 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
             entry.name
         );
         let last = run.log.matrix.row(1).unwrap();
-        assert!(
-            last.iter().all(|share| (0.0..=1.0).contains(share)),
-            "{}",
-            entry.name
-        );
-        assert_eq!(last.len(), 2, "{}", entry.name);
+        // A share of the test images of the task, and not of all: a whole number of them is right.
+        let counts = run.log.matrix.test_counts().unwrap();
+        assert_eq!((last.len(), counts.len()), (2, 2), "{}", entry.name);
+        for (share, &count) in last.iter().zip(counts) {
+            let right = share * count as f64;
+            assert!(
+                count == 10 && (right - right.round()).abs() < 1e-9,
+                "{}: {share} of {count}",
+                entry.name
+            );
+        }
         for (t, task) in run.log.tasks.iter().enumerate() {
             let takes_steps = match entry.name {
                 "ncm" | "simplecil" => false,

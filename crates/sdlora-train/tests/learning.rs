@@ -1,0 +1,67 @@
+//! Every method learns: it names most of ten characters that the backbone has never seen, and it does
+//! so by its steps, because the same run with steps of no size stays near guessing.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+#![allow(clippy::result_large_err, reason = "a test ends with its first error")]
+
+mod toy;
+
+use sdlora_data::{Normalise, TaskSplit};
+use sdlora_train::methods::METHODS;
+use sdlora_train::{HeadConfig, OptimizerConfig, RunConfig, Start};
+use toy::Bench;
+
+const N_TASKS: usize = 2;
+const N_NEW: usize = 5;
+
+/// Accuracy over two tasks of five characters, with the shipped backbone, after the last task.
+fn accuracy(bench: &Bench, name: &str, lr: f64) -> f64 {
+    let mut config: RunConfig = bench.config(&format!("name = \"{name}\""));
+    config.n_epochs = 6;
+    config.batch_size = 32;
+    config.backbone.weights = "omniglot/vit_omniglot_patch7_28.safetensors".into();
+    config.transform.side = 28;
+    // As the backbone was trained.
+    config.transform.normalise = Some(Normalise {
+        mean: vec![0.08],
+        std: vec![0.25],
+    });
+    config.stream.split = TaskSplit::Increment {
+        init_cls: N_NEW,
+        increment: N_NEW,
+    };
+    config.stream.n_tasks = Some(N_TASKS);
+    config.optimizer = OptimizerConfig::sgd(lr);
+    if name == "ranpac" {
+        // Ten thousand random features would take minutes.
+        config.head = Some(HeadConfig::named("ridge").with("projection", 200));
+    }
+    let plan = config.check().unwrap();
+    let run = bench
+        .run(&format!("{name}-{lr}"), &plan, Start::Fresh)
+        .unwrap();
+    let row = run.log.matrix.row(N_TASKS - 1).unwrap();
+    row.iter().sum::<f64>() / row.len() as f64
+}
+
+#[test]
+fn every_method_names_most_of_ten_characters() {
+    let bench = Bench::new();
+    for entry in METHODS {
+        let found = accuracy(&bench, entry.name, 0.03);
+        // Guessing names a tenth.
+        assert!(found >= 0.7, "{}: {found:.2}", entry.name);
+    }
+}
+
+#[test]
+fn a_trained_head_without_steps_of_any_size_guesses() {
+    let bench = Bench::new();
+    for name in ["linear", "sdlora", "finetune", "l2p", "coda-prompt"] {
+        let found = accuracy(&bench, name, 1e-9);
+        assert!(found <= 0.5, "{name}: {found:.2}");
+    }
+}
