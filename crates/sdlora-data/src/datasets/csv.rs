@@ -7,7 +7,7 @@
 /// Why it is no text, as the end of a sentence about the table.
 pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
-        if bytes.len() % 2 != 0 {
+        if !bytes.len().is_multiple_of(2) {
             return Err("is UTF-16 text that ends in the middle of a character".to_owned());
         }
         let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));

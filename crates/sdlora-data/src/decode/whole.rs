@@ -22,7 +22,7 @@ pub(super) fn missing(bytes: &[u8]) -> Option<&'static str> {
 fn reaches_end_of_jpeg(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
-        let Some(skipped) = bytes.get(at..).and_then(|rest| first_ff(rest)) else {
+        let Some(skipped) = bytes.get(at..).and_then(first_ff) else {
             return false;
         };
         at += skipped;
