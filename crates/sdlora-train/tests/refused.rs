@@ -1,6 +1,11 @@
 //! What cannot run is refused before a folder is taken: nothing is written, and the next start finds the
 //! place free.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
+
 mod toy;
 
 use sdlora_data::Channels;

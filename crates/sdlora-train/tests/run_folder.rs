@@ -1,6 +1,10 @@
 //! The folder of a run: what it is continued with, who may write it, where a run stops, and what any
 //! failing operation of the file system leaves.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests may unwrap as tests do"
+)]
 #![allow(clippy::result_large_err, reason = "a test ends with its first error")]
 
 mod toy;

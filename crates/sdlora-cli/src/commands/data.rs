@@ -242,7 +242,7 @@ pub fn describe(dataset: &dyn Dataset) {
         );
     }
     for note in dataset.notes() {
-        say!("note     {}", shown(&note));
+        say!("note     {}", shown(note));
     }
 }
 
