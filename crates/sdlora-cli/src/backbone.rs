@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use sdlora_data::TransformConfig;
 use sdlora_fetch::{Hub, HubRepo, sha256_of};
 use sdlora_train::BackboneConfig;
-use sdlora_vit::{BACKBONES, Checkpoint, Hints, VitConfig};
+use sdlora_vit::{BACKBONES, Checkpoint, Preprocess};
 use sdlora_weights::{ContainerKind, WeightFile};
 use toml::{Table, Value};
 
 use crate::UsageError;
 use crate::commands::Common;
 use crate::download_bar::DownloadBar;
+use crate::known::KnownArgs;
 use crate::output::say;
 use crate::preprocess;
 
@@ -23,12 +24,8 @@ pub struct BackboneArgs {
     /// Hugging Face Hub as hf:ORG/NAME or hf:ORG/NAME@REVISION
     #[arg(long, value_name = "SPEC")]
     pub backbone: Option<String>,
-    /// Attention heads of that backbone, where neither its file nor its name tells
-    #[arg(long, value_name = "N", requires = "backbone")]
-    pub heads: Option<u32>,
-    /// What becomes the feature, where the file does not tell: class-token or average
-    #[arg(long, value_name = "KIND", requires = "backbone")]
-    pub pooling: Option<String>,
+    #[command(flatten)]
+    pub known: KnownArgs,
 }
 
 impl BackboneArgs {
@@ -36,10 +33,17 @@ impl BackboneArgs {
     ///
     /// # Errors
     ///
-    /// A usage error when the path of the current folder is not known.
+    /// A usage error when the path of the current folder is not known, and for settings of a
+    /// backbone that is not named.
     pub fn section(&self) -> anyhow::Result<Option<Table>> {
         let Some(spec) = &self.backbone else {
-            return Ok(None);
+            return match self.known.first() {
+                None => Ok(None),
+                Some(option) => Err(UsageError(format!(
+                    "`{option}` is said of `--backbone`: name the backbone, or set it in `[backbone]`"
+                ))
+                .into()),
+            };
         };
         let path = Path::new(spec);
         // On the command line a path starts where the user is, in a plan at the data folder.
@@ -49,12 +53,7 @@ impl BackboneArgs {
             spec.clone()
         };
         let mut section = Table::from_iter([("weights".to_owned(), Value::String(weights))]);
-        if let Some(heads) = self.heads {
-            section.insert("n_heads".into(), Value::Integer(heads.into()));
-        }
-        if let Some(pooling) = &self.pooling {
-            section.insert("pooling".into(), Value::String(pooling.clone()));
-        }
+        self.known.add_to(&mut section);
         Ok(Some(section))
     }
 }
@@ -73,8 +72,8 @@ struct Found {
     file: PathBuf,
     /// Of a model of the Hub, whose content may change under the same name.
     sha256: Option<String>,
-    /// What the checkpoint asks for, or why it cannot be had.
-    transform: Result<Option<TransformConfig>, String>,
+    /// Its input and channels, or why no transform can give it.
+    preprocess: Result<Option<(Preprocess, usize)>, String>,
 }
 
 impl Backbones {
@@ -95,7 +94,8 @@ impl Backbones {
         Ok(())
     }
 
-    /// The transform that the checkpoint asks for; `None` where it carries none.
+    /// The transform that the checkpoint asks for, at images of `side` pixels where given; `None`
+    /// where it carries none.
     ///
     /// # Errors
     ///
@@ -103,10 +103,16 @@ impl Backbones {
     pub fn transform(
         &mut self,
         config: &BackboneConfig,
+        side: Option<usize>,
         common: &Common,
     ) -> anyhow::Result<Option<TransformConfig>> {
-        let found = self.find(config, common)?;
-        found.transform.clone().map_err(|e| UsageError(e).into())
+        match &self.find(config, common)?.preprocess {
+            Err(problem) => Err(UsageError(problem.clone()).into()),
+            Ok(None) => Ok(None),
+            Ok(Some((preprocess, n_channels))) => {
+                Ok(Some(preprocess::transform(preprocess, *n_channels, side)?))
+            }
+        }
     }
 
     fn find(&mut self, config: &BackboneConfig, common: &Common) -> anyhow::Result<&Found> {
@@ -131,15 +137,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
     if !path.exists() {
         return Err(UsageError(not_found(&spec, &path)).into());
     }
-    let hints = Hints {
-        config: match &config.preset {
-            Some(name) => Some(VitConfig::preset(name)?),
-            None => None,
-        },
-        n_heads: config.n_heads,
-        pooling: config.pooling,
-        ..Hints::default()
-    };
+    let hints = config.hints(None)?;
     let checkpoint = Checkpoint::open(&path, &hints)?;
     let weights = WeightFile::open(&path)?;
     let is_one_file = weights.kind() != ContainerKind::ShardedSafetensors;
@@ -157,7 +155,7 @@ fn find(config: &BackboneConfig, common: &Common) -> anyhow::Result<Found> {
         resolved,
         file: weights.path().to_owned(),
         sha256,
-        transform: preprocess::transform_of(&checkpoint).map_err(|e| e.to_string()),
+        preprocess: preprocess::of_checkpoint(&checkpoint).map_err(|e| e.to_string()),
     })
 }
 
@@ -240,6 +238,9 @@ mod tests {
             preset: None,
             n_heads: None,
             pooling: None,
+            norm_eps: None,
+            activation: None,
+            positions: None,
             sha256: None,
             resolved: None,
         }
@@ -271,6 +272,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("backbone.preset="), "{error}");
+    }
+
+    #[test]
+    fn settings_of_no_backbone_are_refused() {
+        let mut args = BackboneArgs::default();
+        assert_eq!(args.section().unwrap(), None);
+        args.known.heads = Some(3);
+        let error = args.section().unwrap_err().to_string();
+        assert!(error.contains("--heads") && error.contains("--backbone"), "{error}");
     }
 
     #[test]

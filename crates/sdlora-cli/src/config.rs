@@ -45,7 +45,7 @@ impl ConfigArgs {
         let text = self.text()?;
         let settings = self.settings(&text);
         let mut config = with_settings(&text, &self.backbone, &settings, &mut |backbone| {
-            backbones.transform(backbone, common)
+            backbones.transform(backbone, None, common)
         })?;
         if HubRepo::is_spec(&config.backbone.weights.to_string_lossy()) {
             // Before a download that would be in vain.

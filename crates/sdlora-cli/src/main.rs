@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+mod known;
 #[cfg(test)]
 mod mutations;
 mod output;

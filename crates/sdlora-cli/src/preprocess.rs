@@ -1,43 +1,82 @@
 //! The transform that a checkpoint asks for: its own mean, deviation, size, resize and crop.
 
 use sdlora_data::{
-    Channels, Interpolation, Normalise, PipelineConfig, Resize, Size, Step, TransformConfig,
+    Channels, Fit, Interpolation, Normalise, PipelineConfig, Polarity, Resize, Size, Step,
+    TransformConfig,
 };
 use sdlora_vit::{Checkpoint, Preprocess};
 
 use crate::UsageError;
 
-/// The published transforms with the numbers of a checkpoint, or `None` where it carries none.
+/// The input of a checkpoint and its channels, or `None` where it tells nothing.
 ///
 /// # Errors
 ///
 /// A usage error for what the transforms cannot do, with the setting that takes its place.
-pub fn transform_of(checkpoint: &Checkpoint) -> Result<Option<TransformConfig>, UsageError> {
+pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Option<(Preprocess, usize)>, UsageError> {
+    if let Some(problem) = checkpoint.preprocess_problem() {
+        return Err(UsageError(format!("{problem}, {INSTEAD}")));
+    }
+    let n_channels = checkpoint.config().n_channels;
     match checkpoint.preprocess() {
         None => Ok(None),
-        Some(preprocess) => transform(preprocess, checkpoint.config().n_channels).map(Some),
+        // Refused here and not where it is used.
+        Some(found) => transform(found, n_channels, None).map(|_| Some((found.clone(), n_channels))),
     }
 }
 
-fn transform(preprocess: &Preprocess, n_channels: usize) -> Result<TransformConfig, UsageError> {
-    let refuse = |what: String| {
-        UsageError(format!(
-            "the checkpoint asks for {what}, which no transform here does: write a `[transform]` of your own"
-        ))
-    };
-    let interpolation = match preprocess.interpolation {
-        sdlora_vit::Interpolation::Bilinear => Interpolation::Bilinear,
-        sdlora_vit::Interpolation::Bicubic => Interpolation::Bicubic,
-        other => return Err(refuse(format!("{other:?} interpolation"))),
-    };
+/// What to do about a preprocessing that no transform does.
+const INSTEAD: &str = "which no transform here does: write a `[transform]` of your own";
+
+/// The published transforms with the numbers of a checkpoint, at images of `side` pixels where
+/// given: resize and crop keep their proportion.
+///
+/// # Errors
+///
+/// A usage error for what the transforms cannot do, with the setting that takes its place.
+pub fn transform(
+    preprocess: &Preprocess,
+    n_channels: usize,
+    side: Option<usize>,
+) -> Result<TransformConfig, UsageError> {
+    let refuse = |what: String| UsageError(format!("the checkpoint asks for {what}, {INSTEAD}"));
     let channels = match n_channels {
         1 => Channels::Gray,
         3 => Channels::Rgb,
         n => return Err(refuse(format!("{n} channels"))),
     };
-    let side = preprocess.input_size;
+    let preprocess = Preprocess {
+        input_size: side.unwrap_or(preprocess.input_size),
+        ..preprocess.clone()
+    };
+    let mut config = TransformConfig::new(preprocess.input_size, channels);
+    let (mut mean, mut std) = (preprocess.mean.clone(), preprocess.std.clone());
+    if std.iter().all(|&v| v < 0.0) {
+        // An export of ours: levels `1 - x` are a mean `1 - mean` and a negative deviation.
+        config.polarity = Polarity::Inverted;
+        mean.iter_mut().for_each(|v| *v = 1.0 - *v);
+        std.iter_mut().for_each(|v| *v = -*v);
+    } else if std.iter().any(|&v| v < 0.0) {
+        return Err(refuse(format!("the deviations {std:?}")));
+    }
+    config.normalise = Some(Normalise { mean, std });
+    let interpolation = match (preprocess.interpolation, preprocess.resize) {
+        (sdlora_vit::Interpolation::Bilinear, _) => Interpolation::Bilinear,
+        (sdlora_vit::Interpolation::Bicubic, _) => Interpolation::Bicubic,
+        // The drawing transform averages areas.
+        (sdlora_vit::Interpolation::Box, sdlora_vit::Resize::ShortSide) => {
+            config.fit = Fit::CropCentre {
+                fraction: preprocess.crop_fraction,
+            };
+            return Ok(config);
+        }
+        (sdlora_vit::Interpolation::Box, _) if preprocess.crop_fraction == 1.0 => {
+            return Ok(config);
+        }
+        (other, _) => return Err(refuse(format!("{other:?} interpolation"))),
+    };
     let resized = preprocess.resized_side();
-    let mut pipeline = PipelineConfig::imagenet(side, resized, interpolation);
+    let mut pipeline = PipelineConfig::imagenet(preprocess.input_size, resized, interpolation);
     if preprocess.resize == sdlora_vit::Resize::Squash {
         let exact = Resize {
             size: Size::Exact([resized, resized]),
@@ -45,11 +84,6 @@ fn transform(preprocess: &Preprocess, n_channels: usize) -> Result<TransformConf
         };
         pipeline.test[0] = Step::Resize(exact);
     }
-    let mut config = TransformConfig::new(side, channels);
-    config.normalise = Some(Normalise {
-        mean: preprocess.mean.clone(),
-        std: preprocess.std.clone(),
-    });
     config.pipeline = Some(pipeline);
     Ok(config)
 }
@@ -71,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_numbers_of_a_checkpoint_become_a_transform_that_is_valid() {
-        let config = transform(&augreg(), 3).unwrap();
+        let config = transform(&augreg(), 3, None).unwrap();
         config.init().unwrap();
         assert_eq!((config.side, config.channels.count()), (224, 3));
         assert_eq!(config.normalise.as_ref().unwrap().mean, [0.5; 3]);
@@ -86,7 +120,7 @@ mod tests {
             std: vec![0.5],
             ..augreg()
         };
-        let config = transform(&squash, 1).unwrap();
+        let config = transform(&squash, 1, None).unwrap();
         config.init().unwrap();
         let Step::Resize(resize) = config.pipeline.unwrap().test[0] else {
             panic!("the first step resizes");
@@ -95,18 +129,50 @@ mod tests {
     }
 
     #[test]
+    fn another_side_keeps_the_proportion_of_the_crop() {
+        let config = transform(&augreg(), 3, Some(384)).unwrap();
+        config.init().unwrap();
+        // 384 / 0.9 = 426.7
+        let test = PipelineConfig::imagenet_test(426, 384, Interpolation::Bicubic);
+        assert_eq!((config.side, config.pipeline.unwrap().test), (384, test));
+    }
+
+    #[test]
+    fn an_export_of_drawings_gives_its_transform_back() {
+        let exported = Preprocess {
+            mean: vec![0.92],
+            std: vec![-0.25],
+            crop_fraction: 1.0,
+            interpolation: sdlora_vit::Interpolation::Box,
+            resize: sdlora_vit::Resize::Squash,
+            ..augreg()
+        };
+        let config = transform(&exported, 1, None).unwrap();
+        config.init().unwrap();
+        assert_eq!((config.polarity, config.fit), (Polarity::Inverted, Fit::Stretch));
+        let normalise = config.normalise.unwrap();
+        assert!((normalise.mean[0] - 0.08).abs() < 1e-6);
+        assert_eq!(normalise.std, [0.25]);
+        let mixed = Preprocess {
+            std: vec![0.5, -0.5, 0.5],
+            ..augreg()
+        };
+        assert!(transform(&mixed, 3, None).is_err());
+    }
+
+    #[test]
     fn what_no_transform_does_is_refused_by_name() {
         let lanczos = Preprocess {
             interpolation: sdlora_vit::Interpolation::Lanczos,
             ..augreg()
         };
-        let error = transform(&lanczos, 3).unwrap_err().to_string();
+        let error = transform(&lanczos, 3, None).unwrap_err().to_string();
         assert!(
             error.contains("Lanczos") && error.contains("[transform]"),
             "{error}"
         );
         assert!(
-            transform(&augreg(), 2)
+            transform(&augreg(), 2, None)
                 .unwrap_err()
                 .to_string()
                 .contains("2 channels")

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use sdlora_core::Precision;
 use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
-use sdlora_vit::{Checkpoint, Hints, Pooling, Vit, VitConfig};
+use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PositionResize, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -141,6 +141,16 @@ pub struct BackboneConfig {
     /// Which tokens become the feature, when neither file nor preset tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
+    /// Added to the variance inside every layer norm, above 0 and below 1, when neither file nor
+    /// preset tells; no tensor does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f64>,
+    /// The function in the MLP, when neither file nor preset tells; no tensor does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// How positions are brought to images of another size; as timm does it when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<PositionResize>,
     /// SHA-256 of the weight file, 64 hexadecimal digits, where the run must have exactly this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -158,6 +168,27 @@ impl BackboneConfig {
         }
     }
 
+    /// What the section knows better than the file; positions are brought to the grid of images of
+    /// `side` pixels, where given.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Vit`] when there is no preset of that name.
+    pub fn hints(&self, side: Option<usize>) -> Result<Hints, TrainError> {
+        Ok(Hints {
+            config: match &self.preset {
+                Some(name) => Some(VitConfig::preset(name)?),
+                None => None,
+            },
+            image_size: side,
+            n_heads: self.n_heads,
+            pooling: self.pooling,
+            norm_eps: self.norm_eps,
+            activation: self.activation,
+            positions: self.positions,
+        })
+    }
+
     /// Reads the weights; positions are brought to the grid of images of `side` pixels, where given.
     ///
     /// # Errors
@@ -169,16 +200,7 @@ impl BackboneConfig {
         side: Option<usize>,
         device: &Device,
     ) -> Result<Vit, TrainError> {
-        let hints = Hints {
-            config: match &self.preset {
-                Some(name) => Some(VitConfig::preset(name)?),
-                None => None,
-            },
-            image_size: side,
-            n_heads: self.n_heads,
-            pooling: self.pooling,
-            ..Hints::default()
-        };
+        let hints = self.hints(side)?;
         let checkpoint = Checkpoint::open(&self.path(data_dir), &hints)?;
         Ok(checkpoint.load(device)?.0)
     }

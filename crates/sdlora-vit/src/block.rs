@@ -6,18 +6,21 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_core::{Projection, Updates, cast};
 
+use crate::activation::Activation;
 use crate::attention::{Attention, whole};
 use crate::config::VitConfig;
 use crate::layers::{LayerNorm, Linear};
 use crate::prompting::Prefix;
 
-/// Two linear maps with an exact (erf) GELU between them.
+/// Two linear maps with a GELU between them: the exact one, unless the shape says otherwise.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[d_model, d_mlp]`.
     pub fc1: Linear,
     /// `[d_mlp, d_model]`.
     pub fc2: Linear,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl Mlp {
@@ -32,6 +35,7 @@ impl Mlp {
         Self {
             fc1: Linear::blank(config.d_model, config.d_mlp, true, device),
             fc2: Linear::blank(config.d_mlp, config.d_model, true, device),
+            activation: config.activation,
         }
     }
 
@@ -44,7 +48,7 @@ impl Mlp {
     pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
         let fc1 = whole(updates.get(block_idx, Projection::Fc1));
         let fc2 = whole(updates.get(block_idx, Projection::Fc2));
-        let hidden = sdlora_kernels::gelu(self.fc1.forward(x, &fc1));
+        let hidden = self.activation.of(self.fc1.forward(x, &fc1));
         self.fc2.forward(hidden, &fc2)
     }
 }

@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use sdlora_weights::WeightFile;
 
+use crate::activation::Activation;
 use crate::config::{Pooling, VitConfig};
 use crate::error::VitError;
-use crate::infer::{Positions, Shapes, Understanding, foreign, infer, pooling_name, with_config};
+use crate::infer::{
+    Known, Positions, Shapes, Understanding, foreign, infer, pooling_name, with_config,
+};
 use crate::model::Vit;
 use crate::names::{Names, Place, Scheme, Source};
-use crate::pos_embed::resample;
+use crate::pos_embed::{PositionResize, resample};
 use crate::preprocess::{PREPROCESS_KEY, Preprocess};
 use crate::report::WeightReport;
 use crate::sidecar::Sidecar;
+use crate::strangers::{stranger, unlike_float};
 use crate::weights::CONFIG_KEY;
 
 /// What the caller knows better than the file.
@@ -31,6 +35,10 @@ pub struct Hints {
     pub pooling: Option<Pooling>,
     /// Added to the variance inside every layer norm, which no tensor tells.
     pub norm_eps: Option<f64>,
+    /// The function in the MLP, which no tensor tells.
+    pub activation: Option<Activation>,
+    /// How positions are brought to another grid; as timm does it when absent.
+    pub positions: Option<PositionResize>,
 }
 
 /// One tensor of a file and what it is to the model.
@@ -57,7 +65,12 @@ pub struct Checkpoint {
     config: VitConfig,
     positions: Positions,
     notes: Vec<String>,
-    preprocess: Option<Preprocess>,
+    /// Whether the caller named the whole shape.
+    is_shape_given: bool,
+    /// How positions are brought to another grid.
+    resize: PositionResize,
+    /// The input of the model, or why it cannot be had.
+    preprocess: Option<Result<Preprocess, String>>,
     /// timm name and shape of every parameter, in the model's order.
     wanted: Vec<(String, Vec<usize>)>,
 }
@@ -78,6 +91,9 @@ impl Checkpoint {
         };
         let file = WeightFile::open(path)?;
         let mut sidecar = Sidecar::read(file.path())?;
+        if let Some(problem) = stranger(file.tensors(), file.unbuilt()) {
+            return Err(not_a_vit(problem));
+        }
         let files: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
         let names = Names::find(&files).ok_or_else(|| {
             not_a_vit(format!(
@@ -86,7 +102,9 @@ impl Checkpoint {
                 files.len()
             ))
         })?;
-        if let Some(problem) = foreign(&names, &files) {
+        let is_used = |idx: usize| matches!(names.places[idx], Place::Whole(_) | Place::Part(..));
+        let problem = foreign(&names, &files).or_else(|| unlike_float(file.tensors(), is_used));
+        if let Some(problem) = problem {
             return Err(not_a_vit(problem));
         }
         let shapes = Shapes {
@@ -98,14 +116,15 @@ impl Checkpoint {
             .and_then(|shape| shape.first().copied());
         let stranger = width.and_then(|width| sidecar.keep_for(width));
         let metadata = |key: &str| file.metadata().get(key);
+        let name = name_of(file.path());
         let Understanding {
             config,
             positions,
             mut notes,
         } = match (&hints.config, metadata(CONFIG_KEY)) {
             (Some(config), _) => {
-                let note = "shape from the caller".into();
-                with_config(config.clone(), &shapes, hints, note)
+                let config = config.clone();
+                with_config(config, &shapes, hints, Known::Caller, &sidecar, &name)
             }
             (None, Some(text)) => {
                 let config: VitConfig = serde_json::from_str(text).map_err(|e| {
@@ -113,10 +132,9 @@ impl Checkpoint {
                         "its metadata `{CONFIG_KEY}` is unreadable ({e}); write it again with this version"
                     ))
                 })?;
-                let note = "shape from the metadata of the file".into();
-                with_config(config, &shapes, hints, note)
+                with_config(config, &shapes, hints, Known::Metadata, &sidecar, &name)
             }
-            (None, None) => infer(&shapes, &sidecar, hints, &name_of(file.path())),
+            (None, None) => infer(&shapes, &sidecar, hints, &name),
         }
         .map_err(not_a_vit)?;
         config.check()?;
@@ -126,7 +144,7 @@ impl Checkpoint {
             ));
         }
         let preprocess = metadata(PREPROCESS_KEY)
-            .and_then(|text| Preprocess::from_metadata(text))
+            .and_then(|text| Preprocess::from_metadata(text).map(Ok))
             .or_else(|| Preprocess::beside(&sidecar));
         let mut wanted = Vec::new();
         // Parameters without values: only their names and shapes are asked.
@@ -138,6 +156,8 @@ impl Checkpoint {
             config,
             positions,
             notes,
+            is_shape_given: hints.config.is_some(),
+            resize: hints.positions.unwrap_or_default(),
             preprocess,
             wanted,
             file,
@@ -156,7 +176,12 @@ impl Checkpoint {
 
     /// The input the model was trained on, when the file or what lies beside it tells.
     pub fn preprocess(&self) -> Option<&Preprocess> {
-        self.preprocess.as_ref()
+        self.preprocess.as_ref()?.as_ref().ok()
+    }
+
+    /// What the files beside it ask for and no transform here does, with what to do.
+    pub fn preprocess_problem(&self) -> Option<&str> {
+        Some(self.preprocess.as_ref()?.as_ref().err()?)
     }
 
     /// What was understood, line by line, as [`Display`](fmt::Display) writes it.
@@ -271,6 +296,7 @@ impl Checkpoint {
         if !report.is_complete() {
             return Err(VitError::Mismatch {
                 path: self.path.clone(),
+                advice: self.advice(&report),
                 report: Box::new(report),
             });
         }
@@ -287,6 +313,17 @@ impl Checkpoint {
         match failed {
             Some(error) => Err(error),
             None => Ok((vit, report)),
+        }
+    }
+
+    /// What to do about parameters that lack or do not fit.
+    fn advice(&self, report: &WeightReport) -> &'static str {
+        if !self.file.unbuilt().is_empty() && !report.missing.is_empty() {
+            "the pickle would build some of it with code of its own: save `model.state_dict()`, tensors alone"
+        } else if self.is_shape_given {
+            "choose the matching preset, or leave it out and let the file tell its shape"
+        } else {
+            "fetch the whole file again, or use another model"
         }
     }
 
@@ -313,7 +350,14 @@ impl Checkpoint {
                     n_prefix = 0;
                 }
                 if grid != self.config.grid() {
-                    values = resample(&values, n_prefix, grid, self.config.grid(), d_model);
+                    values = resample(
+                        &values,
+                        n_prefix,
+                        grid,
+                        self.config.grid(),
+                        d_model,
+                        self.resize,
+                    );
                 }
             }
             _ => {}
@@ -401,6 +445,10 @@ impl fmt::Display for Checkpoint {
             (c.fc_norm, "norm behind the pooling".into()),
             (!c.qkv_bias, "no bias of query, key and value".into()),
             (!c.patch_bias, "no bias of the patches".into()),
+            (
+                c.activation != Activation::Gelu,
+                format!("activation {}", c.activation.name()),
+            ),
         ] {
             if has {
                 parts.push(what);
@@ -413,7 +461,7 @@ impl fmt::Display for Checkpoint {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
-        if let Some(p) = &self.preprocess {
+        if let Some(p) = self.preprocess() {
             writeln!(
                 f,
                 "trained on {} pixels after resizing to {}, mean {:?}, deviation {:?}",
@@ -422,6 +470,9 @@ impl fmt::Display for Checkpoint {
                 p.mean,
                 p.std
             )?;
+        }
+        if let Some(problem) = self.preprocess_problem() {
+            writeln!(f, "its preprocessing cannot be taken over: {problem}")?;
         }
         write!(f, "{}", self.report())
     }

@@ -3,6 +3,7 @@
 use sdlora_core::{Projection, Site};
 use serde::{Deserialize, Serialize};
 
+use crate::activation::Activation;
 use crate::error::VitError;
 use crate::presets::BACKBONES;
 
@@ -14,6 +15,14 @@ pub enum Pooling {
     ClassToken,
     /// The mean of the patch tokens (timm `global_pool = "avg"`).
     Average,
+}
+
+impl Pooling {
+    /// Both with the name that configurations and the command line give them.
+    pub const ALL: [(&'static str, Self); 2] = [
+        ("class-token", Self::ClassToken),
+        ("average", Self::Average),
+    ];
 }
 
 /// Which tokens have a position of their own.
@@ -77,6 +86,9 @@ pub struct VitConfig {
     /// Whether the final norm acts on the pooled feature and not on the tokens (timm `fc_norm`).
     #[serde(default, skip_serializing_if = "is_false")]
     pub fc_norm: bool,
+    /// What stands between the two linear maps of an MLP.
+    #[serde(default, skip_serializing_if = "is_default_activation")]
+    pub activation: Activation,
 }
 
 // What every ViT of earlier versions had is left out of a file, so that those versions read it.
@@ -94,6 +106,10 @@ fn is_zero(value: &usize) -> bool {
 
 fn is_default_pos_embed(value: &PosEmbed) -> bool {
     *value == PosEmbed::default()
+}
+
+fn is_default_activation(value: &Activation) -> bool {
+    *value == Activation::default()
 }
 
 fn default_n_channels() -> usize {
@@ -143,6 +159,7 @@ impl VitConfig {
             pos_embed: PosEmbed::default(),
             pre_norm: false,
             fc_norm: false,
+            activation: Activation::default(),
         }
     }
 
@@ -281,6 +298,11 @@ impl VitConfig {
                 "true, because the pooling is `class-token`".into(),
             );
         }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(VitError::NormEps {
+                found: self.norm_eps,
+            });
+        }
         if self.n_registers > 1 << 10 {
             return refuse(
                 "n_registers",
@@ -340,6 +362,12 @@ mod tests {
         config.n_heads = 5;
         assert!(config.check().unwrap_err().to_string().contains("n_heads"));
         config.n_heads = 3;
+        for eps in [0.0, -1e-6, 1.0, f64::NAN] {
+            config.norm_eps = eps;
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains("norm_eps"), "{error}");
+        }
+        config.norm_eps = 1e-6;
         config.class_token = false;
         assert!(
             config

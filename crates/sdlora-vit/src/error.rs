@@ -17,6 +17,12 @@ pub enum VitError {
         /// What would be accepted.
         expected: String,
     },
+    /// What is added to the variance of a layer norm is no small positive number.
+    #[error("backbone setting `norm_eps` is {found}: give it a number above 0 and below 1, as 1e-6")]
+    NormEps {
+        /// Its value.
+        found: f64,
+    },
     /// A preset name nobody knows.
     #[error("no backbone preset is called `{name}`: choose one of {known}, or give a weight file")]
     UnknownPreset {
@@ -71,12 +77,14 @@ pub enum VitError {
         value: f32,
     },
     /// Tensors of the file and of the model do not match.
-    #[error("{path} does not fit the model: {report}; choose the matching preset or another file")]
+    #[error("{path} does not fit the model: {report}; {advice}")]
     Mismatch {
         /// The file.
         path: PathBuf,
         /// Everything that did and did not fit.
         report: Box<WeightReport>,
+        /// What to do.
+        advice: &'static str,
     },
 }
 

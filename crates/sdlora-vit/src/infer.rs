@@ -1,10 +1,13 @@
 //! The shape of a ViT from the tensors of a file and from what lies beside it.
 
+use crate::activation::Activation;
+use crate::architectures;
 use crate::checkpoint::Hints;
 use crate::config::{Pooling, PosEmbed, VitConfig};
 use crate::names::{ATTENTION_POOLING, Names, Place, Scheme, Source};
 use crate::presets::heads_by_name;
 use crate::sidecar::Sidecar;
+use crate::strangers::unlike_block;
 
 /// What a file was understood to be.
 #[derive(Debug)]
@@ -92,20 +95,45 @@ pub(crate) fn foreign(names: &Names, files: &[&str]) -> Option<String> {
     Some(format!("`{name}` is {what}"))
 }
 
-/// Understands a file whose shape is known from elsewhere: only the positions are looked at.
+/// Where a shape is from that is not found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// The caller names it, and what the file is stays to be seen.
+    Caller,
+    /// The metadata of the file, which this crate wrote.
+    Metadata,
+}
+
+/// Understands a file whose shape is known from elsewhere: only the positions are looked at, and
+/// what the `name` of the file tells against it.
 pub(crate) fn with_config(
     mut config: VitConfig,
     shapes: &Shapes<'_>,
     hints: &Hints,
-    note: String,
+    known: Known,
+    sidecar: &Sidecar,
+    name: &str,
 ) -> Result<Understanding, String> {
+    let note = match known {
+        Known::Caller => "shape from the caller",
+        Known::Metadata => "shape from the metadata of the file",
+    };
+    let mut notes = vec![note.to_owned()];
+    if known == Known::Caller {
+        if let Some(problem) = unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n))) {
+            return Err(problem);
+        }
+        let (activation, source) = activation(&config, shapes, sidecar, hints, name, true)?;
+        config.activation = activation;
+        notes.extend(activation_note(activation, &source));
+    }
     let n_rows = shapes.n_axes::<3>("pos_embed")?[1];
     let positions = positions(shapes, n_rows, &mut config)?;
     apply(&mut config, hints);
     Ok(Understanding {
         config,
         positions,
-        notes: vec![note],
+        notes,
     })
 }
 
@@ -128,7 +156,7 @@ pub(crate) fn infer(
             "its patches are {patch} by {patch_width}, and only squares are supported"
         ));
     }
-    if let Some(problem) = sidecar.unlike_plain() {
+    if let Some(problem) = unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n))) {
         return Err(problem);
     }
     let depth = shapes.depth();
@@ -137,6 +165,17 @@ pub(crate) fn infer(
         return Err(format!(
             "it has {} tensors, and the numbers of its blocks ask for {depth} blocks; give a whole file",
             shapes.shapes.len()
+        ));
+    }
+    let expected = sidecar.depth().or_else(|| {
+        let known = architecture(sidecar, name).and_then(architectures::preset);
+        known.filter(|known| known.d_model == d_model).map(|known| known.depth)
+    });
+    if let Some(expected) = expected.filter(|expected| *expected != depth) {
+        return Err(format!(
+            "it has {depth} blocks, and `{}` has {expected}: fetch the whole file, or, if it is meant to have \
+             {depth}, keep it under another name and without that config.json",
+            sidecar.kind().unwrap_or(name)
         ));
     }
     let [d_mlp, _] = shapes.n_axes::<2>("blocks.0.mlp.fc1.weight")?;
@@ -165,11 +204,7 @@ pub(crate) fn infer(
     config.n_registers = n_registers;
     config.pre_norm = pre_norm;
     config.fc_norm = fc_norm;
-    let n_prefix = config.n_prefix_tokens();
-    // With class token and registers n² and n² + prefix are both squares only below 4 by 4 patches.
-    if n_prefix > 0 && side_of(n_rows).is_some() {
-        config.pos_embed = PosEmbed::Patches;
-    }
+    config.pos_embed = pos_embed(&config, shapes, sidecar, name, n_rows)?;
     let positions = positions(shapes, n_rows, &mut config)?;
     config.image_size = positions.grid * patch;
 
@@ -179,6 +214,9 @@ pub(crate) fn infer(
     let (pooling, source) = pooling(&config, shapes, sidecar, hints)?;
     config.pooling = pooling;
     notes.push(format!("pooling {}, from {source}", pooling_name(pooling)));
+    let (activation, source) = activation(&config, shapes, sidecar, hints, name, false)?;
+    config.activation = activation;
+    notes.extend(activation_note(activation, &source));
     let (eps, source) = norm_eps(&config, shapes.names.scheme, sidecar, hints);
     config.norm_eps = eps;
     notes.push(format!("layer norm eps {eps:e}, from {source}"));
@@ -204,6 +242,130 @@ fn apply(config: &mut VitConfig, hints: &Hints) {
     if let Some(eps) = hints.norm_eps {
         config.norm_eps = eps;
     }
+    if let Some(activation) = hints.activation {
+        config.activation = activation;
+    }
+}
+
+/// timm's name of the architecture: that of `config.json`, or of a file that keeps it in its own
+/// name and has no `config.json`.
+fn architecture<'a>(sidecar: &'a Sidecar, name: &'a str) -> Option<&'a str> {
+    match sidecar.kind() {
+        Some(_) => sidecar.architecture(),
+        None => Some(name),
+    }
+}
+
+/// What makes the model another function of the same tensors than a plain ViT, as the problem with
+/// it.
+fn unlike_plain(shapes: &Shapes<'_>, sidecar: &Sidecar, name: &str) -> Option<String> {
+    if sidecar.pools_prefix() {
+        return Some("its pooling includes class token and registers: use another model".into());
+    }
+    if !matches!(shapes.names.scheme, Scheme::Timm | Scheme::Original) {
+        return None;
+    }
+    let architecture = architecture(sidecar, name)?;
+    let what = architectures::unlike_plain(architecture)?;
+    let rename = match sidecar.kind() {
+        Some(_) => "",
+        None => ", or rename the file if it is not that model",
+    };
+    Some(format!(
+        "`{architecture}` has {what}, which this version does not have: use another model{rename}"
+    ))
+}
+
+/// The tokens with a position of their own, where `n_rows` have one.
+fn pos_embed(
+    config: &VitConfig,
+    shapes: &Shapes<'_>,
+    sidecar: &Sidecar,
+    name: &str,
+    n_rows: usize,
+) -> Result<PosEmbed, String> {
+    let n_prefix = config.n_prefix_tokens();
+    let Some(side) = side_of(n_rows).filter(|_| n_prefix > 0) else {
+        return Ok(PosEmbed::All);
+    };
+    // A square of patches alone; or a rectangle of them, and the class token in front.
+    let told = sidecar.pos_embed().or_else(|| {
+        let name = architecture(sidecar, name)?;
+        architectures::pos_embed(name)
+    });
+    let is_square = |(height, width): (u64, u64)| {
+        let pixels = (side * config.patch_size) as u64;
+        height == pixels && width == pixels
+    };
+    // timm gives registers no position; other schemes always give the class token one.
+    let by_tensors = config.n_registers > 0 && shapes.names.scheme == Scheme::Timm;
+    if let Some(told) = told {
+        return Ok(told);
+    }
+    if by_tensors || sidecar.input_size().is_some_and(is_square) {
+        return Ok(PosEmbed::Patches);
+    }
+    Err(format!(
+        "its {n_rows} positions are {side} x {side} patches, or a rectangle of patches and {n_prefix} tokens before \
+         them, and nothing tells which; only squares are supported, so if it is one put its config.json beside it or \
+         give `backbone.preset`"
+    ))
+}
+
+/// The function in the MLP and from where it is known. A shape that the caller names has one
+/// already, `is_given`, and only a name that contradicts it is of interest.
+fn activation(
+    config: &VitConfig,
+    shapes: &Shapes<'_>,
+    sidecar: &Sidecar,
+    hints: &Hints,
+    name: &str,
+    is_given: bool,
+) -> Result<(Activation, String), String> {
+    if let Some(activation) = hints.activation {
+        return Ok((activation, "the caller".into()));
+    }
+    match sidecar.activation() {
+        Some(Ok(activation)) => return Ok((activation, "config.json".into())),
+        Some(Err(name)) => {
+            return Err(format!(
+                "its MLP uses `{name}`, and this version has {} only: use another model",
+                Activation::ALL.map(|(name, _)| format!("`{name}`")).join(", ")
+            ));
+        }
+        None => {}
+    }
+    if is_given && config.activation != Activation::default() {
+        return Ok((config.activation, "the shape".into()));
+    }
+    if let Some(architecture) = sidecar.architecture() {
+        // Those that are not told apart by name have timm's default.
+        let activation = architectures::activation(architecture).unwrap_or_default();
+        return Ok((activation, format!("the architecture `{architecture}`")));
+    }
+    let named = architecture(sidecar, name).and_then(architectures::activation);
+    if let Some(activation) = named {
+        return Ok((activation, format!("the name `{name}`")));
+    }
+    if is_given {
+        return Ok((config.activation, "the shape".into()));
+    }
+    // CLIP and SigLIP exist with either function, and their tensors are the same.
+    let is_open = config.pre_norm || shapes.names.places.contains(&Place::Unused(ATTENTION_POOLING));
+    if is_open {
+        return Err(
+            "nothing tells the function in its MLP, and CLIP and SigLIP exist with several: put its config.json \
+             beside it, keep timm's name of the model in its own, or give --activation gelu, gelu-tanh or quick-gelu"
+                .into(),
+        );
+    }
+    Ok((Activation::Gelu, "the habit of ViTs".into()))
+}
+
+/// Said only where the function is not the usual one.
+fn activation_note(activation: Activation, source: &str) -> Option<String> {
+    let name = activation.name();
+    (activation != Activation::Gelu).then(|| format!("activation {name}, from {source}"))
 }
 
 /// How `n_rows` positions lie in the file of a model of that shape.
@@ -262,9 +424,9 @@ fn heads(
     let by_name = || Some((heads_by_name(name, d_model)?, format!("the name `{name}`")));
     by_architecture.or_else(by_name).ok_or_else(|| {
         format!(
-            "nothing tells the number of heads of its blocks of width {d_model}: put its config.json \
-             beside it, or give --heads (most models have {})",
-            (d_model / 64).max(1)
+            "nothing tells the number of heads of its blocks of width {d_model}, and a wrong one \
+             loads without complaint: put its config.json beside it, keep the model's name in its own, \
+             or give --heads as its publication says"
         )
     })
 }

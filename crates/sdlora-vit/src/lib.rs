@@ -1,5 +1,5 @@
 //! The Vision Transformer that SD-LoRA adapts: pre-norm, learned positions, class-token or average
-//! pooling, fused qkv, exact GELU; LayerScale, registers and a norm before the blocks where the
+//! pooling, fused qkv, GELU; LayerScale, registers and a norm before the blocks where the
 //! published model has them.
 //!
 //! One file per noun: [`VitConfig`] the shape, [`PatchEmbed`], [`Attention`], [`Mlp`] and
@@ -23,6 +23,8 @@
 //! # Ok::<(), sdlora_vit::VitError>(())
 //! ```
 
+mod activation;
+mod architectures;
 mod attention;
 mod attention_inputs;
 mod block;
@@ -42,8 +44,10 @@ mod prompting;
 mod report;
 mod sidecar;
 mod slots;
+mod strangers;
 mod weights;
 
+pub use activation::Activation;
 pub use attention::Attention;
 pub use block::{Block, Mlp};
 pub use checkpoint::{Checkpoint, Hints, MappedTensor};
@@ -53,6 +57,7 @@ pub use layers::{LayerNorm, Linear};
 pub use model::Vit;
 pub use names::Scheme;
 pub use patch_embed::PatchEmbed;
+pub use pos_embed::PositionResize;
 pub use preprocess::{Interpolation, PREPROCESS_KEY, Preprocess, Resize};
 pub use presets::{BACKBONES, BackbonePreset};
 pub use prompting::{Prefix, Prompting, ReadOut};

@@ -133,6 +133,9 @@ const SIZES: &[(&[&str], usize, usize)] = &[
     (&["large", "vitl", "intern300m"], 1024, 16),
     (&["huge", "vith"], 1280, 16),
     (&["giant", "vitg"], 1408, 16),
+    (&["gigantic", "bigg"], 1664, 16),
+    (&["so400m"], 1152, 16),
+    (&["giantopt"], 1536, 16),
     (&["wee", "xsmall"], 256, 4),
     (&["little"], 320, 5),
     (&["test_vit"], 64, 2),
@@ -175,6 +178,13 @@ mod tests {
             ("dino_deitsmall16_pretrain", 384, Some(6)),
             ("mae_pretrain_vit_large", 1024, Some(16)),
             ("vit_base_patch16_gap_224", 768, Some(16)),
+            // A width over 64 is no rule: timm 1.0.31 and the papers have 16 heads.
+            ("vit_huge_patch14_224", 1280, Some(16)),
+            ("vit_giant_patch14_clip_224", 1408, Some(16)),
+            ("vit_gigantic_patch14_clip_224", 1664, Some(16)),
+            ("vit_so400m_patch14_siglip_gap_224", 1152, Some(16)),
+            ("vit_giantopt_patch16_siglip_256", 1536, Some(16)),
+            ("vit_giant_patch14_dinov2", 1536, None),
             // A name and a width that contradict each other tell nothing.
             ("vit_base_patch16_224", 384, None),
             ("model", 768, None),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::Pooling;
+use crate::activation::Activation;
+use crate::config::{Pooling, PosEmbed};
 use crate::error::VitError;
 
 /// Largest file that is read: real ones have a few kilobytes, with the labels of ImageNet-21k two
@@ -103,52 +104,63 @@ impl Sidecar {
         })
     }
 
-    /// What makes the model another function of the same tensors than a plain ViT, as the problem
-    /// with it.
-    pub fn unlike_plain(&self) -> Option<String> {
-        let named = self
+    /// Blocks of the model.
+    pub fn depth(&self) -> Option<usize> {
+        let found = self
             .config
-            .as_ref()
-            .and_then(|config| config.get("hidden_act"))
+            .as_ref()?
+            .get("num_hidden_layers")
+            .or_else(|| self.model_arg("depth"))?;
+        usize::try_from(found.as_u64()?).ok()
+    }
+
+    /// Height and width of the input, in pixels.
+    pub fn input_size(&self) -> Option<(u64, u64)> {
+        let pair = |found: &Value| match found.as_array().map(Vec::as_slice) {
+            Some([.., height, width]) => Some((height.as_u64()?, width.as_u64()?)),
+            _ => found.as_u64().map(|side| (side, side)),
+        };
+        let config = self.config.as_ref()?;
+        [
+            self.model_arg("img_size"),
+            config.get("image_size"),
+            config.get("pretrained_cfg").and_then(|cfg| cfg.get("input_size")),
+            config.get("input_size"),
+        ]
+        .into_iter()
+        .flatten()
+        .find_map(pair)
+    }
+
+    /// The tokens with a position of their own.
+    pub fn pos_embed(&self) -> Option<PosEmbed> {
+        Some(match self.model_arg("no_embed_class")?.as_bool()? {
+            true => PosEmbed::Patches,
+            false => PosEmbed::All,
+        })
+    }
+
+    /// The function in the MLP, or its name where this crate does not have it.
+    pub fn activation(&self) -> Option<Result<Activation, String>> {
+        let config = self.config.as_ref()?;
+        let name = config
+            .get("hidden_act")
             .or_else(|| self.model_arg("act_layer"))
-            .and_then(Value::as_str)
-            .filter(|name| *name != "gelu");
-        if let Some(name) = named {
-            return Some(format!(
-                "its MLP uses `{name}`, and this version has the exact GELU only; use a model that says \
-                 `gelu`"
-            ));
+            .and_then(Value::as_str);
+        match name {
+            Some(name) => Some(Activation::of_config(name).ok_or_else(|| name.to_owned())),
+            // The default of every ViT of transformers.
+            None if config.get("model_type").is_some() => Some(Ok(Activation::Gelu)),
+            None => None,
         }
-        if self
-            .model_arg("pool_include_prefix")
-            .and_then(Value::as_bool)
-            == Some(true)
-        {
-            return Some(
-                "its pooling includes class token and registers; use another model".into(),
-            );
-        }
-        let architecture = self.architecture()?;
-        let (_, what) = UNLIKE_PLAIN
-            .iter()
-            .find(|(words, _)| words.iter().all(|word| architecture.contains(word)))?;
-        Some(format!(
-            "`{architecture}` has {what}, which this version does not have; use another model"
-        ))
+    }
+
+    /// Whether the pooling includes class token and registers.
+    pub fn pools_prefix(&self) -> bool {
+        let found = self.model_arg("pool_include_prefix");
+        found.and_then(Value::as_bool) == Some(true)
     }
 }
-
-/// Words of timm's architectures (1.0.31) whose tensors are those of a plain ViT and whose function
-/// is not, with what they have instead.
-const UNLIKE_PLAIN: &[(&[&str], &str)] = &[
-    (&["quickgelu"], "an approximate GELU"),
-    (&["so400m"], "an approximate GELU"),
-    (&["giantopt"], "an approximate GELU"),
-    (&["patch32_siglip"], "an approximate GELU"),
-    (&["siglip", "512"], "an approximate GELU"),
-    (&["_rope"], "rotary positions"),
-    (&["_rpn_"], "its norms behind attention and MLP"),
-];
 
 fn read_json(path: PathBuf) -> Result<Option<Value>, VitError> {
     let io = |source| VitError::Io {
@@ -167,6 +179,6 @@ fn read_json(path: PathBuf) -> Result<Option<Value>, VitError> {
         .map(Some)
         .map_err(|e| VitError::NotAVit {
             path: path.clone(),
-            problem: format!("it is not JSON ({e}); mend it or move it away"),
+            problem: format!("it is not JSON ({e}): fetch it again, or move it away"),
         })
 }

@@ -60,25 +60,6 @@ impl ContainerKind {
     }
 }
 
-/// What a file that is no container seems to be, and what to do.
-pub(crate) fn guess(head: &[u8]) -> String {
-    let lower = head.to_ascii_lowercase();
-    if head.is_empty() {
-        "is empty: fetch it again".into()
-    } else if head.starts_with(b"version https://git-lfs") {
-        "is a Git LFS pointer: run `git lfs pull` where it was cloned, or fetch the file itself"
-            .into()
-    } else if lower.trim_ascii_start().starts_with(b"<!doctype")
-        || lower.trim_ascii_start().starts_with(b"<html")
-    {
-        "is a web page: fetch the file behind it".into()
-    } else if head.starts_with(b"\x89HDF\r\n\x1a\n") {
-        "is an HDF5 file (Keras): save its weights as safetensors".into()
-    } else {
-        "is neither safetensors nor a PyTorch zip file: save it as one of them".into()
-    }
-}
-
 /// The file of weights in a folder.
 pub(crate) fn file_in(folder: &Path) -> Result<PathBuf, WeightsError> {
     if let Some(path) = FOLDER_NAMES
@@ -144,8 +125,6 @@ mod tests {
             Some(Safetensors)
         );
         assert_eq!(ContainerKind::of_head(b"\x80\x02}q\0."), None);
-        assert!(guess(b"version https://git-lfs.github.com/spec/v1").contains("git lfs pull"));
-        assert!(guess(b"\n<!DOCTYPE html>").contains("web page"));
     }
 
     #[test]

@@ -130,8 +130,8 @@ pub enum WeightsError {
         /// How many tensors there are.
         n_tensors: usize,
     },
-    /// A tensor holds integers or another format that is no weight.
-    #[error("tensor `{name}` of `{path}` holds {dtype}, not floating-point numbers: leave it out")]
+    /// A tensor holds numbers that are no weights as they are: quantised ones, integers.
+    #[error("tensor `{name}` of `{path}` holds {dtype}, {}", .dtype.why_not_read())]
     NotFloat {
         /// The file.
         path: PathBuf,

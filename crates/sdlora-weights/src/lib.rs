@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `weight_file` | [`WeightFile`]: open, list, read |
 //! | `tensor` | [`TensorInfo`], [`Dtype`], and the conversion to `f32` |
+//! | `foreign` | what a file is that holds no weights |
 //! | `container` | [`ContainerKind`] and how a file is recognised; which file of a folder is meant |
 //! | `safetensors` | header of a safetensors file |
 //! | `sharded` | `*.index.json` and its shards |
@@ -36,6 +37,7 @@
 
 mod container;
 mod error;
+mod foreign;
 mod place;
 mod prefix;
 mod pytorch;

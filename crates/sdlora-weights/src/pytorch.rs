@@ -11,6 +11,7 @@ use std::io::Read;
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::WeightsError;
+use crate::foreign;
 use crate::place::{Place, ReadSeek, Run, Source};
 use crate::tensor::{TensorInfo, n_elements};
 use crate::weight_file::Entry;
@@ -30,6 +31,7 @@ pub(crate) fn read(
 ) -> Result<(Vec<Entry>, BTreeSet<String>), WeightsError> {
     let mut archive = Archive::open(source)?;
     archive.check_byte_order()?;
+    archive.refuse_torchscript()?;
     let member = format!("{}data.pkl", archive.prefix);
     let bytes = archive.small_member(&member, MAX_PICKLE)?;
     let refuse = |PickleError { offset, problem }| WeightsError::Pickle {
@@ -87,7 +89,7 @@ impl<'a> Archive<'a> {
             .filter(|prefix| prefix.is_empty() || prefix.find('/') == Some(prefix.len() - 1))
             .take(2)
             .collect();
-        let problem = match prefixes.as_slice() {
+        match prefixes.as_slice() {
             &[prefix] => {
                 return Ok(Self {
                     source,
@@ -97,13 +99,35 @@ impl<'a> Archive<'a> {
                     storages: HashMap::new(),
                 });
             }
-            [] => "it is not there, so `torch.save` did not write this file",
-            _ => "it is there twice",
-        };
-        Err(WeightsError::Member {
-            path: source.path.clone(),
-            member: "data.pkl".into(),
-            problem: problem.into(),
+            [] => {
+                let names = zip.file_names_raw();
+                let names: Vec<&str> = names
+                    .filter_map(|name| std::str::from_utf8(name).ok())
+                    .collect();
+                Err(WeightsError::Unknown {
+                    path: source.path.clone(),
+                    problem: foreign::zip_without_pickle(&names),
+                })
+            }
+            _ => Err(WeightsError::Member {
+                path: source.path.clone(),
+                member: "data.pkl".into(),
+                problem: "it is there twice".into(),
+            }),
+        }
+    }
+
+    /// A compiled module keeps its code beside the pickle; its tensors have no names of a state dict.
+    fn refuse_torchscript(&self) -> Result<(), WeightsError> {
+        let constants = format!("{}constants.pkl", self.prefix);
+        if self.zip.index_for_name(&constants).is_none() {
+            return Ok(());
+        }
+        Err(WeightsError::Unknown {
+            path: self.source.path.clone(),
+            problem: "is a TorchScript module: load it with `torch.jit.load(FILE, map_location='cpu')` and save \
+                      `module.state_dict()` as safetensors"
+                .into(),
         })
     }
 

@@ -6,8 +6,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::container::ContainerKind;
+use crate::container::{ContainerKind, HEAD};
 use crate::error::WeightsError;
+use crate::foreign;
 use crate::place::Source;
 use crate::weight_file::Contents;
 
@@ -35,8 +36,21 @@ pub(crate) fn read(path: &Path) -> Result<(Vec<Source>, Contents), WeightsError>
     if bytes.len() as u64 > MAX_INDEX {
         return Err(refuse(format!("it has more than {MAX_INDEX} bytes")));
     }
-    let index: Index = serde_json::from_slice(&bytes)
-        .map_err(|e| refuse(format!("it is not the JSON it should be: {e}")))?;
+    let is_index = bytes.windows(12).any(|part| part == b"\"weight_map\"");
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
+        let head = &bytes[..bytes.len().min(HEAD)];
+        match foreign::certain(head) {
+            _ if is_index => refuse(format!("it is not the JSON it should be: {e}")),
+            _ if e.is_data() => refuse(
+                "it is JSON without a `weight_map`, so no index; give the folder or the weights".into(),
+            ),
+            Some(problem) => WeightsError::Unknown {
+                path: path.into(),
+                problem,
+            },
+            None => refuse(format!("it is not the JSON it should be: {e}")),
+        }
+    })?;
     if index.weight_map.is_empty() {
         return Err(refuse("it names no tensor".into()));
     }
@@ -164,6 +178,15 @@ mod tests {
             (r#""a":1"#, "JSON"),
         ] {
             index(&inner, map);
+            let message = WeightFile::open(&inner).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        for (text, expected) in [
+            ("<!DOCTYPE html>", "web page"),
+            ("version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+            (r#"{"model_type":"vit"}"#, "give the folder"),
+        ] {
+            std::fs::write(inner.join("model.safetensors.index.json"), text).unwrap();
             let message = WeightFile::open(&inner).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }

@@ -52,6 +52,25 @@ impl Dtype {
         })
     }
 
+    /// Why numbers of this format are not read, and what to do, as the end of a sentence; empty for formats that are.
+    pub fn why_not_read(&self) -> &'static str {
+        let Self::Other(name) = self else {
+            return "";
+        };
+        match name.as_str() {
+            name if name.starts_with("F8") || name.starts_with("F6") || name.starts_with("F4") => {
+                "floating-point numbers of 8 bits or fewer, which mean little without the scales of their \
+                 quantisation: take the model in 16 or 32 bits, or dequantise it and save it again"
+            }
+            "I8" | "U8" | "I4" | "U4" => {
+                "small integers, as quantised weights are: take the model in 16 or 32 bits, or dequantise it and \
+                 save it again"
+            }
+            "C64" | "C128" => "complex numbers, which no weight of a ViT is: save real ones",
+            _ => "whole numbers, which are no weights: save it in 16 or 32 bits of floating point",
+        }
+    }
+
     /// Appends the little-endian numbers in `bytes` to `out`; `false` for a format that is no float.
     pub(crate) fn widen(&self, bytes: &[u8], out: &mut Vec<f32>) -> bool {
         match self {

@@ -8,7 +8,7 @@ use crate::container::{self, ContainerKind};
 use crate::error::WeightsError;
 use crate::place::{Place, Source};
 use crate::tensor::{Dtype, TensorInfo};
-use crate::{prefix, pytorch, safetensors, sharded};
+use crate::{foreign, prefix, pytorch, safetensors, sharded};
 
 /// A tensor and where it lies.
 #[derive(Debug, Clone)]
@@ -215,6 +215,14 @@ impl Contents {
             .read_to_end(&mut head)
             .map_err(|e| source.io(e))?;
         let is_named_safetensors = source.path.extension().is_some_and(|e| e == "safetensors");
+        let unknown = |problem| WeightsError::Unknown {
+            path: source.path.clone(),
+            problem,
+        };
+        // Before the container: a page or a text may have a brace where a header of safetensors starts.
+        if let Some(problem) = foreign::certain(&head) {
+            return Err(unknown(problem));
+        }
         let kind = ContainerKind::of_head(&head);
         let mut contents = Self {
             kind: kind.unwrap_or(ContainerKind::Safetensors),
@@ -227,15 +235,16 @@ impl Contents {
                 (contents.entries, contents.unbuilt) = pytorch::read(source, source_idx)?;
             }
             Some(ContainerKind::PyTorchLegacy) => {
+                let is_pickle = head.first() == Some(&0x80);
+                if let Some(problem) = (!is_pickle).then(|| foreign::tar(source)).flatten() {
+                    return Err(unknown(problem));
+                }
                 return Err(WeightsError::Legacy {
                     path: source.path.clone(),
                 });
             }
-            None if !is_named_safetensors || head.starts_with(b"version ") => {
-                return Err(WeightsError::Unknown {
-                    path: source.path.clone(),
-                    problem: container::guess(&head),
-                });
+            None if !is_named_safetensors => {
+                return Err(unknown(foreign::likely(&head, &source.path)));
             }
             _ => {
                 (contents.entries, contents.metadata) = safetensors::read(source, source_idx)?;

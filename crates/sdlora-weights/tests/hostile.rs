@@ -103,6 +103,78 @@ fn storages_and_names_that_are_missing_or_double_are_named() {
 }
 
 #[test]
+fn archives_of_other_programs_say_what_they_are_and_what_would_work() {
+    let stored = CompressionMethod::Stored;
+    for (members, expected) in [
+        (
+            &["Transformer/encoderblock_0/kernel.npy"][..],
+            "NumPy arrays",
+        ),
+        (
+            &["e/models/model.json", "e/archive_format"],
+            "torch.export.load",
+        ),
+        (&["serialized_exported_program.json"], "torch.export.load"),
+        (
+            &["t/data.pkl", "t/constants.pkl", "t/code/a.py"],
+            "torch.jit.load",
+        ),
+        (&["model/vit.safetensors"], "`model/vit.safetensors`"),
+    ] {
+        let members: Vec<_> = members
+            .iter()
+            .map(|&name| (name, b"N.".as_slice(), stored))
+            .collect();
+        // The name promises weights of either kind.
+        for name in ["f.pt", "f.safetensors"] {
+            let error = WeightFile::from_bytes(name, zipped(&members)).unwrap_err();
+            assert!(matches!(error, WeightsError::Unknown { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}
+
+/// A tar file of empty members.
+fn tarred(names: &[&str]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for name in names {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..135].copy_from_slice(b"00000000004");
+        header[257..262].copy_from_slice(b"ustar");
+        bytes.extend(header);
+        bytes.extend([7; 4]);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+#[test]
+fn a_tar_file_is_legacy_only_with_the_members_that_pytorch_wrote() {
+    let error = |names: &[&str]| WeightFile::from_bytes("f.pth", tarred(names)).unwrap_err();
+    let legacy = error(&["sys_info", "pickle", "storages", "tensors"]);
+    assert!(matches!(legacy, WeightsError::Legacy { .. }), "{legacy}");
+    let plain = error(&["README.md", "weights/vit.pth"]).to_string();
+    assert!(plain.contains("tar archive with `weights/vit.pth`"), "{plain}");
+    assert!(error(&["README.md"]).to_string().contains("unpack it"));
+}
+
+#[test]
+fn quantised_numbers_are_named_with_what_to_take_instead() {
+    for (dtype, expected) in [("F8_E4M3", "8 bits or fewer"), ("I8", "quantised"), ("I64", "whole")] {
+        let n = if dtype == "I64" { 16 } else { 2 };
+        let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,{n}]}}}}"#);
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + n, 0);
+        let file = WeightFile::from_bytes("q.safetensors", bytes).unwrap();
+        let message = file.read_f32("w").unwrap_err().to_string();
+        assert!(message.contains(dtype) && message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn a_zip_bomb_is_refused_before_it_unpacks() {
     let n_bytes = 20 << 20;
     let zeros = vec![0; n_bytes];
@@ -137,8 +209,12 @@ fn pointers_pages_and_bare_pickles_are_told_apart() {
             "git lfs pull",
         ),
         ("a.pth", b"<!DOCTYPE html><html>", "web page"),
+        ("a.safetensors", b"<!DOCTYPE html><html>", "web page"),
+        ("a.safetensors", b"Entry not found", "`Entry not found`"),
+        // A brace where a header of safetensors would start.
+        ("a.safetensors", b"{\"data\":{\"error\":1}}", "is text"),
         ("a.pth", b"", "empty"),
-        ("a.pth", b"\x80\x02}q\0.", "neither"),
+        ("a.pth", b"\x80\x02}q\0.", "bare pickle"),
         ("a.safetensors", b"abc", "only 3 bytes"),
     ] {
         let message = WeightFile::from_bytes(name, bytes.to_vec())

@@ -11,7 +11,7 @@ mod timm;
 
 pub(crate) use timm::ATTENTION_POOLING;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Who named the tensors of a file.
@@ -83,6 +83,11 @@ impl Names {
     /// Finds the backbone among the tensors, strips what wraps it and gives each tensor its place;
     /// `None` when no tensor is a patch projection.
     pub fn find(names: &[&str]) -> Option<Self> {
+        let bare: Vec<String> = names.iter().map(|name| without_wrappers(name)).collect();
+        // Where two names become one, the file holds a part twice, and the names stay as they are.
+        let is_clear = bare.iter().collect::<BTreeSet<_>>().len() == bare.len();
+        let bare: Vec<&str> = bare.iter().map(String::as_str).collect();
+        let names = if is_clear { &bare } else { names };
         let (prefix, anchor) = names
             .iter()
             .flat_map(|name| ANCHORS.map(|anchor| (name.strip_suffix(anchor), anchor)))
@@ -140,6 +145,19 @@ impl Names {
             sources,
         })
     }
+}
+
+/// What PyTorch puts into the names of modules that it compiles, shards or computes again.
+const WRAPPERS: [&str; 3] = [
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+];
+
+fn without_wrappers(name: &str) -> String {
+    WRAPPERS
+        .iter()
+        .fold(name.to_owned(), |name, wrapper| name.replace(wrapper, ""))
 }
 
 /// `blocks.3.attn.qkv.weight` to `(3, "attn.qkv.weight")` for the stem `blocks.`.
@@ -261,6 +279,23 @@ mod tests {
                 Place::Whole("blocks.4.ls1.gamma".into())
             )
         );
+    }
+
+    #[test]
+    fn wrappers_of_pytorch_are_taken_out_of_names() {
+        let names = [
+            "_orig_mod.module.patch_embed.proj.weight",
+            "_orig_mod.module.blocks.0._checkpoint_wrapped_module.attn.qkv.weight",
+            "_orig_mod.module._fsdp_wrapped_module.norm.weight",
+        ];
+        let found = Names::find(&names).unwrap();
+        assert_eq!(found.prefix, "module.");
+        assert_eq!(found.places[1], Place::Whole("blocks.0.attn.qkv.weight".into()));
+        assert_eq!(found.places[2], Place::Whole("norm.weight".into()));
+        // The wrapped and the bare part are not taken for one.
+        let twice = ["patch_embed.proj.weight", "norm.weight", "_orig_mod.norm.weight"];
+        let found = Names::find(&twice).unwrap();
+        assert!(matches!(found.places[2], Place::Unused(_)));
     }
 
     #[test]

@@ -286,7 +286,7 @@ fn plan_of(
     backbones: &mut Backbones,
 ) -> anyhow::Result<Plan> {
     let mut config = with_settings(base.text, &args.backbone, settings, &mut |backbone| {
-        backbones.transform(backbone, &args.common)
+        backbones.transform(backbone, None, &args.common)
     })?;
     order_classes(&mut config, seed);
     backbones.resolve(&mut config.backbone, &args.common)?;
