@@ -280,7 +280,10 @@ mod tests {
         assert_eq!(args.section().unwrap(), None);
         args.known.heads = Some(3);
         let error = args.section().unwrap_err().to_string();
-        assert!(error.contains("--heads") && error.contains("--backbone"), "{error}");
+        assert!(
+            error.contains("--heads") && error.contains("--backbone"),
+            "{error}"
+        );
     }
 
     #[test]

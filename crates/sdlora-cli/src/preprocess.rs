@@ -21,7 +21,9 @@ pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Option<(Preprocess, usiz
     match checkpoint.preprocess() {
         None => Ok(None),
         // Refused here and not where it is used.
-        Some(found) => transform(found, n_channels, None).map(|_| Some((found.clone(), n_channels))),
+        Some(found) => {
+            transform(found, n_channels, None).map(|_| Some((found.clone(), n_channels)))
+        }
     }
 }
 
@@ -149,7 +151,10 @@ mod tests {
         };
         let config = transform(&exported, 1, None).unwrap();
         config.init().unwrap();
-        assert_eq!((config.polarity, config.fit), (Polarity::Inverted, Fit::Stretch));
+        assert_eq!(
+            (config.polarity, config.fit),
+            (Polarity::Inverted, Fit::Stretch)
+        );
         let normalise = config.normalise.unwrap();
         assert!((normalise.mean[0] - 0.08).abs() < 1e-6);
         assert_eq!(normalise.std, [0.25]);

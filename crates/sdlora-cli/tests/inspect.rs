@@ -143,11 +143,89 @@ fn golden(case: &str) -> String {
 fn heads_that_nothing_tells_are_asked_for_and_taken() {
     let home = cache();
     let file = golden("dino_pth/checkpoint.pth");
-    let asked = out(&sdlora(home.path(), &["inspect", &file, "--summary"]));
-    assert!(asked.contains("--heads"), "{asked}");
+    let output = sdlora(home.path(), &["inspect", &file, "--summary"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("--heads"), "{}", err(&output));
     let args = ["inspect", &file, "--summary", "--heads", "2"];
     let told = out(&sdlora(home.path(), &args));
     assert!(told.contains("ViT of 2 blocks, width 32"), "{told}");
+}
+
+#[test]
+fn what_is_no_backbone_is_listed_and_not_a_success() {
+    let home = cache();
+    let weights = data().join(WEIGHTS);
+    let input = home.path().join("input.safetensors");
+    let (weights, input) = (weights.to_str().unwrap(), input.to_str().unwrap());
+    let image = golden("../transform/center_crop_0.png");
+    let args = [
+        "features",
+        "--backbone",
+        weights,
+        "--input",
+        &image,
+        "--out",
+        input,
+    ];
+    out(&sdlora(home.path(), &args));
+    let output = sdlora(home.path(), &["inspect", input]);
+    assert_eq!(output.status.code(), Some(1));
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        listed.contains("features") && listed.contains("[1, 128]"),
+        "{listed}"
+    );
+    assert!(
+        err(&output).contains("patch projection"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn features_take_another_side_and_a_way_to_resize_positions() {
+    let home = cache();
+    let weights = data().join(WEIGHTS);
+    let weights = weights.to_str().unwrap();
+    let image = golden("../transform/center_crop_0.png");
+    let features = |name: &str, more: &[&str]| {
+        let mut args = vec![
+            "features",
+            "--backbone",
+            weights,
+            "--input",
+            &image,
+            "--layer",
+            "0",
+        ];
+        args.extend(["--out", name]);
+        args.extend(more);
+        out(&sdlora(home.path(), &args));
+        let file = sdlora_train::TensorFile::read(&home.path().join(name)).unwrap();
+        (
+            file.tensors["block.0"].shape[1],
+            file.tensors["features"].values.clone(),
+        )
+    };
+    let (n_tokens, own) = features("own.safetensors", &[]);
+    assert_eq!(n_tokens, 16);
+    let (n_tokens, large) = features("large.safetensors", &["--side", "56"]);
+    assert_eq!(n_tokens, 64);
+    let (_, bicubic) = features("b.safetensors", &["--side", "56", "--positions", "bicubic"]);
+    assert!(own != large && large != bicubic);
+    let args = [
+        "features",
+        "--backbone",
+        weights,
+        "--input",
+        &image,
+        "--out",
+        "x",
+    ];
+    let wrong = [&args[..], &["--positions", "linear"]].concat();
+    let output = sdlora(home.path(), &wrong);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("antialiased"), "{}", err(&output));
 }
 
 #[test]

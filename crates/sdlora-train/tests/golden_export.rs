@@ -15,23 +15,31 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, TensorData};
 use rand::SeedableRng;
 use sdlora_core::Updates;
+use sdlora_data::{Interpolation, PipelineConfig};
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 use sdlora_train::{
     AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError,
     export, extract_features, write_model,
 };
-use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
+use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PosEmbed, Vit, VitConfig, WeightDtype};
 use toy::{Bench, shape};
 
 const SDLORA: &str = "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"";
 
 /// A finished run in `bench`, on a backbone with a class token.
 fn finished(bench: &Bench, method: &str, head: &str) -> PathBuf {
-    let config = VitConfig {
+    finished_on(bench, with_class_token(), method, head)
+}
+
+fn with_class_token() -> VitConfig {
+    VitConfig {
         class_token: true,
         pooling: Pooling::ClassToken,
         ..shape()
-    };
+    }
+}
+
+fn finished_on(bench: &Bench, config: VitConfig, method: &str, head: &str) -> PathBuf {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
     let vit = Vit::init(&config, &mut rng, &test_device()).unwrap();
     vit.save(
@@ -153,6 +161,161 @@ fn the_peft_adapter_on_the_base_is_the_merged_model() {
         }
     }
     assert!(changed > 1e-4, "the run changed nothing: {changed}");
+}
+
+/// Features of what `vit` makes of gray images, in as many channels as it has.
+fn features_of(vit: &Vit) -> Tensor<2> {
+    let c = vit.config();
+    let n = c.image_size * c.image_size;
+    let gray: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.7).sin()).collect();
+    let values: Vec<f32> = gray
+        .chunks_exact(n)
+        .flat_map(|image| image.repeat(c.n_channels))
+        .collect();
+    let shape = [2, c.n_channels, c.image_size, c.image_size];
+    let images = Tensor::<4>::from_data(TensorData::new(values, shape), &test_device());
+    vit.forward(images, &Updates::default())
+}
+
+#[test]
+fn what_transformers_has_no_place_for_is_folded_into_its_weights() {
+    let c = with_class_token();
+    let shapes = [
+        VitConfig {
+            qkv_bias: false,
+            patch_bias: false,
+            ..c.clone()
+        },
+        VitConfig {
+            layer_scale: true,
+            pos_embed: PosEmbed::Patches,
+            activation: Activation::QuickGelu,
+            ..c.clone()
+        },
+        VitConfig {
+            fc_norm: true,
+            ..c.clone()
+        },
+    ];
+    let everywhere = format!("{SDLORA}\nprojections = [\"query\", \"output\", \"fc2\"]");
+    for shape in shapes {
+        let bench = Bench::new();
+        let folder = finished_on(&bench, shape.clone(), &everywhere, "linear");
+        let run = open(&folder);
+        let merged = write(&run, Format::Hf, &bench.path("hf"));
+        // Read as any folder of transformers is.
+        let (read, report) = Vit::load(&bench.path("hf"), None, &test_device()).unwrap();
+        assert_eq!(report.unused, ["classifier.bias", "classifier.weight"]);
+        assert_eq!(
+            read.config().n_channels,
+            3,
+            "colours, for processors give no other"
+        );
+        assert_eq!(read.config().qkv_bias, shape.qkv_bias);
+        assert_eq!(read.config().activation, shape.activation);
+        let expected: Vec<f32> = features_of(run.vit()).into_data().iter().collect();
+        let found = features_of(&read);
+        assert_close(found, expected.as_slice(), Tolerance::Abs(1e-5), "features");
+
+        let peft = write(&run, Format::Peft, &bench.path("peft"));
+        let base = TensorFile::read(&bench.path("peft/base/model.safetensors")).unwrap();
+        for (module, name) in [
+            ("attention.q_proj", "attention.attention.query"),
+            ("attention.o_proj", "attention.output.dense"),
+            ("mlp.fc2", "output.dense"),
+        ] {
+            let lora = format!("base_model.model.vit.layers.1.{module}");
+            let name = format!("vit.encoder.layer.1.{name}.weight");
+            let update = tensor(&peft, &format!("{lora}.lora_B.weight"))
+                .matmul(tensor(&peft, &format!("{lora}.lora_A.weight")));
+            let expected = &merged.tensors[&name].values;
+            assert_same(tensor(&base, &name) + update, expected, &name);
+        }
+    }
+    for shape in [
+        VitConfig {
+            n_registers: 2,
+            ..c.clone()
+        },
+        VitConfig {
+            pre_norm: true,
+            ..c
+        },
+    ] {
+        let bench = Bench::new();
+        let run = open(&finished_on(&bench, shape, SDLORA, "linear"));
+        let error = export(&run, Format::Hf, &bench.path("hf"), false).unwrap_err();
+        assert!(error.to_string().contains("--format timm"), "{error}");
+    }
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_peft_folder_names_its_base_so_that_it_is_found_from_anywhere() {
+    let bench = Bench::new();
+    let run = open(&finished(&bench, SDLORA, "ncm"));
+    let out = bench.path("peft");
+    let notes = export(&run, Format::Peft, &out, false).unwrap();
+    let config = json(&out.join("adapter_config.json"));
+    let base = Path::new(config["base_model_name_or_path"].as_str().unwrap());
+    assert!(
+        base.is_absolute() && base.join("config.json").is_file(),
+        "{base:?}"
+    );
+    assert_eq!(base, out.join("base"));
+    // What `AutoPeftModel` builds the base with.
+    let mapping = &config["auto_mapping"];
+    assert_eq!(mapping["base_model_class"], "ViTForImageClassification");
+    assert_eq!(
+        mapping["parent_library"],
+        "transformers.models.vit.modeling_vit"
+    );
+    let processors = [&out, &out.join("base")].map(|f| json(&f.join("preprocessor_config.json")));
+    assert_eq!(processors[0], processors[1]);
+    let said = notes.join("\n");
+    for part in ["base_model_name_or_path", "`ncm`", "another filter"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn resize_and_crop_of_a_run_reach_the_processor_and_come_back() {
+    let bench = Bench::new();
+    let mut folder = finished(&bench, SDLORA, "linear");
+    // Any resize between 14 and its double: here 16, as 35 is to 32.
+    let plan = folder.join("plan.toml");
+    let text = std::fs::read_to_string(&plan).unwrap();
+    let mut config = sdlora_train::RunConfig::parse(&text).unwrap();
+    config.transform.pipeline = Some(PipelineConfig::imagenet(14, 16, Interpolation::Bicubic));
+    config.n_epochs = 1;
+    let finished = bench
+        .run("cropped", &config.check().unwrap(), Start::Fresh)
+        .unwrap();
+    folder.set_file_name("cropped");
+    write_model(&folder.join("model"), &finished).unwrap();
+    let run = open(&folder);
+    for (format, name) in [(Format::Hf, "hf"), (Format::Timm, "timm")] {
+        let out = bench.path(name);
+        assert!(export(&run, format, &out, false).unwrap().is_empty());
+        let checkpoint = Checkpoint::open(&out, &Hints::default()).unwrap();
+        let found = checkpoint.preprocess().unwrap();
+        assert_eq!((found.input_size, found.resized_side()), (14, 16));
+        assert_eq!(found.interpolation, sdlora_vit::Interpolation::Bicubic);
+        assert_eq!(found.resize, sdlora_vit::Resize::ShortSide);
+    }
+    let processor = json(&bench.path("hf/preprocessor_config.json"));
+    assert_eq!(processor["size"], serde_json::json!({"shortest_edge": 16}));
+    assert_eq!(
+        processor["crop_size"],
+        serde_json::json!({"height": 14, "width": 14})
+    );
+    assert_eq!(
+        (&processor["do_center_crop"], &processor["resample"]),
+        (&true.into(), &3.into())
+    );
 }
 
 #[test]

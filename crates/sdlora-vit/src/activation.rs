@@ -70,7 +70,8 @@ impl Activation {
             Self::Gelu => sdlora_kernels::gelu(x),
             Self::GeluTanh => in_f32(x, |x| {
                 let scale = (2.0 / std::f64::consts::PI).sqrt();
-                let inner = (x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044_715)).mul_scalar(scale);
+                let inner =
+                    (x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044_715)).mul_scalar(scale);
                 x.mul_scalar(0.5) * inner.tanh().add_scalar(1.0)
             }),
             Self::QuickGelu => in_f32(x, |x| x.clone() * sigmoid(x.mul_scalar(1.702))),
@@ -96,20 +97,46 @@ mod tests {
         for (activation, expected) in [
             (
                 Activation::Gelu,
-                [-0.004_049_694_1, -0.158_655_253_9, -0.100_323_418_4, 0.0, 0.345_731_230_6, 1.954_499_736_1],
+                [
+                    -0.004_049_694_1,
+                    -0.158_655_253_9,
+                    -0.100_323_418_4,
+                    0.0,
+                    0.345_731_230_6,
+                    1.954_499_736_1,
+                ],
             ),
             (
                 Activation::GeluTanh,
-                [-0.003_637_392_1, -0.158_808_009_4, -0.100_324_649_3, 0.0, 0.345_714_009_8, 1.954_597_694_1],
+                [
+                    -0.003_637_392_1,
+                    -0.158_808_009_4,
+                    -0.100_324_649_3,
+                    0.0,
+                    0.345_714_009_8,
+                    1.954_597_694_1,
+                ],
             ),
             (
                 Activation::QuickGelu,
-                [-0.018_071_309_7, -0.154_204_234_1, -0.098_800_350_1, 0.0, 0.350_388_436_6, 1.935_658_623_1],
+                [
+                    -0.018_071_309_7,
+                    -0.154_204_234_1,
+                    -0.098_800_350_1,
+                    0.0,
+                    0.350_388_436_6,
+                    1.935_658_623_1,
+                ],
             ),
         ] {
             let found = activation.of(Tensor::<1>::from_floats(x, &test_device()));
             let expected: Vec<f32> = expected.iter().map(|&v: &f64| v as f32).collect();
-            assert_close(found, expected.as_slice(), Tolerance::Abs(1e-6), activation.name());
+            assert_close(
+                found,
+                expected.as_slice(),
+                Tolerance::Abs(1e-6),
+                activation.name(),
+            );
         }
     }
 
@@ -120,7 +147,10 @@ mod tests {
             let written = serde_json::to_value(activation).unwrap();
             assert_eq!(written, name);
             assert_eq!(Activation::of_config(activation.timm()), Some(activation));
-            assert_eq!(Activation::of_config(activation.hugging_face()), Some(activation));
+            assert_eq!(
+                Activation::of_config(activation.hugging_face()),
+                Some(activation)
+            );
         }
         assert_eq!(Activation::of_config("relu"), None);
     }

@@ -8,9 +8,13 @@ use crate::config::{PosEmbed, VitConfig};
 
 /// A name in small letters with all separators alike, ready to be searched.
 fn plain(name: &str) -> String {
-    let separated = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
+    let separated = name.chars().map(|c| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '_'
+        }
+    });
     format!("_{}_", separated.collect::<String>())
 }
 
@@ -32,7 +36,10 @@ const UNLIKE_PLAIN: Rules<&str> = &[
     (&["vit_pe_"], "rotary positions"),
     (&["dinov3"], "rotary positions"),
     (&["vit", "_rpn_"], "its norms behind attention and MLP"),
-    (&["test_vit3_"], "a pooling that includes class token and registers"),
+    (
+        &["test_vit3_"],
+        "a pooling that includes class token and registers",
+    ),
 ];
 
 /// What the architecture of that name has that no ViT of this crate has.
@@ -120,7 +127,11 @@ mod tests {
         ] {
             assert!(unlike_plain(name).is_some(), "{name}");
         }
-        for name in ["vit_base_patch16_224", "europe_corpnet", "vit_small_r26_s32_224"] {
+        for name in [
+            "vit_base_patch16_224",
+            "europe_corpnet",
+            "vit_small_r26_s32_224",
+        ] {
             assert_eq!(unlike_plain(name), None, "{name}");
         }
     }

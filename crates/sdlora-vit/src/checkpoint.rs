@@ -283,6 +283,23 @@ impl Checkpoint {
         report
     }
 
+    /// Checks that every parameter is there and has the shape of the model.
+    ///
+    /// # Errors
+    ///
+    /// [`VitError::Mismatch`] with the whole report.
+    pub fn check(&self) -> Result<(), VitError> {
+        let report = self.report();
+        if report.is_complete() {
+            return Ok(());
+        }
+        Err(VitError::Mismatch {
+            path: self.path.clone(),
+            advice: self.advice(&report),
+            report: Box::new(report),
+        })
+    }
+
     /// Reads the model, all parameters trainable, one tensor after the other, so that hardly more
     /// memory is needed than the model takes.
     ///
@@ -292,14 +309,7 @@ impl Checkpoint {
     /// [`VitError::Weights`] when a value cannot be read, [`VitError::NotFinite`] when one is infinite
     /// or not a number.
     pub fn load(&self, device: &Device) -> Result<(Vit, WeightReport), VitError> {
-        let report = self.report();
-        if !report.is_complete() {
-            return Err(VitError::Mismatch {
-                path: self.path.clone(),
-                advice: self.advice(&report),
-                report: Box::new(report),
-            });
-        }
+        self.check()?;
         let mut vit = Vit::blank(&self.config, device)?;
         let mut failed = None;
         vit.each_weight(&mut |name, slot| {
@@ -312,7 +322,7 @@ impl Checkpoint {
         });
         match failed {
             Some(error) => Err(error),
-            None => Ok((vit, report)),
+            None => Ok((vit, self.report())),
         }
     }
 

@@ -18,7 +18,9 @@ pub enum VitError {
         expected: String,
     },
     /// What is added to the variance of a layer norm is no small positive number.
-    #[error("backbone setting `norm_eps` is {found}: give it a number above 0 and below 1, as 1e-6")]
+    #[error(
+        "backbone setting `norm_eps` is {found}: give it a number above 0 and below 1, as 1e-6"
+    )]
     NormEps {
         /// Its value.
         found: f64,

@@ -120,7 +120,9 @@ pub(crate) fn with_config(
     };
     let mut notes = vec![note.to_owned()];
     if known == Known::Caller {
-        if let Some(problem) = unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n))) {
+        if let Some(problem) =
+            unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n)))
+        {
             return Err(problem);
         }
         let (activation, source) = activation(&config, shapes, sidecar, hints, name, true)?;
@@ -156,7 +158,9 @@ pub(crate) fn infer(
             "its patches are {patch} by {patch_width}, and only squares are supported"
         ));
     }
-    if let Some(problem) = unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n))) {
+    if let Some(problem) =
+        unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n)))
+    {
         return Err(problem);
     }
     let depth = shapes.depth();
@@ -169,7 +173,9 @@ pub(crate) fn infer(
     }
     let expected = sidecar.depth().or_else(|| {
         let known = architecture(sidecar, name).and_then(architectures::preset);
-        known.filter(|known| known.d_model == d_model).map(|known| known.depth)
+        known
+            .filter(|known| known.d_model == d_model)
+            .map(|known| known.depth)
     });
     if let Some(expected) = expected.filter(|expected| *expected != depth) {
         return Err(format!(
@@ -330,7 +336,9 @@ fn activation(
         Some(Err(name)) => {
             return Err(format!(
                 "its MLP uses `{name}`, and this version has {} only: use another model",
-                Activation::ALL.map(|(name, _)| format!("`{name}`")).join(", ")
+                Activation::ALL
+                    .map(|(name, _)| format!("`{name}`"))
+                    .join(", ")
             ));
         }
         None => {}
@@ -351,7 +359,11 @@ fn activation(
         return Ok((config.activation, "the shape".into()));
     }
     // CLIP and SigLIP exist with either function, and their tensors are the same.
-    let is_open = config.pre_norm || shapes.names.places.contains(&Place::Unused(ATTENTION_POOLING));
+    let is_open = config.pre_norm
+        || shapes
+            .names
+            .places
+            .contains(&Place::Unused(ATTENTION_POOLING));
     if is_open {
         return Err(
             "nothing tells the function in its MLP, and CLIP and SigLIP exist with several: put its config.json \

@@ -80,7 +80,12 @@ fn cubic_weights(from: usize, to: usize) -> Vec<(usize, Vec<f32>)> {
             let start = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(from);
             let weights: Vec<f64> = (start..end)
-                .map(|j| cubic((j as f64 - center + 0.5) / stretch, PositionResize::Antialiased.a()))
+                .map(|j| {
+                    cubic(
+                        (j as f64 - center + 0.5) / stretch,
+                        PositionResize::Antialiased.a(),
+                    )
+                })
                 .collect();
             let sum: f64 = weights.iter().sum();
             (start, weights.iter().map(|w| (w / sum) as f32).collect())
@@ -166,7 +171,14 @@ mod tests {
         let row = [0.0f32, 1.0, 4.0, 9.0, 16.0];
         let three = [0.148_149_04f32, 4.0, 14.074_075];
         let eight = [
-            -0.092_834_47, 0.187_561_04, 1.176_513_7, 2.619_384_8, 5.441_650_4, 8.471_435_5, 13.395_081, 16.649_841,
+            -0.092_834_47,
+            0.187_561_04,
+            1.176_513_7,
+            2.619_384_8,
+            5.441_650_4,
+            8.471_435_5,
+            13.395_081,
+            16.649_841,
         ];
         for (to, expected) in [(3, three.as_slice()), (8, eight.as_slice())] {
             let picture: Vec<f32> = row.iter().flat_map(|&v| [v; 5]).collect();

@@ -61,7 +61,10 @@ mod tests {
             ..WeightReport::default()
         };
         let text = report.to_string();
-        assert!(text.contains("1000 unused") && text.ends_with("and 992 more)"), "{text}");
+        assert!(
+            text.contains("1000 unused") && text.ends_with("and 992 more)"),
+            "{text}"
+        );
         assert!(text.len() < 300, "{text}");
     }
 }

@@ -124,7 +124,9 @@ impl Sidecar {
         [
             self.model_arg("img_size"),
             config.get("image_size"),
-            config.get("pretrained_cfg").and_then(|cfg| cfg.get("input_size")),
+            config
+                .get("pretrained_cfg")
+                .and_then(|cfg| cfg.get("input_size")),
             config.get("input_size"),
         ]
         .into_iter()

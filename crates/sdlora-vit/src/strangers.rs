@@ -37,7 +37,10 @@ const SIGNS: &[(&[&str], &str)] = &[
          `hf:timm/vit_base_patch16_siglip_224.webli`, with --pooling average",
     ),
     (
-        &["embeddings.class_embedding", "embeddings.patch_embedding.weight"],
+        &[
+            "embeddings.class_embedding",
+            "embeddings.patch_embedding.weight",
+        ],
         "CLIP or SigLIP of transformers, which this version does not read: use timm's version of the same model, as \
          `hf:timm/vit_base_patch16_clip_224.openai`",
     ),
@@ -52,7 +55,13 @@ const SIGNS: &[(&[&str], &str)] = &[
          `hf:timm/vit_base_patch16_siglip_224.webli`, with --pooling average",
     ),
     (
-        &[".attn.q_bias", ".attn.inner_attn_ln.weight", ".attn.q_proj.weight", ".mlp.fc1_g.weight", ".attn.rope.freqs_cos"],
+        &[
+            ".attn.q_bias",
+            ".attn.inner_attn_ln.weight",
+            ".attn.q_proj.weight",
+            ".mlp.fc1_g.weight",
+            ".attn.rope.freqs_cos",
+        ],
         "EVA, EVA-02 or BEiT, whose attention or MLP this version does not have: use a plain ViT, as DINOv2 or AugReg",
     ),
     (
@@ -60,11 +69,18 @@ const SIGNS: &[(&[&str], &str)] = &[
         "a ViT of torchvision, which this version does not read: use timm's version of the same size",
     ),
     (
-        &[".relative_position_bias_table", "layers.0.blocks.0.norm1.weight"],
+        &[
+            ".relative_position_bias_table",
+            "layers.0.blocks.0.norm1.weight",
+        ],
         "Swin or BEiT, whose attention this version does not have: use a plain ViT, as DINOv2 or AugReg",
     ),
     (
-        &["layer1.0.conv1.weight", "stages.0.blocks.0.conv_dw.weight", "features.0.weight"],
+        &[
+            "layer1.0.conv1.weight",
+            "stages.0.blocks.0.conv_dw.weight",
+            "features.0.weight",
+        ],
         "a convolutional network: use a ViT",
     ),
 ];
@@ -89,9 +105,9 @@ const DEQUANTISE: &str = "take the model in 16 or 32 bits, or dequantise it and 
 pub(crate) fn stranger(tensors: &[TensorInfo], unbuilt: &BTreeSet<String>) -> Option<String> {
     let find = |signs: &[&str]| {
         tensors.iter().map(|t| t.name.as_str()).find(|name| {
-            signs
-                .iter()
-                .any(|sign| name.contains(sign) || sign.strip_prefix('.').is_some_and(|s| name.starts_with(s)))
+            signs.iter().any(|sign| {
+                name.contains(sign) || sign.strip_prefix('.').is_some_and(|s| name.starts_with(s))
+            })
         })
     };
     if let Some((name, what)) = SIGNS
@@ -110,7 +126,9 @@ pub(crate) fn stranger(tensors: &[TensorInfo], unbuilt: &BTreeSet<String>) -> Op
         ));
     }
     if unbuilt.iter().any(|class| class.contains("qtensor")) {
-        return Some(format!("its weights are quantised tensors of PyTorch: {DEQUANTISE}"));
+        return Some(format!(
+            "its weights are quantised tensors of PyTorch: {DEQUANTISE}"
+        ));
     }
     is_head(tensors).then(|| {
         "it is the head of a run of sdlora: give the run's `model/vit.safetensors`".to_owned()
@@ -120,7 +138,10 @@ pub(crate) fn stranger(tensors: &[TensorInfo], unbuilt: &BTreeSet<String>) -> Op
 /// Whether these are the tensors of `model/head.safetensors`.
 fn is_head(tensors: &[TensorInfo]) -> bool {
     let names: BTreeSet<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
-    names.contains("weight") && names.iter().all(|name| ["weight", "bias", "projection"].contains(name))
+    names.contains("weight")
+        && names
+            .iter()
+            .all(|name| ["weight", "bias", "projection"].contains(name))
 }
 
 /// What makes a block of that timm name another function than ours, by the shapes of its tensors: `shape` gives those.
@@ -161,7 +182,10 @@ pub(crate) fn unlike_block(shape: impl Fn(&str) -> Option<Vec<usize>>) -> Option
 }
 
 /// The first tensor of the model whose numbers are no weights as they are. `is_used` tells by position.
-pub(crate) fn unlike_float(tensors: &[TensorInfo], is_used: impl Fn(usize) -> bool) -> Option<String> {
+pub(crate) fn unlike_float(
+    tensors: &[TensorInfo],
+    is_used: impl Fn(usize) -> bool,
+) -> Option<String> {
     let (_, tensor) = tensors
         .iter()
         .enumerate()
@@ -194,14 +218,26 @@ mod tests {
     fn files_of_other_programs_are_named_with_what_would_work() {
         // Names that transformers 5.23, timm 1.0.31, peft 0.21 and OpenCLIP write.
         for (name, expected) in [
-            ("base_model.model.vit.layers.0.attention.q_proj.base_layer.weight", "merge_and_unload"),
-            ("base_model.model.vit.layers.0.attention.q_proj.lora_A.weight", "without its base"),
+            (
+                "base_model.model.vit.layers.0.attention.q_proj.base_layer.weight",
+                "merge_and_unload",
+            ),
+            (
+                "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight",
+                "without its base",
+            ),
             ("blocks.0.query.task0.lora_A", "model/vit.safetensors"),
             ("radio_model.model.patch_generator.embedder.weight", "RADIO"),
             ("embeddings.patch_embeddings.weight", "DINOv3"),
             ("vision_model.head.probe", "SigLIP of transformers"),
-            ("vision_model.embeddings.class_embedding", "CLIP or SigLIP of transformers"),
-            ("embeddings.patch_embedding.weight", "CLIP or SigLIP of transformers"),
+            (
+                "vision_model.embeddings.class_embedding",
+                "CLIP or SigLIP of transformers",
+            ),
+            (
+                "embeddings.patch_embedding.weight",
+                "CLIP or SigLIP of transformers",
+            ),
             ("visual.conv1.weight", "OpenCLIP"),
             ("blocks.0.attn.q_bias", "EVA-02"),
             ("blocks.0.mlp.fc1_g.weight", "EVA-02"),
@@ -210,16 +246,26 @@ mod tests {
             ("layer1.0.conv1.weight", "convolutional"),
         ] {
             let message = said(&["a", name]).unwrap_or_default();
-            assert!(message.contains(expected) && message.contains(name), "{name}: {message}");
+            assert!(
+                message.contains(expected) && message.contains(name),
+                "{name}: {message}"
+            );
         }
         assert!(said(&["weight", "bias"]).unwrap().contains("head of a run"));
-        assert_eq!(said(&["patch_embed.proj.weight", "blocks.0.attn.qkv.weight"]), None);
+        assert_eq!(
+            said(&["patch_embed.proj.weight", "blocks.0.attn.qkv.weight"]),
+            None
+        );
     }
 
     #[test]
     fn blocks_are_told_by_their_shapes() {
         let shapes = |list: &'static [(&str, &[usize])]| {
-            move |name: &str| list.iter().find(|(n, _)| *n == name).map(|(_, s)| s.to_vec())
+            move |name: &str| {
+                list.iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, s)| s.to_vec())
+            }
         };
         const PLAIN: &[(&str, &[usize])] = &[
             ("blocks.0.mlp.fc1.weight", &[32, 8]),
@@ -241,7 +287,10 @@ mod tests {
             ("pos_embed", "rotary"),
         ] {
             let without = |name: &str| (name != absent).then(|| shapes(PLAIN)(name)).flatten();
-            assert!(unlike_block(without).unwrap().contains(expected), "{absent}");
+            assert!(
+                unlike_block(without).unwrap().contains(expected),
+                "{absent}"
+            );
         }
     }
 }

@@ -21,10 +21,7 @@ const MAGIC: [(&[u8], &str); 13] = [
     ),
     (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
     (b"BZh", "is compressed with bzip2: unpack it first"),
-    (
-        b"\xfd7zXZ\x00",
-        "is compressed with xz: unpack it first",
-    ),
+    (b"\xfd7zXZ\x00", "is compressed with xz: unpack it first"),
     (
         b"\x28\xb5\x2f\xfd",
         "is compressed with zstd: unpack it first",
@@ -116,9 +113,7 @@ pub(crate) fn likely(head: &[u8], path: &Path) -> String {
         Some("msgpack") => {
             "holds the weights of Flax: take the PyTorch or safetensors weights of the model"
         }
-        Some("gguf" | "ggml") => {
-            "holds quantised weights: take the safetensors of the same model"
-        }
+        Some("gguf" | "ggml") => "holds quantised weights: take the safetensors of the same model",
         Some("engine" | "plan" | "trt") => {
             "is an engine of TensorRT: take the PyTorch or safetensors weights of the model"
         }
@@ -170,7 +165,11 @@ const MAX_MEMBERS: usize = 64;
 /// What a tar file is if it is not what PyTorch wrote before 0.1.10; `None` when it is.
 pub(crate) fn tar(source: &Source) -> Option<String> {
     let names = tar_names(source).unwrap_or_default();
-    let is = |wanted: &str| names.iter().any(|name| name.trim_start_matches("./") == wanted);
+    let is = |wanted: &str| {
+        names
+            .iter()
+            .any(|name| name.trim_start_matches("./") == wanted)
+    };
     if is("pickle") || is("tensors") || is("storages") {
         return None;
     }
@@ -228,7 +227,10 @@ mod tests {
     fn pages_pointers_texts_and_archives_are_named_by_their_bytes() {
         for (head, expected) in [
             (b"".as_slice(), "empty"),
-            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\n",
+                "git lfs pull",
+            ),
             (b"\n  <!DOCTYPE html>", "web page"),
             (b"\xef\xbb\xbf<html><head>", "web page"),
             (b"<?xml version='1.0'?><Error>", "web page"),
@@ -255,7 +257,10 @@ mod tests {
 
     #[test]
     fn a_quoted_text_cannot_reach_the_terminal_raw() {
-        assert!(said(b"\tgone \x7f\x1b[2J").is_empty(), "control characters are no text");
+        assert!(
+            said(b"\tgone \x7f\x1b[2J").is_empty(),
+            "control characters are no text"
+        );
         let long = "é".repeat(200);
         let message = said(long.as_bytes());
         assert!(message.contains(&"é".repeat(QUOTED)) && message.chars().count() < 250);

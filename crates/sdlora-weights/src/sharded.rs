@@ -42,7 +42,8 @@ pub(crate) fn read(path: &Path) -> Result<(Vec<Source>, Contents), WeightsError>
         match foreign::certain(head) {
             _ if is_index => refuse(format!("it is not the JSON it should be: {e}")),
             _ if e.is_data() => refuse(
-                "it is JSON without a `weight_map`, so no index; give the folder or the weights".into(),
+                "it is JSON without a `weight_map`, so no index; give the folder or the weights"
+                    .into(),
             ),
             Some(problem) => WeightsError::Unknown {
                 path: path.into(),

@@ -156,13 +156,20 @@ fn a_tar_file_is_legacy_only_with_the_members_that_pytorch_wrote() {
     let legacy = error(&["sys_info", "pickle", "storages", "tensors"]);
     assert!(matches!(legacy, WeightsError::Legacy { .. }), "{legacy}");
     let plain = error(&["README.md", "weights/vit.pth"]).to_string();
-    assert!(plain.contains("tar archive with `weights/vit.pth`"), "{plain}");
+    assert!(
+        plain.contains("tar archive with `weights/vit.pth`"),
+        "{plain}"
+    );
     assert!(error(&["README.md"]).to_string().contains("unpack it"));
 }
 
 #[test]
 fn quantised_numbers_are_named_with_what_to_take_instead() {
-    for (dtype, expected) in [("F8_E4M3", "8 bits or fewer"), ("I8", "quantised"), ("I64", "whole")] {
+    for (dtype, expected) in [
+        ("F8_E4M3", "8 bits or fewer"),
+        ("I8", "quantised"),
+        ("I64", "whole"),
+    ] {
         let n = if dtype == "I64" { 16 } else { 2 };
         let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,{n}]}}}}"#);
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -170,7 +177,10 @@ fn quantised_numbers_are_named_with_what_to_take_instead() {
         bytes.resize(bytes.len() + n, 0);
         let file = WeightFile::from_bytes("q.safetensors", bytes).unwrap();
         let message = file.read_f32("w").unwrap_err().to_string();
-        assert!(message.contains(dtype) && message.contains(expected), "{message}");
+        assert!(
+            message.contains(dtype) && message.contains(expected),
+            "{message}"
+        );
     }
 }
 

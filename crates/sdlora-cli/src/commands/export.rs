@@ -39,7 +39,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Backbones::default().resolve(&mut backbone, &args.common)?;
         run = run.with_backbone(backbone);
     }
-    sdlora_train::export(&run, format, &args.out, args.force)?;
+    let notes = sdlora_train::export(&run, format, &args.out, args.force)?;
+    // What is lost is said also to those who want no progress.
+    for note in notes {
+        eprintln!("note: {note}");
+    }
     if !args.common.quiet {
         say!("{}", shown_path(&args.out));
     }

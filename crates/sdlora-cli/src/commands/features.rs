@@ -35,6 +35,9 @@ pub struct Args {
     /// Name of the backbone's shape, when the file does not carry it
     #[arg(long, requires = "backbone")]
     backbone_preset: Option<String>,
+    /// Side of the images in pixels, instead of the one the backbone was trained on
+    #[arg(long, value_name = "PIXELS", requires = "backbone")]
+    side: Option<usize>,
     /// Exported adapter to put on the backbone
     #[arg(long, requires = "backbone")]
     adapter: Option<PathBuf>,
@@ -123,8 +126,8 @@ fn model(args: &Args, device: &Device) -> anyhow::Result<(Extractor, TransformCo
         .map_err(|e| UsageError(format!("the backbone cannot be read: {e}")))?;
     let mut backbones = Backbones::default();
     backbones.resolve(&mut backbone, &args.common)?;
-    let asked = backbones.transform(&backbone, &args.common)?;
-    let side = asked.as_ref().map(|transform| transform.side);
+    let asked = backbones.transform(&backbone, args.side, &args.common)?;
+    let side = args.side.or(asked.as_ref().map(|transform| transform.side));
     let mut vit = backbone.load(&args.common.data_dir, side, device)?;
     if let Some(folder) = &args.adapter {
         vit = AdapterFolder::load(folder)?.apply(vit, device)?;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use sdlora_fetch::HubRepo;
 use sdlora_metrics::Summary;
 use sdlora_train::{PLAN_FILE, checkpoint, read_plan};
-use sdlora_vit::{Checkpoint, Hints, MappedTensor};
+use sdlora_vit::{Checkpoint, Hints, MappedTensor, VitError};
 use sdlora_weights::WeightFile;
 
 use crate::UsageError;
 use crate::backbone::fetch;
+use crate::known::KnownArgs;
 use crate::output::answer;
 use crate::report::summary_block;
 use crate::results;
@@ -24,9 +25,11 @@ pub struct Args {
     /// Leave out the list of tensors
     #[arg(long)]
     summary: bool,
-    /// Attention heads, where nothing beside the tensors tells
-    #[arg(long, value_name = "N")]
-    heads: Option<usize>,
+    #[command(flatten)]
+    known: KnownArgs,
+    /// Side of the images in pixels, instead of the one the backbone was trained on
+    #[arg(long, value_name = "PIXELS")]
+    side: Option<usize>,
     /// Folder of the runs, where TARGET may be a name
     #[arg(long, default_value = "runs")]
     runs: PathBuf,
@@ -35,15 +38,25 @@ pub struct Args {
 /// Longest reason for which a file is no backbone, in characters: some list its tensors.
 const LONGEST_ERROR: usize = 2000;
 
+/// Lines of one kind that a summary shows.
+const SUMMARY_LINES: usize = 8;
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let path = find(&args)?;
-    let text = if path.join(PLAN_FILE).is_file() {
-        describe_run(&path)?
-    } else {
-        describe_weights(&path, args.heads, !args.summary)?
+    if path.join(PLAN_FILE).is_file() {
+        return Ok(answer!("{}", describe_run(&path)?.trim_end())?);
+    }
+    let hints = Hints {
+        image_size: args.side,
+        ..args.known.hints()?
     };
-    Ok(answer!("{}", text.trim_end())?)
+    let (text, problem) = describe_weights(&path, &hints, !args.summary)?;
+    answer!("{}", text.trim_end())?;
+    match problem {
+        None => Ok(()),
+        Some(problem) => Err(anyhow::Error::from(problem).context("no backbone of this program")),
+    }
 }
 
 fn find(args: &Args) -> anyhow::Result<PathBuf> {
@@ -66,20 +79,15 @@ fn find(args: &Args) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// What was understood, the metadata, the tensors and what each becomes, and totals.
+/// What was understood, the metadata, the tensors and what each becomes, and totals; and why it is
+/// no backbone, if it is none.
 fn describe_weights(
     path: &Path,
-    n_heads: Option<usize>,
+    hints: &Hints,
     with_tensors: bool,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<(String, Option<VitError>)> {
     let file = WeightFile::open(path)?;
-    let understood = Checkpoint::open(
-        path,
-        &Hints {
-            n_heads,
-            ..Hints::default()
-        },
-    );
+    let understood = Checkpoint::open(path, hints);
     let mut out = String::new();
     writeln!(out, "{}", shown_path(file.path()))?;
     match &understood {
@@ -92,19 +100,34 @@ fn describe_weights(
             clipped_to(&error.to_string(), LONGEST_ERROR)
         )?,
     }
-    for (key, value) in file.metadata() {
+    let n_shown = if with_tensors {
+        usize::MAX
+    } else {
+        SUMMARY_LINES
+    };
+    for (key, value) in file.metadata().iter().take(n_shown) {
         writeln!(out, "metadata {} = {}", clipped(key), clipped(value))?;
     }
-    for name in file.unbuilt() {
+    for name in file.unbuilt().iter().take(n_shown) {
         writeln!(
             out,
             "left out: what {} would build, which is Python code",
             clipped(name)
         )?;
     }
+    for (n, what) in [
+        (file.metadata().len(), "lines of metadata"),
+        (file.unbuilt().len(), "names of Python code"),
+    ] {
+        if n > n_shown {
+            writeln!(out, "and {} more {what}", n - n_shown)?;
+        }
+    }
     if with_tensors {
         writeln!(out)?;
-        let mapping = understood.map_or_else(|_| Vec::new(), |checkpoint| checkpoint.mapping());
+        let mapping = understood
+            .as_ref()
+            .map_or_else(|_| Vec::new(), Checkpoint::mapping);
         let rows: Vec<[String; 5]> = file
             .tensors()
             .iter()
@@ -132,7 +155,11 @@ fn describe_weights(
         grouped(n_numbers),
         megabytes(file.n_bytes())
     )?;
-    Ok(out)
+    let problem = match understood {
+        Ok(checkpoint) => checkpoint.check().err(),
+        Err(error) => Some(error),
+    };
+    Ok((out, problem))
 }
 
 /// The parameter a tensor fills, and how, or why it fills none.

@@ -9,6 +9,7 @@ mod hf;
 mod model_folder;
 mod peft;
 mod place;
+mod preparation;
 mod tensors;
 mod timm;
 
@@ -26,6 +27,7 @@ pub use tensors::{HostTensor, TensorFile};
 
 use self::model_folder::{ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, PROMPTS_FILE, VIT_FILE};
 use self::place::{Kind, Place};
+use self::preparation::Preparation;
 use crate::config::{BackboneConfig, RunConfig, check_input};
 use crate::error::TrainError;
 use crate::extractor::Extractor;
@@ -251,12 +253,14 @@ fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
 /// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, which is
 /// always so with prompts, and for a place that holds what no export writes or what the run is read
 /// from, and those of the file system.
+///
+/// Returns what the form does not carry over, a sentence each.
 pub fn export(
     run: &FinishedRun,
     format: Format,
     out: &Path,
     force: bool,
-) -> Result<(), TrainError> {
+) -> Result<Vec<String>, TrainError> {
     if run.prompts.is_some() {
         return Err(TrainError::export(
             &run.folder,
@@ -280,9 +284,49 @@ pub fn export(
         Format::Timm if is_file => place.file(|out| timm::file(run)?.write(out)),
         Format::Timm => place.folder(|out| timm::write(run, out)),
         Format::Hf => place.folder(|out| hf::write(run, out)),
-        Format::Peft => place.folder(|out| peft::write(run, out)),
+        Format::Peft => place.folder(|folder| peft::write(run, folder, out)),
         Format::Safetensors => place.folder(|out| adapter::write(run, out)),
+    }?;
+    notes(run, format, is_file, out)
+}
+
+/// What a form at `out` does not carry over.
+fn notes(
+    run: &FinishedRun,
+    format: Format,
+    is_file: bool,
+    out: &Path,
+) -> Result<Vec<String>, TrainError> {
+    let transform = &run.config.transform;
+    let preparation = Preparation::of(transform);
+    let mut notes = match format {
+        Format::Timm if is_file => vec![
+            "a file of weights says nothing of how images are prepared: a folder (`--out` without \
+             .safetensors) does"
+                .into(),
+        ],
+        Format::Timm => preparation.lost_with(preparation.filter, transform.oversample),
+        Format::Hf | Format::Peft => {
+            preparation.lost_with(hf::filter(&preparation), transform.oversample)
+        }
+        Format::Safetensors => return Ok(Vec::new()),
+    };
+    if let Some(head) = run.config.head.as_ref().map(|head| head.name.as_str())
+        && ["ncm", "cosine"].contains(&head)
+    {
+        notes.push(format!(
+            "the head `{head}` is a linear classifier there: it predicts the same classes, with other \
+             probabilities"
+        ));
     }
+    if format == Format::Peft {
+        notes.push(format!(
+            "adapter_config.json finds the base at `{}`: when the folder moves, change \
+             `base_model_name_or_path` in it",
+            peft::base_path(out)?
+        ));
+    }
+    Ok(notes)
 }
 
 /// A JSON file.
@@ -290,28 +334,4 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
     let text =
         serde_json::to_vec_pretty(value).map_err(|e| TrainError::export(path, e.to_string()))?;
     write_file(path, &text)
-}
-
-/// Mean and standard deviation of every channel as the run normalises levels from 0 to 1. Inverted
-/// levels `1 - x` are the same as mean `1 - mean` and a negative deviation.
-fn normalisation(run: &FinishedRun) -> (Vec<f64>, Vec<f64>) {
-    let transform = &run.config.transform;
-    let n_channels = transform.channels.count();
-    let (mean, std) = match &transform.normalise {
-        None => (vec![0.0], vec![1.0]),
-        Some(n) => (n.mean.clone(), n.std.clone()),
-    };
-    let inverted = transform.polarity == sdlora_data::Polarity::Inverted;
-    // Through the shortest decimal form, so that 0.08 stays 0.08 in the file.
-    let wide = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
-    (0..n_channels)
-        .map(|i| (wide(mean[i % mean.len()]), wide(std[i % std.len()])))
-        .map(|(mean, std)| {
-            if inverted {
-                (1.0 - mean, -std)
-            } else {
-                (mean, std)
-            }
-        })
-        .unzip()
 }

@@ -4,6 +4,9 @@
 //! (magnitude over norm) inside the second. `lora_alpha = r` makes peft's own scale 1. The base
 //! model is written beside it, in `base`, because a LoRA means nothing without it.
 //!
+//! Programs look for the base where `adapter_config.json` says, from the folder they run in, so it
+//! says an absolute path.
+//!
 //! Modules carry the names of transformers 5 (`vit.layers.N.attention.q_proj`): peft matches module
 //! names and renames nothing.
 
@@ -18,10 +21,28 @@ use super::tensors::TensorFile;
 use super::{FinishedRun, hf, write_json};
 use crate::error::TrainError;
 
-/// Writes adapter and base.
-pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
+/// Name of the folder with the base.
+const BASE: &str = "base";
+
+/// Where the base of an export at `place` will lie, as the adapter names it.
+///
+/// # Errors
+///
+/// [`TrainError::Export`] for a path that JSON cannot hold.
+pub(super) fn base_path(place: &Path) -> Result<String, TrainError> {
+    let path = std::path::absolute(place).map_err(TrainError::io("find", place))?;
+    let path = path.join(BASE);
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        let problem = "peft finds the base by its path, and this one is no Unicode; choose another";
+        TrainError::export(place, problem)
+    })
+}
+
+/// Writes adapter and base into `out`, whose name will be `place` in the end.
+pub(super) fn write(run: &FinishedRun, out: &Path, place: &Path) -> Result<(), TrainError> {
+    let base_path = base_path(place)?;
     let base = run.check_directions()?;
-    hf::write_folder(run, &base, false, &out.join("base"))?;
+    let scales = hf::write_folder(run, &base, false, &out.join(BASE))?;
     let (bank, ..) = Bank::read(&run.adapter_path())?;
     let mut file = TensorFile::default();
     let mut targets = BTreeSet::new();
@@ -30,7 +51,10 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         let (block, module) = (site.site.block_idx, module(site.site.projection));
         let name = format!("base_model.model.vit.layers.{block}.{module}");
         let (d_input, d_output) = (site.site.d_input, site.site.d_output);
-        let (a, b, r) = concatenated(site);
+        let (a, mut b, r) = concatenated(site);
+        if let Some(scale) = scales.get(&(block, site.site.projection)) {
+            b = hf::scaled_rows(b, scale);
+        }
         file.insert(format!("{name}.lora_A.weight"), vec![r, d_input], a);
         file.insert(format!("{name}.lora_B.weight"), vec![d_output, r], b);
         targets.insert(module);
@@ -42,12 +66,18 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
     file.insert(format!("{head}.weight"), vec![n, d], weight);
     file.insert(format!("{head}.bias"), vec![n], bias);
     file.write(&out.join("adapter_model.safetensors"))?;
+    hf::write_preprocessor(run, out)?;
     write_json(
         &out.join("adapter_config.json"),
         &json!({
             "peft_type": "LORA",
+            // peft has no task for images; `AutoPeftModel` then builds the class that is named here.
             "task_type": null,
-            "base_model_name_or_path": "base",
+            "auto_mapping": {
+                "base_model_class": "ViTForImageClassification",
+                "parent_library": "transformers.models.vit.modeling_vit",
+            },
+            "base_model_name_or_path": base_path,
             "inference_mode": true,
             "r": rank,
             "lora_alpha": rank,

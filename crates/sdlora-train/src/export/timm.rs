@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use sdlora_data::{Fit, Interpolation, Size, Step, TransformConfig};
-use sdlora_vit::{BACKBONES, Pooling, PosEmbed, VitConfig};
+use sdlora_vit::{Activation, BACKBONES, Pooling, PosEmbed, VitConfig};
 use serde_json::json;
 
+use super::preparation::{Filter, Preparation, Resized, normalisation};
 use super::tensors::TensorFile;
-use super::{FinishedRun, named, normalisation, write_json};
+use super::{FinishedRun, named, write_json};
 use crate::error::TrainError;
 
 /// Added to the variance by timm's ViTs; its configuration file cannot name another.
@@ -34,14 +34,14 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         );
         return Err(TrainError::export(out, problem));
     }
-    let (mean, std) = normalisation(run);
+    let (mean, std) = normalisation(&run.config.transform);
     let pool = match c.pooling {
         Pooling::ClassToken => "token",
         Pooling::Average => "avg",
     };
     let side = c.image_size;
-    let (crop, mode, interpolation) = evaluation(&run.config.transform, side);
-    let config = json!({
+    let (crop, mode, interpolation) = evaluation(&Preparation::of(&run.config.transform));
+    let mut config = json!({
         "architecture": architecture(c),
         "num_classes": run.n_classes(),
         "num_features": c.d_model,
@@ -77,31 +77,36 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
             "classifier": "head",
         },
     });
+    if c.activation != Activation::default() {
+        config["model_args"]["act_layer"] = json!(c.activation.timm());
+    }
     file(run)?.write(&out.join("model.safetensors"))?;
     write_json(&out.join("config.json"), &config)
 }
 
-/// `crop_pct`, `crop_mode` and `interpolation` of the evaluation transform.
-fn evaluation(transform: &TransformConfig, side: usize) -> (f64, &'static str, &'static str) {
-    let steps = transform.pipeline.iter().flat_map(|p| &p.test);
-    let resize = steps.rev().find_map(|step| match step {
-        Step::Resize(resize) => Some(resize),
-        _ => None,
-    });
-    match (resize, transform.fit) {
-        (Some(resize), _) => {
-            let (resized, mode) = match resize.size {
-                Size::Shorter(resized) => (resized, "center"),
-                Size::Exact([resized, _]) => (resized, "squash"),
-            };
-            let interpolation = match resize.interpolation {
-                Interpolation::Bilinear => "bilinear",
-                Interpolation::Bicubic => "bicubic",
-            };
-            (side as f64 / resized as f64, mode, interpolation)
-        }
-        (None, Fit::Stretch) => (1.0, "center", "bilinear"),
-        (None, Fit::CropCentre { fraction }) => (fraction.into(), "center", "bilinear"),
+/// `crop_pct`, `crop_mode` and `interpolation`.
+fn evaluation(preparation: &Preparation) -> (f64, &'static str, &'static str) {
+    let (resized, mode) = match preparation.resized {
+        Resized::Shorter(resized) => (resized, "center"),
+        Resized::Square(resized) => (resized, "squash"),
+    };
+    let interpolation = match preparation.filter {
+        Filter::Bilinear => "bilinear",
+        Filter::Bicubic => "bicubic",
+        Filter::Area => "box",
+    };
+    (crop_pct(preparation.side, resized), mode, interpolation)
+}
+
+/// The fraction that timm turns back into `resized`: it divides `side` by it and rounds down, where
+/// the plain quotient may end a hair below.
+fn crop_pct(side: usize, resized: usize) -> f64 {
+    let (side, resized) = (side as f64, resized as f64);
+    let plain = side / resized;
+    if (side / plain).floor() == resized {
+        plain
+    } else {
+        side / (resized + 1e-6)
     }
 }
 
@@ -119,21 +124,34 @@ fn architecture(c: &VitConfig) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdlora_data::{Channels, PipelineConfig, Resize};
+    use sdlora_data::{
+        Channels, Interpolation, PipelineConfig, Resize, Size, Step, TransformConfig,
+    };
 
     #[test]
     fn the_evaluation_steps_of_a_pipeline_reach_timm() {
+        let of = |transform: &TransformConfig| evaluation(&Preparation::of(transform));
         let mut transform = TransformConfig::new(224, Channels::Rgb);
-        assert_eq!(evaluation(&transform, 224), (1.0, "center", "bilinear"));
+        assert_eq!(of(&transform), (1.0, "squash", "box"));
         let pipeline = PipelineConfig::imagenet(224, 256, Interpolation::Bicubic);
         transform.pipeline = Some(pipeline);
-        assert_eq!(evaluation(&transform, 224), (0.875, "center", "bicubic"));
+        assert_eq!(of(&transform), (0.875, "center", "bicubic"));
         if let Some(pipeline) = &mut transform.pipeline {
             pipeline.test[0] = Step::Resize(Resize {
                 size: Size::Exact([224, 224]),
                 interpolation: Interpolation::Bilinear,
             });
         }
-        assert_eq!(evaluation(&transform, 224), (1.0, "squash", "bilinear"));
+        assert_eq!(of(&transform), (1.0, "squash", "bilinear"));
+    }
+
+    #[test]
+    fn every_size_comes_back_out_of_its_fraction() {
+        for side in 1..=600 {
+            for resized in side..=side + 200 {
+                let back = (side as f64 / crop_pct(side, resized)).floor();
+                assert_eq!(back, resized as f64, "{side} of {resized}");
+            }
+        }
     }
 }

@@ -290,10 +290,17 @@ mod tests {
         ];
         let found = Names::find(&names).unwrap();
         assert_eq!(found.prefix, "module.");
-        assert_eq!(found.places[1], Place::Whole("blocks.0.attn.qkv.weight".into()));
+        assert_eq!(
+            found.places[1],
+            Place::Whole("blocks.0.attn.qkv.weight".into())
+        );
         assert_eq!(found.places[2], Place::Whole("norm.weight".into()));
         // The wrapped and the bare part are not taken for one.
-        let twice = ["patch_embed.proj.weight", "norm.weight", "_orig_mod.norm.weight"];
+        let twice = [
+            "patch_embed.proj.weight",
+            "norm.weight",
+            "_orig_mod.norm.weight",
+        ];
         let found = Names::find(&twice).unwrap();
         assert!(matches!(found.places[2], Place::Unused(_)));
     }

@@ -73,12 +73,17 @@ fn size_of(size: &Value, is_short_side: bool) -> Result<(usize, bool), String> {
     let get = |key: &str| size.get(key).filter(|value| !value.is_null());
     let (short, long) = (get("shortest_edge"), get("longest_edge"));
     let (height, width) = (get("height"), get("width"));
-    match (short.and_then(number), long, height.and_then(number), width.and_then(number)) {
+    match (
+        short.and_then(number),
+        long,
+        height.and_then(number),
+        width.and_then(number),
+    ) {
         (Some(side), None, None, None) => Ok((side, true)),
         (None, None, Some(height), Some(width)) if height == width => Ok((height, false)),
-        (None, None, Some(height), Some(width)) => {
-            Err(format!("a size of {height} x {width} pixels, and only squares are supported"))
-        }
+        (None, None, Some(height), Some(width)) => Err(format!(
+            "a size of {height} x {width} pixels, and only squares are supported"
+        )),
         (_, Some(_), ..) => Err("`longest_edge`".into()),
         _ => Err(format!("the size `{size}`")),
     }
@@ -118,11 +123,15 @@ pub(super) fn read(cfg: &Value) -> Result<Preprocess, String> {
         Some(crop) => size_of(crop, false)?.0,
     };
     if input_size > resized {
-        return Err(format!("a crop of {input_size} out of {resized} pixels, which adds a border"));
+        return Err(format!(
+            "a crop of {input_size} out of {resized} pixels, which adds a border"
+        ));
     }
     let resample = match cfg.get("resample") {
         None | Some(Value::Null) => defaults.resample.ok_or("a resize without `resample`")?,
-        Some(value) => value.as_u64().ok_or_else(|| format!("the resampling `{value}`"))?,
+        Some(value) => value
+            .as_u64()
+            .ok_or_else(|| format!("the resampling `{value}`"))?,
     };
     // The numbers of Pillow.
     let interpolation = match resample {
@@ -135,7 +144,9 @@ pub(super) fn read(cfg: &Value) -> Result<Preprocess, String> {
     };
     let (mut mean, mut std) = if flag("do_normalize").unwrap_or(true) {
         let numbers = |key: &str| {
-            let value = cfg.get(key).ok_or_else(|| format!("a normalisation without `{key}`"))?;
+            let value = cfg
+                .get(key)
+                .ok_or_else(|| format!("a normalisation without `{key}`"))?;
             floats(value).ok_or_else(|| format!("`{key}` = {value}"))
         };
         (numbers("image_mean")?, numbers("image_std")?)
@@ -201,7 +212,10 @@ mod tests {
             "image_mean": [0.5], "image_std": [0.5],
         });
         let found = read(&cfg).unwrap();
-        assert_eq!((found.resize, found.interpolation), (Resize::ShortSide, Interpolation::Bicubic));
+        assert_eq!(
+            (found.resize, found.interpolation),
+            (Resize::ShortSide, Interpolation::Bicubic)
+        );
         cfg["feature_extractor_type"] = json!("DeiTFeatureExtractor");
         cfg["size"] = json!(256);
         let found = read(&cfg).unwrap();
@@ -230,9 +244,17 @@ mod tests {
             ("do_thumbnail", json!(true), "do_thumbnail"),
             ("do_resize", json!(false), "do_resize"),
             ("size", json!({"longest_edge": 32}), "longest_edge"),
-            ("size", json!({"shortest_edge": 32, "longest_edge": 64}), "longest_edge"),
+            (
+                "size",
+                json!({"shortest_edge": 32, "longest_edge": 64}),
+                "longest_edge",
+            ),
             ("size", json!({"shortest_edge": 32}), "rectangles"),
-            ("size", json!({"max_height": 32, "max_width": 32}), "max_height"),
+            (
+                "size",
+                json!({"max_height": 32, "max_width": 32}),
+                "max_height",
+            ),
             ("size", json!({"height": 32, "width": 48}), "32 x 48"),
             ("resample", json!(5), "resampling 5"),
             ("resample", json!("lanczos"), "lanczos"),

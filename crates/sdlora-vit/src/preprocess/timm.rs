@@ -13,16 +13,24 @@ pub(super) fn read(cfg: &Value) -> Option<Result<Preprocess, String>> {
 }
 
 fn preprocess(cfg: &Value, mean: &Value, std: &Value) -> Result<Preprocess, String> {
-    let numbers = |key: &str, value: &Value| floats(value).ok_or_else(|| format!("`{key}` = {value}"));
+    let numbers =
+        |key: &str, value: &Value| floats(value).ok_or_else(|| format!("`{key}` = {value}"));
     let text = |key: &str| cfg.get(key).and_then(Value::as_str);
-    let input_size = match cfg.get("input_size").and_then(Value::as_array).map(Vec::as_slice) {
+    let input_size = match cfg
+        .get("input_size")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+    {
         None => 224,
-        Some([_, height, width]) if height == width => {
-            height.as_u64().ok_or_else(|| format!("`input_size` = {height}"))? as usize
-        }
+        Some([_, height, width]) if height == width => height
+            .as_u64()
+            .ok_or_else(|| format!("`input_size` = {height}"))?
+            as usize,
         Some(size) => {
             let size = Value::from(size.to_vec());
-            return Err(format!("an input of {size}, and only squares are supported"));
+            return Err(format!(
+                "an input of {size}, and only squares are supported"
+            ));
         }
     };
     let crop_fraction = cfg.get("crop_pct").and_then(Value::as_f64).unwrap_or(0.875) as f32;

@@ -1,0 +1,236 @@
+//! What a run does to the images it evaluates, in the terms that other programs have, and what of it they lack.
+
+use sdlora_data::{Fit, Interpolation, Polarity, Size, Step, TransformConfig};
+
+/// Size of an image before its centre is cut out, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resized {
+    /// Length of the shorter side; the shape is kept.
+    Shorter(usize),
+    /// Both sides; the shape is not kept.
+    Square(usize),
+}
+
+/// Filter of a resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// Pillow's number 2.
+    Bilinear,
+    /// Pillow's number 3.
+    Bicubic,
+    /// The average of the area, Pillow's number 4.
+    Area,
+}
+
+/// A resize and a crop of the centre.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Preparation {
+    pub resized: Resized,
+    pub filter: Filter,
+    /// Side of the square that is cut out, that of the model's input.
+    pub side: usize,
+    /// What is not carried over, a sentence each; empty when nothing is lost.
+    pub lost: Vec<String>,
+}
+
+impl Preparation {
+    /// That of the test transform.
+    pub fn of(transform: &TransformConfig) -> Self {
+        let side = transform.side;
+        let new = |resized, filter| Self {
+            resized,
+            filter,
+            side,
+            lost: Vec::new(),
+        };
+        let Some(pipeline) = &transform.pipeline else {
+            return Self::of_drawings(transform);
+        };
+        let (resize, crops) = match pipeline.test.as_slice() {
+            [Step::Resize(resize)] => (Some(resize), false),
+            [Step::Resize(resize), Step::CenterCrop(crop)] => (Some(resize), *crop == side),
+            _ => (None, false),
+        };
+        let filter = |interpolation| match interpolation {
+            Interpolation::Bilinear => Filter::Bilinear,
+            Interpolation::Bicubic => Filter::Bicubic,
+        };
+        match resize.map(|r| (r.size, filter(r.interpolation))) {
+            Some((Size::Shorter(n), filter)) if crops && n >= side => {
+                new(Resized::Shorter(n), filter)
+            }
+            Some((Size::Exact([h, w]), filter)) if h == w && (h == side || crops && h >= side) => {
+                new(Resized::Square(h), filter)
+            }
+            _ => Self {
+                lost: vec![format!(
+                    "the steps `{}` of the test transform have no counterpart there: a plain resize to {side} pixels \
+                     stands in their place, so prepare images as the run does",
+                    steps(&pipeline.test)
+                )],
+                ..new(Resized::Square(side), Filter::Bilinear)
+            },
+        }
+    }
+
+    /// That of the drawing transform, which averages areas.
+    fn of_drawings(transform: &TransformConfig) -> Self {
+        let side = transform.side;
+        let mut lost = Vec::new();
+        let resized = match transform.fit {
+            Fit::Stretch => Resized::Square(side),
+            Fit::CropCentre { fraction } => {
+                let resized = (side as f32 / fraction).round() as usize;
+                if (side as f32 / fraction - resized as f32).abs() > 1e-3 {
+                    lost.push(format!(
+                        "the crop of {fraction} of an image becomes {side} of {resized} pixels, the nearest whole \
+                         number"
+                    ));
+                }
+                Resized::Shorter(resized)
+            }
+        };
+        Self {
+            resized,
+            filter: Filter::Area,
+            side,
+            lost,
+        }
+    }
+
+    /// `lost`, and what a program loses that has the filter `instead` for the average of the area.
+    pub fn lost_with(&self, instead: Filter, oversample: usize) -> Vec<String> {
+        let mut lost = self.lost.clone();
+        let n = self.side * oversample;
+        match (self.filter, instead) {
+            (Filter::Area, Filter::Area) if oversample == 2 => lost.push(format!(
+                "images below {n} pixels are resized otherwise there: sdlora interpolates those that it cannot \
+                 average by area"
+            )),
+            (Filter::Area, Filter::Area) => lost.push(
+                "images are resized a little otherwise there: by area, and sdlora samples a larger image first".into(),
+            ),
+            (Filter::Area, _) => lost.push(
+                "images are resized with another filter there, as its processors have none that averages areas: \
+                 predictions near a boundary change; `--format timm` has the same filter"
+                    .into(),
+            ),
+            _ => {}
+        }
+        lost
+    }
+}
+
+/// The steps as the plan names them.
+fn steps(steps: &[Step]) -> String {
+    serde_json::to_string(steps).unwrap_or_default()
+}
+
+/// Mean and standard deviation of every channel as the run normalises levels from 0 to 1. Inverted
+/// levels `1 - x` are the same as mean `1 - mean` and a negative deviation.
+pub(super) fn normalisation(transform: &TransformConfig) -> (Vec<f64>, Vec<f64>) {
+    let n_channels = transform.channels.count();
+    let (mean, std) = match &transform.normalise {
+        None => (vec![0.0], vec![1.0]),
+        Some(n) => (n.mean.clone(), n.std.clone()),
+    };
+    let inverted = transform.polarity == Polarity::Inverted;
+    // Through the shortest decimal form, so that 0.08 stays 0.08 in the file.
+    let wide = |v: f32| v.to_string().parse().unwrap_or(f64::from(v));
+    (0..n_channels)
+        .map(|i| (wide(mean[i % mean.len()]), wide(std[i % std.len()])))
+        .map(|(mean, std)| {
+            if inverted {
+                (1.0 - mean, -std)
+            } else {
+                (mean, std)
+            }
+        })
+        .unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_data::{Channels, PipelineConfig, Resize};
+
+    fn with_steps(test: Vec<Step>) -> TransformConfig {
+        let mut transform = TransformConfig::new(32, Channels::Rgb);
+        transform.pipeline = Some(PipelineConfig {
+            train: Vec::new(),
+            test,
+        });
+        transform
+    }
+
+    fn resize(size: Size) -> Step {
+        Step::Resize(Resize {
+            size,
+            interpolation: Interpolation::Bicubic,
+        })
+    }
+
+    #[test]
+    fn a_resize_and_a_crop_are_carried_over_whole() {
+        for (test, resized) in [
+            (
+                vec![resize(Size::Shorter(35)), Step::CenterCrop(32)],
+                Resized::Shorter(35),
+            ),
+            (
+                vec![resize(Size::Exact([35, 35])), Step::CenterCrop(32)],
+                Resized::Square(35),
+            ),
+            (vec![resize(Size::Exact([32, 32]))], Resized::Square(32)),
+        ] {
+            let found = Preparation::of(&with_steps(test));
+            assert_eq!((found.resized, found.filter), (resized, Filter::Bicubic));
+            assert!(found.lost.is_empty(), "{:?}", found.lost);
+        }
+    }
+
+    #[test]
+    fn steps_without_a_counterpart_are_named() {
+        for test in [
+            vec![],
+            vec![Step::CenterCrop(32)],
+            vec![resize(Size::Shorter(20)), Step::CenterCrop(32)],
+            vec![resize(Size::Exact([32, 40])), Step::CenterCrop(32)],
+            vec![
+                resize(Size::Shorter(64)),
+                Step::CenterCrop(48),
+                resize(Size::Exact([32, 32])),
+            ],
+        ] {
+            let found = Preparation::of(&with_steps(test));
+            assert_eq!(
+                (found.resized, found.filter),
+                (Resized::Square(32), Filter::Bilinear)
+            );
+            assert!(
+                found.lost[0].contains("have no counterpart"),
+                "{:?}",
+                found.lost
+            );
+        }
+    }
+
+    #[test]
+    fn drawings_are_averaged_and_the_loss_of_another_filter_is_said() {
+        let mut transform = TransformConfig::omniglot(28);
+        let found = Preparation::of(&transform);
+        assert_eq!(
+            (found.resized, found.filter),
+            (Resized::Square(28), Filter::Area)
+        );
+        assert!(found.lost_with(Filter::Area, 2)[0].contains("below 56 pixels"));
+        assert!(found.lost_with(Filter::Bilinear, 2)[0].contains("another filter"));
+        transform.fit = Fit::CropCentre { fraction: 0.875 };
+        let found = Preparation::of(&transform);
+        assert_eq!(found.resized, Resized::Shorter(32));
+        assert!(found.lost.is_empty());
+        transform.fit = Fit::CropCentre { fraction: 0.9 };
+        assert!(Preparation::of(&transform).lost[0].contains("28 of 31"));
+        assert_eq!(normalisation(&transform), (vec![1.0], vec![-1.0]));
+    }
+}
