@@ -1,7 +1,7 @@
 """Tiny random ViTs as timm, transformers and the DINO releases write them, with their features.
 
     pip install torch==2.15.0 timm==1.0.31 transformers==5.23.0 safetensors numpy
-    python crates/sdlora-testkit/python/make_vit_golden.py crates/sdlora-testkit/golden/vit
+    python crates/sdlora-testkit/python/make_vit_golden.py crates/sdlora-testkit/golden/vit [CASE ...]
 
 One folder per case: the checkpoint (with config.json where the source has one) and io.safetensors
 with `input` [2, 3, side, side] and `features` [2, d_model], computed in float64 from the float32
@@ -99,6 +99,18 @@ def timm_pre_norm(folder):
     timm_case(folder, "vit_tiny_clip_golden", pre_norm=True, norm_layer=norm)
 
 
+def timm_quickgelu(folder):
+    # Only the name of the architecture tells the function in the MLP.
+    norm = lambda d, **kw: timm_vit.LayerNorm(d, eps=1e-5, **kw)
+    timm_case(
+        folder,
+        "vit_tiny_patch8_clip_quickgelu_golden",
+        pre_norm=True,
+        norm_layer=norm,
+        act_layer="quick_gelu",
+    )
+
+
 def timm_resized(folder):
     # The file has positions of 4 x 4 patches; input and features are those of 7 x 7.
     model = timm_model()
@@ -151,6 +163,20 @@ def hf_dinov2_reg(folder):
     hf(folder, transformers.Dinov2WithRegistersModel(config))
 
 
+def hf_dinov2_resized(folder):
+    # The file has positions of 4 x 4 patches; of io_48 input and features are those of 6 x 6, to which
+    # transformers brings them. The MLP has the GELU by the hyperbolic tangent.
+    config = transformers.Dinov2Config(**HF, mlp_ratio=2, hidden_act="gelu_pytorch_tanh")
+    model = transformers.Dinov2Model(config)
+    hf(folder, model)
+    x = image(48)
+    features = model.double()(pixel_values=x.double()).last_hidden_state[:, 0]
+    save_file(
+        {"input": x, "bicubic_features": features.detach().float().contiguous()},
+        folder / "io_48.safetensors",
+    )
+
+
 def dino_pth(folder):
     # A training checkpoint of DINO: student and teacher, each wrapped twice, among other things.
     teacher, student = timm_model(num_classes=0), timm_model(num_classes=0)
@@ -188,12 +214,16 @@ CASES = [
     hf_dinov2_reg,
     dino_pth,
     dinov2_pth,
+    timm_quickgelu,
+    hf_dinov2_resized,
 ]
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    root = pathlib.Path(sys.argv[1])
+    root, chosen = pathlib.Path(sys.argv[1]), sys.argv[2:]
     for seed, case in enumerate(CASES):
+        if chosen and case.__name__ not in chosen:
+            continue
         torch.manual_seed(seed)
         folder = root / case.__name__
         shutil.rmtree(folder, ignore_errors=True)

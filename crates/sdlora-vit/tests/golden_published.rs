@@ -10,7 +10,9 @@ use sdlora_core::Updates;
 use sdlora_testkit::{
     Compared, Golden, Tolerance, assert_close, golden_dir, golden_file, golden_with, test_device,
 };
-use sdlora_vit::{Checkpoint, Hints, Pooling, PosEmbed, Resize, Scheme, Vit};
+use sdlora_vit::{
+    Activation, Checkpoint, Hints, Pooling, PosEmbed, PositionResize, Resize, Scheme, Vit,
+};
 
 /// Absolute, values are of order 1.
 const TOLERANCE: Tolerance = Tolerance::Abs(1e-4);
@@ -171,4 +173,40 @@ fn a_release_of_dinov2_with_registers() {
         assert_eq!(c.config().pos_embed, PosEmbed::Patches);
         assert_eq!(c.report().unused, ["mask_token"]);
     });
+}
+
+#[test]
+fn timm_with_the_function_of_clip_told_by_its_name() {
+    agrees("timm_quickgelu", "", &Hints::default(), |c| {
+        assert_eq!(c.config().activation, Activation::QuickGelu);
+        assert!(c.describe().contains("activation quick-gelu"));
+    });
+}
+
+#[test]
+fn hugging_face_dinov2_at_another_side_as_its_library_does_it() {
+    agrees("hf_dinov2_resized", "", &Hints::default(), |c| {
+        assert_eq!(c.config().activation, Activation::GeluTanh);
+    });
+    let (folder, io) = case("hf_dinov2_resized", "io_48.safetensors");
+    let features = |positions| {
+        let hints = Hints {
+            image_size: Some(48),
+            positions,
+            ..Hints::default()
+        };
+        let checkpoint = Checkpoint::open(&folder, &hints).unwrap();
+        let (vit, _) = checkpoint.load(&test_device()).unwrap();
+        vit.forward(io.tensor("input", &test_device()), &Updates::default())
+    };
+    let expected = io.f32("bicubic_features");
+    let found = features(Some(PositionResize::Bicubic));
+    assert_close(found, expected.clone(), TOLERANCE, "bicubic");
+    // The way of timm, which stays the default, is another.
+    let other: Vec<f32> = features(None).into_data().iter().collect();
+    let far = other
+        .iter()
+        .zip(&expected.0)
+        .any(|(a, b)| (a - b).abs() > 1e-2);
+    assert!(far, "both ways give the same");
 }

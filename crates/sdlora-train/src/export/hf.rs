@@ -237,8 +237,9 @@ fn config(run: &FinishedRun) -> Value {
 /// The filter that processors have in the place of the run's.
 pub(super) fn filter(preparation: &Preparation) -> Filter {
     match preparation.filter {
-        // Those that work on tensors refuse Pillow's `box`.
-        Filter::Area => Filter::Bilinear,
+        // Those that work on tensors refuse Pillow's `box`. Of the others the cubic comes nearest: 87.2 % of
+        // the main job's test images instead of 87.4 %, and 86.1 % with the linear one.
+        Filter::Area => Filter::Bicubic,
         other => other,
     }
 }
@@ -264,8 +265,8 @@ fn preprocessor(run: &FinishedRun) -> Value {
         "do_resize": true,
         "size": size,
         "resample": match filter(&preparation) {
-            Filter::Bicubic => 3,
-            Filter::Bilinear | Filter::Area => 2,
+            Filter::Bilinear => 2,
+            Filter::Bicubic | Filter::Area => 3,
         },
         "do_center_crop": crops,
         "do_rescale": true,

@@ -98,24 +98,22 @@ impl Preparation {
         }
     }
 
-    /// `lost`, and what a program loses that has the filter `instead` for the average of the area.
+    /// `lost`, and what a program loses that has the filter `instead` of the run's.
     pub fn lost_with(&self, instead: Filter, oversample: usize) -> Vec<String> {
         let mut lost = self.lost.clone();
-        let n = self.side * oversample;
-        match (self.filter, instead) {
-            (Filter::Area, Filter::Area) if oversample == 2 => lost.push(format!(
-                "images below {n} pixels are resized otherwise there: sdlora interpolates those that it cannot \
-                 average by area"
-            )),
-            (Filter::Area, Filter::Area) => lost.push(
-                "images are resized a little otherwise there: by area, and sdlora samples a larger image first".into(),
-            ),
-            (Filter::Area, _) => lost.push(
-                "images are resized with another filter there, as its processors have none that averages areas: \
-                 predictions near a boundary change; `--format timm` has the same filter"
-                    .into(),
-            ),
-            _ => {}
+        if self.filter == Filter::Area {
+            let n = self.side * oversample;
+            lost.push(match instead {
+                Filter::Area => format!(
+                    "images are resized by area there as well, rounded to whole levels, and those below {n} pixels, \
+                     which sdlora interpolates, otherwise: a few predictions change"
+                ),
+                Filter::Bilinear | Filter::Bicubic => {
+                    "images are resized with another filter there, for its processors have none that averages areas: \
+                     predictions near a boundary change, fewer of them with `--format timm`"
+                        .into()
+                }
+            });
         }
         lost
     }
@@ -224,7 +222,7 @@ mod tests {
             (Resized::Square(28), Filter::Area)
         );
         assert!(found.lost_with(Filter::Area, 2)[0].contains("below 56 pixels"));
-        assert!(found.lost_with(Filter::Bilinear, 2)[0].contains("another filter"));
+        assert!(found.lost_with(Filter::Bicubic, 2)[0].contains("another filter"));
         transform.fit = Fit::CropCentre { fraction: 0.875 };
         let found = Preparation::of(&transform);
         assert_eq!(found.resized, Resized::Shorter(32));
