@@ -114,6 +114,12 @@ fn refuse_inputs(args: &Args) -> anyhow::Result<()> {
 /// The backbone, directions inside and prompts beside, and how it wants its images.
 fn model(args: &Args, device: &Device) -> anyhow::Result<(Extractor, TransformConfig)> {
     if let Some(run) = &args.run {
+        if let Some(option) = args.backbone.known.first() {
+            return Err(UsageError(format!(
+                "`{option}` is said of `--backbone`, and the backbone of `--run` is known: leave it out"
+            ))
+            .into());
+        }
         let run = FinishedRun::open(run, &args.common.data_dir, device)?;
         return Ok((run.extractor(), run.config().transform.for_evaluation()));
     }
