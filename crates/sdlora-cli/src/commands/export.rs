@@ -6,8 +6,8 @@ use sdlora_train::{FinishedRun, Format};
 
 use crate::backbone::Backbones;
 use crate::commands::Common;
-use crate::output::say;
-use crate::shown::shown_path;
+use crate::output::{note, say};
+use crate::shown::{shown, shown_path};
 
 /// Write the model of a finished run for timm, Hugging Face or peft, or the adapter by itself
 #[derive(Debug, clap::Args)]
@@ -41,8 +41,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let notes = sdlora_train::export(&run, format, &args.out, args.force)?;
     // What is lost is said also to those who want no progress.
-    for note in notes {
-        eprintln!("note: {note}");
+    for lost in notes {
+        note!("note: {}", shown(&lost));
     }
     if !args.common.quiet {
         say!("{}", shown_path(&args.out));
