@@ -128,7 +128,7 @@ fn parts_that_change_the_function_are_named() {
 #[test]
 fn heads_come_from_a_name_with_its_width_or_not_at_all() {
     let bench = Bench::new(&VitConfig::standard(32, 16, 192, 1, 3));
-    let known = bench.write("vit_tiny_patch16_224.safetensors");
+    let known = bench.write("vit_tiny_mine.safetensors");
     let checkpoint = Checkpoint::open(&known, &Hints::default()).unwrap();
     assert_eq!(checkpoint.config().n_heads, 3);
     let unknown = bench.write("mine.safetensors");
