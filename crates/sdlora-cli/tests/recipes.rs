@@ -170,7 +170,7 @@ fn a_wrong_name_or_setting_is_the_users_and_the_message_lists_what_there_is() {
                 "--data-dir",
                 data_dir,
             ],
-            "n_epochs",
+            "--epochs",
         ),
         (
             &[

@@ -160,6 +160,7 @@ mod tests {
         &["train_images", "train_labels", "eval_images", "eval_labels"],
         &["input", "embed", "norm"],
         &["input", "features"],
+        &["input", "bicubic_features"],
         &["input", "logits"],
         &["cotangent"],
         // Weights, under the names of timm and of transformers, behind any prefix, and a head.

@@ -58,13 +58,14 @@ fn parts_one_after_another_and_on_several_devices_make_the_step_of_the_whole_bat
             let difference = difference(&whole, &parts);
             assert!(difference < 2e-5, "{name}: {difference:e}");
         }
-        // The control: a smaller batch is another run.
+        // The control: a smaller batch is another run, by several times the bound above even where a
+        // head that starts at 0 has hardly moved.
         let mut smaller = config.clone();
         smaller.batch_size = 12;
         let smaller = bench.run_on(&format!("{what}-smaller"), &smaller, 1);
         let last = |run| losses(run)[losses(run).len() - 1];
         let difference = (last(&whole) - last(&smaller)).abs();
-        assert!(difference > 1e-3, "{what}: {difference:e}");
+        assert!(difference > 1e-4, "{what}: {difference:e}");
     }
 }
 
