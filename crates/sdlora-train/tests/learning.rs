@@ -1,4 +1,4 @@
-//! Every method learns: it names most of ten characters that the backbone has never seen, and it does
+//! Every method learns: it names most of six characters that the backbone has never seen, and it does
 //! so by its steps, because the same run with steps of no size stays near guessing.
 
 #![allow(
@@ -15,13 +15,13 @@ use sdlora_train::{HeadConfig, OptimizerConfig, RunConfig, Start};
 use toy::Bench;
 
 const N_TASKS: usize = 2;
-const N_NEW: usize = 5;
+const N_NEW: usize = 3;
 
-/// Accuracy over two tasks of five characters, with the shipped backbone, after the last task.
+/// Accuracy over two tasks of three characters, with the shipped backbone, after the last task.
 fn accuracy(bench: &Bench, name: &str, lr: f64) -> f64 {
     let mut config: RunConfig = bench.config(&format!("name = \"{name}\""));
-    config.n_epochs = 6;
-    config.batch_size = 32;
+    config.n_epochs = 5;
+    config.batch_size = 15;
     config.backbone.weights = "omniglot/vit_omniglot_patch7_28.safetensors".into();
     config.transform.side = 28;
     // As the backbone was trained.
@@ -48,12 +48,12 @@ fn accuracy(bench: &Bench, name: &str, lr: f64) -> f64 {
 }
 
 #[test]
-fn every_method_names_most_of_ten_characters() {
+fn every_method_names_most_of_six_characters() {
     let bench = Bench::new();
     for entry in METHODS {
         let found = accuracy(&bench, entry.name, 0.03);
-        // Guessing names a tenth.
-        assert!(found >= 0.7, "{}: {found:.2}", entry.name);
+        // Guessing names a sixth.
+        assert!(found >= 0.65, "{}: {found:.2}", entry.name);
     }
 }
 
