@@ -60,7 +60,9 @@ fn every_method_names_most_of_six_characters() {
 #[test]
 fn a_trained_head_without_steps_of_any_size_guesses() {
     let bench = Bench::new();
-    for name in ["linear", "sdlora", "finetune", "l2p", "coda-prompt"] {
+    // Not of a head that starts at 0: its first gradient points to the class means, however small the
+    // step, and no length matters to the largest logit.
+    for name in ["linear", "sdlora", "finetune", "coda-prompt"] {
         let found = accuracy(&bench, name, 1e-9);
         assert!(found <= 0.5, "{name}: {found:.2}");
     }
