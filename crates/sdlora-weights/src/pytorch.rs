@@ -90,15 +90,13 @@ impl<'a> Archive<'a> {
             .take(2)
             .collect();
         match prefixes.as_slice() {
-            &[prefix] => {
-                return Ok(Self {
-                    source,
-                    n_file: source.len()?,
-                    prefix: prefix.into(),
-                    zip,
-                    storages: HashMap::new(),
-                });
-            }
+            &[prefix] => Ok(Self {
+                source,
+                n_file: source.len()?,
+                prefix: prefix.into(),
+                zip,
+                storages: HashMap::new(),
+            }),
             [] => {
                 let names = zip.file_names_raw();
                 let names: Vec<&str> = names

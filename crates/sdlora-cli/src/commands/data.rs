@@ -25,6 +25,10 @@ pub struct Args {
     command: Command,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one is made in a process, and clap's derive does not see through a box"
+)]
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Every data set that can be opened, and which of them are in the data folder
