@@ -9,7 +9,7 @@
 //! | `note!` | standard error | nothing: there is no other place to say it |
 //!
 //! `println!` and its kin panic instead, so a lint of the workspace keeps them out. Every text passes
-//! [`shown_lines`](crate::shown::shown_lines): no byte of a file reaches a terminal as a command to it.
+//! [`shown_lines`]: no byte of a file reaches a terminal as a command to it.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
