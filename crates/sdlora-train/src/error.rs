@@ -29,7 +29,7 @@ pub enum TrainError {
     /// The loss became infinite or not a number.
     #[error(
         "the loss is {loss} in task {task_idx}, step {step}: lower `optimizer.lr`, or start from \
-         another seed; the last checkpoint is intact"
+         another seed; what was saved before is intact"
     )]
     Diverged {
         /// Task of the step, from 0.
@@ -66,7 +66,7 @@ pub enum TrainError {
     #[error(
         "`{what}` is infinite, not a number or too large to square after {n_steps} steps of task {task_idx}: \
          lower `optimizer.lr`, or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, \
-         and the last checkpoint is intact"
+         and what was saved before is intact"
     )]
     Unsound {
         /// The parameter, array or gradient.
@@ -79,7 +79,7 @@ pub enum TrainError {
     /// Gradients left the range of `f16`.
     #[error(
         "a gradient in task {task_idx}, step {step} is beyond the range of `f16`: take `precision = \"bf16\"`, \
-         or lower `optimizer.lr`; the last checkpoint is intact"
+         or lower `optimizer.lr`; what was saved before is intact"
     )]
     GradientRange {
         /// The task.
@@ -90,7 +90,7 @@ pub enum TrainError {
     /// A device stopped in the middle of a step.
     #[error(
         "device {device} gave up: {problem}; leave it out of `--devices`, or make `micro_batch` smaller \
-         if its memory is full; the last checkpoint is intact"
+         if its memory is full; what was saved before is intact"
     )]
     Device {
         /// The device.
