@@ -4,7 +4,7 @@
 //!
 //! | macro | for | when the output cannot be written |
 //! |---|---|---|
-//! | `say!` | reports on work that leaves files | the work goes on, and standard error says so once |
+//! | `say!` | reports on work that leaves files | the work continues, and standard error says so once |
 //! | `answer!` | commands whose output is all they do | an [`OutputError`] that ends the command |
 //! | `note!` | standard error | nothing: there is no other place to say it |
 //!
@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 
 use crate::shown::shown_lines;
 
-/// Prints a line about work that goes on without it.
+/// Prints a progress line; the work continues even if the line cannot be written.
 macro_rules! say {
     ($($text:tt)*) => { $crate::output::say_line(format_args!($($text)*)) };
 }

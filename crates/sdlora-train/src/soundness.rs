@@ -46,7 +46,7 @@ fn unsound_array(head: &HeadState) -> Option<String> {
         .next()
 }
 
-/// Adds up the squares of all numbers.
+/// The running sum of the squares of all numbers.
 struct Look {
     path: Vec<String>,
     trained_only: bool,
@@ -130,7 +130,7 @@ pub(crate) struct LossWatch {
 
 /// How far above guessing a loss is lost.
 const FACTOR: f64 = 10.0;
-/// Steps that are looked at; all but the first in a task that has less.
+/// Number of recent steps to examine; a shorter task examines all but its first.
 const WINDOW: usize = 50;
 
 impl LossWatch {

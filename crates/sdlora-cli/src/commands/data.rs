@@ -136,7 +136,7 @@ fn list(data_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Goes on without its output: what is wrong is also told by the exit code.
+/// Continues without its output; the exit code also reports the failure.
 fn verify(args: &Verify) -> anyhow::Result<()> {
     let entries = entries(&args.which.name)?;
     let manifest = entries[0].manifest()?;

@@ -91,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says of a run that was asked to stop how it goes on.
+/// Tells the user how to continue a run that was stopped.
 fn with_way_on(error: anyhow::Error, name: &str) -> anyhow::Error {
     match error.downcast_ref() {
         Some(TrainError::Stopped { .. }) => anyhow::anyhow!(Stopped(format!(

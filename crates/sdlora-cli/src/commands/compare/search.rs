@@ -193,7 +193,7 @@ mod tests {
         assert!(search.seeds.iter().all(|seed| !paper.seeds.contains(seed)));
     }
 
-    /// The file of the search, and what docs/reproducing.md says while there is none.
+    /// The records of the search, and the sentence of docs/reproducing.md while they are missing.
     const RECORDS: &str = "docs/results/search.jsonl";
     const NOT_YET: &str = "The search of `tune-paper` has not been run yet";
 
