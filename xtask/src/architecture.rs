@@ -17,7 +17,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("mimalloc", &["sdlora-cli"]),
     ("signal-hook", &["sdlora-cli"]),
     ("libmimalloc-sys", &["sdlora-cli"]),
-    ("image", &["sdlora-data"]),
+    ("image", &["sdlora-image"]),
     ("ureq", &["sdlora-fetch"]),
     ("zip", &["sdlora-data", "sdlora-weights"]),
     (

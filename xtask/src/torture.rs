@@ -17,7 +17,7 @@ pub struct Args {
     /// Damaged forms of every file
     #[arg(long, default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN))]
     mutations: NonZeroUsize,
-    /// Only these: kills, weights, vit, data, train, cli
+    /// Only these: kills, weights, vit, image, data, train, cli
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Build without optimisation, which the tests of every day do as well
@@ -30,6 +30,7 @@ const ATTACKS: &[(&str, &[&str])] = &[
     ("kills", &["-p", "sdlora-cli", "--test", "kills"]),
     ("weights", &["-p", "sdlora-weights", "--test", "mutations"]),
     ("vit", &["-p", "sdlora-vit", "--test", "mutations"]),
+    ("image", &["-p", "sdlora-image", "--test", "mutations"]),
     ("data", &["-p", "sdlora-data", "--test", "mutations"]),
     ("train", &["-p", "sdlora-train", "--test", "mutations"]),
     (

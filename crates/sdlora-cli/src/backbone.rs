@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sdlora_data::TransformConfig;
 use sdlora_fetch::{Hub, HubRepo, sha256_of};
+use sdlora_image::TransformConfig;
 use sdlora_train::BackboneConfig;
 use sdlora_vit::{BACKBONES, Checkpoint, Preprocess};
 use sdlora_weights::{ContainerKind, WeightFile};

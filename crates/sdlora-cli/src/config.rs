@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use sdlora_data::{Channels, StreamConfig, TransformConfig, datasets};
+use sdlora_data::{StreamConfig, datasets};
 use sdlora_fetch::HubRepo;
+use sdlora_image::{Channels, TransformConfig};
 use sdlora_train::{BackboneConfig, Plan, RunConfig, TrainError};
 use toml::{Table, Value};
 
@@ -365,7 +366,7 @@ mod tests {
         let mut asked = Vec::new();
         let mut transform_of = |backbone: &BackboneConfig| {
             asked.push(backbone.weights.display().to_string());
-            Ok(Some(TransformConfig::new(64, sdlora_data::Channels::Rgb)))
+            Ok(Some(TransformConfig::new(64, sdlora_image::Channels::Rgb)))
         };
         let text = presets::PRESETS[0].text;
         let other = BackboneArgs {
@@ -384,7 +385,7 @@ mod tests {
         ] {
             let config = with_settings(text, backbone, &settings, &mut transform_of).unwrap();
             assert_eq!(config.transform.side, 32);
-            assert_eq!(config.transform.channels, sdlora_data::Channels::Rgb);
+            assert_eq!(config.transform.channels, sdlora_image::Channels::Rgb);
         }
         assert_eq!(
             asked,

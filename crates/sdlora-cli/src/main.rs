@@ -168,6 +168,9 @@ fn is_usage(error: &anyhow::Error) -> bool {
                 .downcast_ref::<sdlora_fetch::FetchError>()
                 .is_some_and(sdlora_fetch::FetchError::is_usage)
             || cause
+                .downcast_ref::<sdlora_image::ImageError>()
+                .is_some_and(sdlora_image::ImageError::is_usage)
+            || cause
                 .downcast_ref::<sdlora_data::DataError>()
                 .is_some_and(sdlora_data::DataError::is_usage)
             || cause

@@ -1,6 +1,6 @@
 //! The transform that a checkpoint asks for: its own mean, deviation, size, resize and crop.
 
-use sdlora_data::{
+use sdlora_image::{
     Channels, Fit, Interpolation, Normalise, PipelineConfig, Polarity, Resize, Size, Step,
     TransformConfig,
 };

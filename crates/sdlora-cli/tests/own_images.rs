@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{err, out, sdlora};
-use sdlora_data::encode_png;
+use sdlora_image::encode_png;
 
 /// A folder of two classes, one dark and one bright.
 fn images(home: &Path) {

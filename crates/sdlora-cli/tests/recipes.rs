@@ -67,7 +67,7 @@ fn a_preset_without_its_data_says_what_is_missing_and_where_it_comes_from() {
             fs::create_dir_all(&folder).unwrap();
             fs::copy(
                 Path::new(env!("CARGO_MANIFEST_DIR"))
-                    .join("../sdlora-data/tests/images/palette.png"),
+                    .join("../sdlora-image/tests/images/palette.png"),
                 folder.join("0.png"),
             )
             .unwrap();

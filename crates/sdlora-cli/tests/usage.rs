@@ -31,7 +31,7 @@ fn mistakes_end_with_2_and_change_nothing() {
     let shipped = data().join("omniglot/vit_omniglot_patch7_28.safetensors");
     fs::copy(&shipped, at("vit.safetensors")).unwrap();
     let image =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-data/tests/images/palette.png");
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdlora-image/tests/images/palette.png");
     fs::create_dir(at("images")).unwrap();
     fs::copy(&image, at("images/a.png")).unwrap();
     let mut recipe = out(&sdlora(home.path(), &["presets", "show", "omniglot-10x20"]));

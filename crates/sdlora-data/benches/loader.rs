@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sdlora_data::{
-    Cache, DataError, Dataset, Group, Image, ImageSource, LoaderConfig, Sample, SampleIdx, Split,
-    StreamConfig, TaskStream, TransformConfig,
+    Cache, DataError, Dataset, Group, ImageSource, LoaderConfig, Sample, SampleIdx, Split,
+    StreamConfig, TaskStream,
 };
+use sdlora_image::{Image, TransformConfig};
 
 /// The JPEG files of one folder, all of one class.
 struct Folder {
@@ -73,7 +74,7 @@ impl Dataset for Folder {
             path: path.clone(),
             source,
         })?;
-        Image::decode(&bytes, &path.display().to_string())
+        Ok(Image::decode(&bytes, &path.display().to_string())?)
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sdlora_data::{
-    AugmentConfig, Cache, DataError, Dataset, ImageSource, LoaderConfig, Options, RandomAffine,
-    StreamConfig, TaskStream, TransformConfig, datasets,
+    Cache, DataError, Dataset, ImageSource, LoaderConfig, Options, StreamConfig, TaskStream,
+    datasets,
 };
+use sdlora_image::{AugmentConfig, RandomAffine, TransformConfig};
 
 #[expect(
     clippy::print_stdout,

@@ -1,10 +1,10 @@
 //! What every data set offers: classes, groups of classes, samples and their images.
 
+use sdlora_image::Image;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
-use crate::image::Image;
 
 /// Position of a class in its data set, fixed by the data set (usually the rank of its name).
 ///

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use sdlora_image::ImageError;
+
 use crate::dataset::Split;
 
 /// What can go wrong between a file on disk and a batch on a device.
@@ -84,28 +86,9 @@ pub enum DataError {
         /// What to do next.
         action: String,
     },
-    /// The bytes of one image cannot be decoded.
-    #[error("image `{name}` cannot be decoded: replace or remove it")]
-    Decode {
-        /// Name of the image.
-        name: String,
-        /// What the decoder said.
-        source: image::ImageError,
-    },
-    /// The parts of an image do not fit together.
-    #[error(
-        "an image of {width}x{height} pixels and {channels} channels cannot have {n_bytes} bytes: pass width x height x channels bytes, with 1 or 3 channels"
-    )]
-    ImageShape {
-        /// Width in pixels.
-        width: usize,
-        /// Height in pixels.
-        height: usize,
-        /// Number of channels.
-        channels: usize,
-        /// Number of bytes that came with it.
-        n_bytes: usize,
-    },
+    /// An image cannot be decoded, or a setting of its transform is out of range.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// A manifest is not valid TOML or has unknown or missing fields.
     #[error("manifest `{name}` cannot be read: compare it with one that ships with the project")]
     Manifest {
@@ -185,10 +168,13 @@ fn member_suffix(member: &str) -> String {
 impl DataError {
     /// Whether what the user typed or set is at fault rather than files or disk.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::UnknownDataset { .. } | Self::Options { .. } | Self::Setting { .. }
-        )
+        match self {
+            Self::Image(error) => error.is_usage(),
+            _ => matches!(
+                self,
+                Self::UnknownDataset { .. } | Self::Options { .. } | Self::Setting { .. }
+            ),
+        }
     }
 
     /// Shorthand for [`DataError::Content`].

@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::dataset::Options;
     use crate::datasets;
-    use crate::image::encode_png;
+    use sdlora_image::encode_png;
     use std::path::Path;
 
     /// A folder of two classes with three images each in both halves.

@@ -10,17 +10,15 @@
 //! labels every sample with the position of its class in that order. A [`Loader`] turns the samples of one half of
 //! one task into batches. Each step is a pure function of its inputs and a seed.
 //!
-//! [`TransformConfig::pipeline`] lists the steps of a published transform, equal to torchvision's on PIL images;
-//! [`TransformConfig::imagenet`] is the usual recipe for natural images.
-//!
-//! This crate knows no model: images and labels leave it as tensors on a device the caller names.
+//! Decoding and transforms are those of [`sdlora_image`]. This crate says which images come in which order under which
+//! labels. It knows no model: images and labels leave it as tensors on a device the caller names.
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};
 //! use sdlora_data::{
-//!     Cache, ClassOrder, Dataset, ImageSource, LoaderConfig, Options, StreamConfig, TaskSplit, TaskStream,
-//!     TransformConfig, datasets,
+//!     Cache, ClassOrder, Dataset, ImageSource, LoaderConfig, Options, StreamConfig, TaskSplit, TaskStream, datasets,
 //! };
+//! use sdlora_image::TransformConfig;
 //!
 //! # fn main() -> Result<(), sdlora_data::DataError> {
 //! let data_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
@@ -45,66 +43,42 @@
 //! # }
 //! ```
 
-mod appearance;
 mod archive;
-mod augment;
 mod batch;
 mod checksum;
 mod class_order;
-mod color;
-mod crop;
 mod dataset;
 pub mod datasets;
-mod decode;
 mod epoch;
-mod erasing;
 mod error;
 mod files;
 mod fingerprint;
-mod format;
-#[cfg(test)]
-mod golden;
-mod image;
 mod loader;
 mod manifest;
 mod pickle;
-mod pipeline;
-mod rand_augment;
-mod resample;
-mod resize;
 mod seed;
 mod source;
 mod stream;
 mod task;
 #[cfg(test)]
 mod toy;
-mod transform;
 
-pub use appearance::Appearance;
-pub use augment::{AugmentConfig, RandomAffine, RandomCrop};
 pub use batch::{Batch, HostBatch};
 pub use checksum::{FileCheck, FileState};
 pub use class_order::{ClassOrder, numpy_permutation};
-pub use color::ColorJitter;
-pub use crop::{PaddedCrop, RandomResizedCrop, Resize, Size};
 pub use dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx, Split};
 pub use datasets::{DATASETS, DatasetEntry};
-pub use decode::{BitDepth, ImageReading, Rotation};
 pub use epoch::{Batches, EpochPlan, HostBatches};
-pub use erasing::RandomErasing;
 pub use error::DataError;
-pub use files::read_file;
+pub use files::{open_image, read_file};
 pub use fingerprint::{Change, ClassPrint, Fingerprint, HalfPrint};
-pub use format::is_image;
-pub use image::{Image, encode_png};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Access, FetchTerms, Manifest, ManifestFile, ManifestSet};
-pub use pipeline::{PipelineConfig, Step};
-pub use rand_augment::RandAugment;
-pub use resample::Interpolation;
 pub use source::{Cache, ImageSource};
 pub use stream::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit, TaskStream};
 pub use task::{EvalSet, LabelledSample, SampleSet, Task, TrainSet};
-pub use transform::{
-    Background, BaseImage, Channels, Fit, Normalise, Polarity, Transform, TransformConfig,
+
+// Types in the signatures of this crate.
+pub use sdlora_image::{
+    Appearance, BitDepth, Image, ImageError, ImageReading, Rotation, Transform,
 };

@@ -292,8 +292,14 @@ impl<I: Iterator> Iterator for &Shared<I> {
 
 #[cfg(test)]
 mod tests {
+    use sdlora_image::{
+        Channels, ColorJitter, Interpolation, PaddedCrop, PipelineConfig, RandAugment,
+        RandomErasing, RandomResizedCrop, Resize, Size, Step, TransformConfig,
+    };
+
     use super::*;
     use crate::source::Cache;
+    use crate::stream::{StreamConfig, TaskSplit, TaskStream};
     use crate::toy::{ToyDataset, batches, loader, loader_of};
 
     #[test]
@@ -381,5 +387,75 @@ mod tests {
                 .init(source, 0)
                 .is_err()
         );
+    }
+
+    /// Every kind of geometry, for 8 x 8 images.
+    fn toy_pipeline() -> PipelineConfig {
+        PipelineConfig {
+            train: vec![
+                Step::Resize(Resize {
+                    size: Size::Shorter(7),
+                    interpolation: Interpolation::Bicubic,
+                }),
+                Step::RandomCrop(PaddedCrop {
+                    size: 7,
+                    padding: 1,
+                }),
+                Step::RandomResizedCrop(RandomResizedCrop::new(4)),
+                Step::RandomHorizontalFlip(0.5),
+                Step::RandAugment(RandAugment::default()),
+                Step::ColorJitter(ColorJitter {
+                    brightness: 0.3,
+                    contrast: 0.3,
+                    saturation: 0.3,
+                    hue: 0.1,
+                }),
+                Step::RandomErasing(RandomErasing::default()),
+            ],
+            test: PipelineConfig::imagenet_test(6, 4, Interpolation::Bicubic),
+        }
+    }
+
+    fn pipeline_loader(cache: Cache, config: LoaderConfig) -> Loader {
+        let dataset = ToyDataset::new(2, 12, 1);
+        let stream =
+            TaskStream::new(&dataset, &StreamConfig::new(TaskSplit::Sizes(vec![2]))).unwrap();
+        let transform = TransformConfig::new(4, Channels::Rgb)
+            .with_pipeline(toy_pipeline())
+            .init()
+            .unwrap();
+        let train = &stream.tasks()[0].train;
+        let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
+        config.init(Arc::new(source), 5).unwrap()
+    }
+
+    #[test]
+    fn batches_of_a_pipeline_depend_on_neither_workers_nor_cache_nor_start() {
+        let plain = pipeline_loader(Cache::None, LoaderConfig::training(5).with_prefetch(0));
+        let expected = batches(&plain, 3);
+        for cache in [Cache::None, Cache::Memory] {
+            for workers in [1, 2, 3, 7] {
+                let config = LoaderConfig::training(5).with_workers(workers);
+                let loader = pipeline_loader(cache, config);
+                assert_eq!(batches(&loader, 3), expected, "{cache:?}, {workers}");
+                for start in 0..=expected.len() {
+                    let rest = loader.host_epoch(3).skip_to(start).unwrap();
+                    let rest: Vec<_> = rest.collect::<Result<_, _>>().unwrap();
+                    assert_eq!(rest, expected[start..]);
+                }
+            }
+        }
+        assert_ne!(batches(&plain, 4), expected);
+    }
+
+    #[test]
+    fn a_training_image_is_new_in_every_epoch_and_evaluation_is_not() {
+        let sorted = LoaderConfig::evaluation(24);
+        let loader = pipeline_loader(Cache::Memory, sorted);
+        let pixels = |epoch| batches(&loader, epoch).swap_remove(0).pixels;
+        assert_ne!(pixels(0), pixels(1));
+        let config = TransformConfig::new(4, Channels::Rgb).with_pipeline(toy_pipeline());
+        assert!(config.is_random() && !config.for_evaluation().is_random());
+        assert!(config.for_evaluation().init().is_ok());
     }
 }

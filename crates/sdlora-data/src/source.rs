@@ -4,12 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use sdlora_image::{BaseImage, Transform};
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, Split};
 use crate::error::DataError;
+use crate::seed::{Purpose, generator};
 use crate::task::SampleSet;
-use crate::transform::{BaseImage, Transform};
 
 /// Where the base images of a set are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,17 +155,18 @@ impl ImageSource {
         let (split, idx) = (self.set.split, self.set.samples[position].idx);
         let (_, appearance) = self.set.origin(position);
         let image = self.dataset.image(split, idx)?;
-        Ok(self.transform.base_image(image, appearance, split, idx))
+        let place = [u32::from(split == Split::Test), idx as u32, 0];
+        let noise = |seed| generator(seed, Purpose::Appearance, place);
+        Ok(self.transform.base_image_as(image, appearance, noise))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::Split;
     use crate::stream::{StreamConfig, TaskStream};
     use crate::toy::{Fault, ToyDataset};
-    use crate::transform::{Channels, TransformConfig};
+    use sdlora_image::{Channels, TransformConfig};
 
     fn source(
         mut dataset: ToyDataset,

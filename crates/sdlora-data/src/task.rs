@@ -1,8 +1,8 @@
 //! One step of a stream: its classes and its two halves, labelled.
 
+use sdlora_image::Appearance;
 use std::sync::Arc;
 
-use crate::appearance::Appearance;
 use crate::dataset::{ClassId, SampleIdx, Split};
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};

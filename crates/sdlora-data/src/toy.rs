@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::augment::{AugmentConfig, RandomAffine};
+use sdlora_image::{AugmentConfig, Channels, Image, RandomAffine, TransformConfig};
+
 use crate::batch::HostBatch;
 use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
-use crate::image::Image;
 use crate::loader::{Loader, LoaderConfig};
 use crate::source::{Cache, ImageSource};
 use crate::stream::{StreamConfig, TaskSplit, TaskStream};
-use crate::transform::{Channels, TransformConfig};
 
 /// Gray 8x8 images; each pixel depends on class, sample and position.
 #[derive(Clone, Debug)]
@@ -119,7 +118,7 @@ impl Dataset for ToyDataset {
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
         match self.fault {
             Some((at, Fault::Panic)) if at == idx => panic!("toy panic"),
-            Some((at, Fault::Error)) if at == idx => return Image::decode(b"?", "toy"),
+            Some((at, Fault::Error)) if at == idx => return Ok(Image::decode(b"?", "toy")?),
             _ => {}
         }
         let sample = self.samples(split).get(idx).ok_or(DataError::OutOfRange {
@@ -130,7 +129,7 @@ impl Dataset for ToyDataset {
         let pixels = (0..64)
             .map(|p| (p * 3 + sample.class_id * 29 + idx * 7) as u8)
             .collect();
-        Image::new(8, 8, 1, pixels)
+        Ok(Image::new(8, 8, 1, pixels)?)
     }
 }
 

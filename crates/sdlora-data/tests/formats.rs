@@ -10,9 +10,7 @@ use common::{
     cifar10_pickle, cifar100_record, encoded, idx_images, idx_labels, open, write, zipped,
 };
 use image::ImageFormat;
-use sdlora_data::{
-    Dataset, GroupOrder, Image, Options, Split, StreamConfig, TaskSplit, TaskStream,
-};
+use sdlora_data::{Dataset, GroupOrder, Options, Split, StreamConfig, TaskSplit, TaskStream};
 
 fn refusal(name: &str, dir: &Path, options: &Options) -> String {
     open(name, dir, options).err().expect("it was opened")
@@ -23,26 +21,6 @@ fn counts(dataset: &dyn Dataset) -> (usize, usize) {
         dataset.samples(Split::Train).len(),
         dataset.samples(Split::Test).len(),
     )
-}
-
-/// Images made with Pillow 13.0; the expected pixels are those of its `convert("RGB")`.
-#[test]
-fn unusual_images_are_read_as_pillow_reads_them() {
-    let decode = |bytes: &[u8]| Image::decode(bytes, "x").unwrap().into_rgb();
-    let palette = decode(include_bytes!("images/palette.png"));
-    assert_eq!(palette.data(), [9, 8, 7, 255, 0, 0, 0, 0, 0]);
-    let bits = decode(include_bytes!("images/bits.png"));
-    assert_eq!(bits.data(), [255, 255, 255, 0, 0, 0, 255, 255, 255]);
-    // The rotation in the EXIF data would make it 2 wide and 4 high.
-    let rotated = decode(include_bytes!("images/rotated.jpg"));
-    assert_eq!((rotated.width(), rotated.height()), (4, 2));
-    let cmyk = decode(include_bytes!("images/cmyk.jpg"));
-    for (found, expected) in cmyk.data().iter().zip([125u8, 84, 44].iter().cycle()) {
-        assert!(
-            found.abs_diff(*expected) <= 3,
-            "{found} instead of {expected}"
-        );
-    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Ten thousand changed files, or as many as `SDLORA_MUTATIONS` says for each, the same in every run: whatever is in a file, it is read or refused and nothing panics.
+//! Thousands of changed files, or as many as `SDLORA_MUTATIONS` says for each, the same in every run: whatever is in a
+//! file, it is read or refused and nothing panics.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
 
@@ -13,7 +14,7 @@ use common::{
 use image::ImageFormat;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use sdlora_data::{ClassOrder, Image, Options};
+use sdlora_data::{ClassOrder, Options};
 use sdlora_testkit::mutations::count;
 
 fn gzipped(bytes: &[u8]) -> Vec<u8> {
@@ -38,23 +39,9 @@ fn tarred(name: &str, contents: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn ten_thousand_mutations_never_panic() {
+fn changed_files_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    for format in [
-        ImageFormat::Png,
-        ImageFormat::Jpeg,
-        ImageFormat::Bmp,
-        ImageFormat::WebP,
-        ImageFormat::Pnm,
-    ] {
-        let original = encoded(5, format);
-        let (mut n_decoded, n) = (0, count(1200));
-        for _ in 0..n {
-            n_decoded += usize::from(Image::decode(&mutated(&original, &mut rng), "x").is_ok());
-        }
-        assert!(n_decoded < n, "{format:?}: no change was noticed");
-    }
     let png = encoded(5, ImageFormat::Png);
     let files = [("a/1.png", png.clone()), ("a/2.png", png.clone())];
     for (name, file, original) in [

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use sdlora_data::{
     Cache, DATASETS, Dataset, GroupOrder, ImageSource, LoaderConfig, Options, Split, StreamConfig,
-    TaskSplit, TaskStream, TransformConfig, datasets,
+    TaskSplit, TaskStream, datasets,
 };
+use sdlora_image::TransformConfig;
 
 fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")

@@ -324,7 +324,7 @@ fn a_bad_test_image_does_not_take_its_class_along() {
 #[test]
 fn half_of_a_jpeg_is_named_or_left_out() {
     let dir = tempfile::tempdir().unwrap();
-    let jpeg = include_bytes!("images/restarts.jpg");
+    let jpeg = include_bytes!("../../sdlora-image/tests/images/restarts.jpg");
     for class in ["cat", "dog"] {
         for i in 0..3u8 {
             // Bytes behind the end, so that no two files are the same.
@@ -353,7 +353,7 @@ fn half_of_a_jpeg_is_named_or_left_out() {
 #[test]
 fn a_photograph_of_ones_own_is_upright_and_a_published_one_as_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let rotated = include_bytes!("images/rotated.jpg");
+    let rotated = include_bytes!("../../sdlora-image/tests/images/rotated.jpg");
     for name in ["folder", "imagenet-r"] {
         for i in 0..2 {
             write(dir.path(), &format!("{name}/cat/{i}.jpg"), rotated);

@@ -4,9 +4,10 @@
 
 use proptest::prelude::*;
 use sdlora_data::{
-    ClassOrder, ClassRef, DataError, Dataset, Group, GroupOrder, Image, Repeats, Sample, SampleIdx,
-    Split, StreamConfig, TaskSplit, TaskStream,
+    ClassOrder, ClassRef, DataError, Dataset, Group, GroupOrder, Repeats, Sample, SampleIdx, Split,
+    StreamConfig, TaskSplit, TaskStream,
 };
+use sdlora_image::Image;
 
 /// Classes in groups of up to `group_size`, samples of all classes interleaved.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl Dataset for Grid {
         &self.samples[usize::from(split == Split::Test)]
     }
     fn image(&self, _: Split, _: SampleIdx) -> Result<Image, DataError> {
-        Image::new(1, 1, 1, vec![0])
+        Ok(Image::new(1, 1, 1, vec![0])?)
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use sdlora_core::Precision;
-use sdlora_data::{Cache, Options, StreamConfig, TransformConfig};
+use sdlora_data::{Cache, Options, StreamConfig};
+use sdlora_image::TransformConfig;
 use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PositionResize, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use sdlora_core::CoreError;
-use sdlora_data::{Change, DataError};
+use sdlora_data::{Change, DataError, ImageError};
 use sdlora_metrics::MetricsError;
 use sdlora_vit::VitError;
 
@@ -378,6 +378,13 @@ impl TrainError {
                 | Self::Export { .. }
                 | Self::Core(CoreError::Setting { .. } | CoreError::Rank { .. })
         )
+    }
+}
+
+/// A transform of the plan that cannot be made.
+impl From<ImageError> for TrainError {
+    fn from(error: ImageError) -> Self {
+        Self::Data(error.into())
     }
 }
 

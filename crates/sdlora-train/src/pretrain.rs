@@ -17,8 +17,9 @@ use rand_chacha::ChaCha8Rng;
 use sdlora_core::Updates;
 use sdlora_data::{
     Cache, Dataset, EvalSet, ImageSource, LastBatch, Loader, LoaderConfig, Options, StreamConfig,
-    TaskStream, TrainSet, TransformConfig,
+    TaskStream, TrainSet,
 };
+use sdlora_image::TransformConfig;
 use sdlora_vit::{Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, TensorData};
 use rand::SeedableRng;
 use sdlora_core::Updates;
-use sdlora_data::{Interpolation, PipelineConfig};
+use sdlora_image::{Interpolation, PipelineConfig};
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 use sdlora_train::{
     AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError,

@@ -14,9 +14,10 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
 use sdlora_data::{
-    Cache, Channels, DataError, Dataset, Group, Image, ImageSource, Loader, LoaderConfig,
-    Normalise, Sample, SampleSet, Split, StreamConfig, TaskSplit, TaskStream, TransformConfig,
+    Cache, DataError, Dataset, Group, ImageSource, Loader, LoaderConfig, Sample, SampleSet, Split,
+    StreamConfig, TaskSplit, TaskStream,
 };
+use sdlora_image::{Channels, Image, Normalise, TransformConfig};
 use sdlora_testkit::discover::{nearest, untold_of};
 use sdlora_testkit::{
     Compared, Golden, Tolerance, assert_close, golden_with, test_device, test_device_autodiff,
@@ -93,7 +94,7 @@ impl Dataset for Images {
         let n = self.side * self.side;
         let planes = &self.pixels[split as usize][3 * n * idx..3 * n * (idx + 1)];
         let interleaved = (0..3 * n).map(|i| planes[(i % 3) * n + i / 3]).collect();
-        Image::new(self.side, self.side, 3, interleaved)
+        Ok(Image::new(self.side, self.side, 3, interleaved)?)
     }
 }
 

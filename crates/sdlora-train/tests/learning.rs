@@ -9,7 +9,8 @@
 
 mod toy;
 
-use sdlora_data::{Normalise, TaskSplit};
+use sdlora_data::TaskSplit;
+use sdlora_image::Normalise;
 use sdlora_train::methods::METHODS;
 use sdlora_train::{HeadConfig, OptimizerConfig, RunConfig, Start};
 use toy::Bench;

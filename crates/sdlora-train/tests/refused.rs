@@ -8,7 +8,7 @@
 
 mod toy;
 
-use sdlora_data::Channels;
+use sdlora_image::Channels;
 use sdlora_train::{RunConfig, Start};
 use toy::Bench;
 

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-use sdlora_data::encode_png;
+use sdlora_image::encode_png;
 use sdlora_testkit::test_device;
 use sdlora_train::files::faults::{self, Kind};
 use sdlora_train::{

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use sdlora_data::Image;
+use sdlora_image::Image;
 
 /// Pixels between images and around them.
 const BORDER: usize = 2;
@@ -31,7 +31,7 @@ pub fn write(rows: &[Vec<Image>], path: &Path) -> anyhow::Result<()> {
             paste(image, &mut sheet[(top * width + left) * 3..], width, cell);
         }
     }
-    let png = sdlora_data::encode_png(width, height, &sheet)?;
+    let png = sdlora_image::encode_png(width, height, &sheet)?;
     std::fs::write(path, png).with_context(|| {
         format!(
             "cannot write {}; check that its folder exists",

@@ -6,9 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sdlora_data::{
-    Dataset, FileState, Image, Options, SampleIdx, Split, Task, TaskStream, datasets,
-};
+use sdlora_data::{Dataset, FileState, Options, SampleIdx, Split, Task, TaskStream, datasets};
+use sdlora_image::Image;
 
 use super::check_place;
 use super::contact_sheet;

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
-use sdlora_data::{
-    Channels, Image, ImageReading, Normalise, Split, Transform, TransformConfig, is_image,
-};
+use sdlora_data::open_image;
+use sdlora_image::{Channels, ImageReading, Normalise, Transform, TransformConfig, is_image};
 use sdlora_train::{
     AdapterFolder, BackboneConfig, Extractor, FinishedRun, TensorFile, extract_features,
 };
@@ -197,8 +196,8 @@ fn inputs(
     let paths = images(input)?;
     let mut pixels = vec![0.0; paths.len() * n_values];
     for (path, out) in paths.iter().zip(pixels.chunks_exact_mut(n_values)) {
-        let image = Image::open(path, ImageReading::default())?;
-        let base = transform.base_image(image, &[], Split::Test, 0);
+        let image = open_image(path, ImageReading::default())?;
+        let base = transform.base_image(image);
         transform.write(&base, None, out);
     }
     let names = paths.iter().map(|p| p.display().to_string()).collect();

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Tensor, TensorData};
-use sdlora_data::{Image, Rotation, Split, datasets};
+use sdlora_data::{datasets, open_image};
+use sdlora_image::Rotation;
 use sdlora_train::{Predictor, read_plan};
 
 use crate::UsageError;
@@ -53,9 +54,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut pixels = Vec::new();
         let mut problems = Vec::with_capacity(paths.len());
         for path in paths {
-            let problem = match Image::open(path, reading) {
+            let problem = match open_image(path, reading) {
                 Ok(image) => {
-                    let base = transform.base_image(image, &[], Split::Test, 0);
+                    let base = transform.base_image(image);
                     let start = pixels.len();
                     pixels.resize(start + transform.n_values(), 0.0);
                     transform.write(&base, None, &mut pixels[start..]);

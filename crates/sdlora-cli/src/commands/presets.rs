@@ -250,7 +250,8 @@ fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdlora_data::{ClassOrder, TaskSplit, TransformConfig};
+    use sdlora_data::{ClassOrder, TaskSplit};
+    use sdlora_image::TransformConfig;
     use sdlora_train::{MeanOver, Rule, Schedule};
 
     /// What the paper and its code say of a stream, apart from the presets: data set, tasks, classes,

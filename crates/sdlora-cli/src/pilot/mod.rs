@@ -8,7 +8,7 @@ mod names;
 mod sdlora;
 mod training;
 
-use sdlora_data::TransformConfig;
+use sdlora_image::TransformConfig;
 use sdlora_train::methods::{self, METHODS};
 use serde_json::Value as Json;
 use toml::{Table, Value};

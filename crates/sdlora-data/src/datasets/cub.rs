@@ -6,13 +6,14 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use sdlora_image::is_image;
+
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
 use super::listed::{Listed, ListedImages, Usable};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
-use crate::format::is_image;
 
 /// 200 species.
 pub(super) const CUB200: DatasetEntry = DatasetEntry {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use sdlora_image::is_image;
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
@@ -18,7 +19,6 @@ use super::listing::without_domains;
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES};
-use crate::format::is_image;
 
 /// 345 classes in six domains.
 pub(super) const DOMAINNET: DatasetEntry = DatasetEntry {

@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use sdlora_image::{BitDepth, ImageReading, Rotation, bits_in_use, is_image, other_ending};
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
@@ -23,10 +24,8 @@ use super::listed::{Bad, Listed, ListedImages, Usable};
 use super::listing::{Listing, merge_domains};
 use super::table::Table;
 use crate::dataset::{Dataset, Options};
-use crate::decode::{BitDepth, ImageReading, Rotation, bits_in_use};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, Place, locate};
-use crate::format::{is_image, other_ending};
 use crate::manifest::Manifest;
 
 /// Images of one's own.

@@ -13,13 +13,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use sdlora_image::is_image;
+
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
 use super::listed::{Bad, Listed, ListedImages, Usable, some_of};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
-use crate::format::is_image;
 
 /// Traffic signs.
 pub(super) const GTSRB: DatasetEntry = DatasetEntry {

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sdlora_image::{is_image, other_ending};
 use serde::{Deserialize, Serialize};
 
 use super::halves::Part;
 use crate::error::DataError;
 use crate::files::{Files, place_of};
-use crate::format::{is_image, other_ending};
 
 /// What the folders below the root are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use sdlora_image::{Image, ImageReading};
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx, Split};
-use crate::decode::ImageReading;
 use crate::error::DataError;
 use crate::files::Files;
-use crate::image::Image;
 
 /// Most names in one note.
 const MAX_NAMED: usize = 10;
@@ -389,6 +388,6 @@ impl Dataset for ListedImages {
             half.samples[idx].name,
             self.files.path().display()
         );
-        Image::decode_as(&bytes, &name, self.reading)
+        Ok(Image::decode_as(&bytes, &name, self.reading)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sdlora_image::{is_image, other_ending};
 use unicode_normalization::UnicodeNormalization;
 
 use super::halves::Part;
@@ -10,7 +11,6 @@ use super::listed::{Listed, Usable, some_of};
 use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::Files;
-use crate::format::{is_image, other_ending};
 
 /// What lies in folders of classes.
 #[derive(Debug, Default)]

@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
+use sdlora_image::{BitDepth, ImageReading, Rotation};
+
 use crate::dataset::{Dataset, Options};
-use crate::decode::{BitDepth, ImageReading, Rotation};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 

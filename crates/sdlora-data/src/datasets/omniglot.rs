@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use sdlora_image::Image;
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
 use crate::archive::Archive;
 use crate::dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx, Split};
 use crate::error::DataError;
-use crate::image::Image;
 use crate::manifest::Manifest;
 
 const MANIFEST: &str = include_str!("../../../../datasets/omniglot.toml");
@@ -281,7 +281,7 @@ impl Dataset for Omniglot {
                 self.archive.path().display()
             )
         };
-        Image::decode(self.archive.bytes(member), &name())
+        Ok(Image::decode(self.archive.bytes(member), &name())?)
     }
 }
 

@@ -1,9 +1,10 @@
 //! A data set whose pixels lie one after another in a few files, all of one size; kept in memory.
 
+use sdlora_image::Image;
+
 use super::listed::some_of;
 use crate::dataset::{Content, Dataset, Group, Sample, SampleIdx, Split};
 use crate::error::DataError;
-use crate::image::Image;
 
 /// Order of the samples of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,6 @@ impl Dataset for PixelImages {
                 .map(|at| bytes[at % width * height + at / width])
                 .collect(),
         };
-        Image::new(width, height, self.channels, data)
+        Ok(Image::new(width, height, self.channels, data)?)
     }
 }

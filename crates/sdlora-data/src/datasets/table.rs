@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 
+use sdlora_image::{is_image, other_ending, with_endings};
+
 use super::csv::{DELIMITERS, fields, named_delimiter, text};
 use super::halves::Part;
 use super::listed::Listed;
 use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::Files;
-use crate::format::{is_image, other_ending, with_endings};
 
 /// Headings of the column of paths; the first that is there counts.
 const PATHS: [&str; 10] = [

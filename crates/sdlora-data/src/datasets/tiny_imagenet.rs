@@ -7,13 +7,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use sdlora_image::is_image;
+
 use super::DatasetEntry;
 use super::folder::{FolderOptions, find};
 use super::listed::{Listed, ListedImages, Usable};
 use crate::dataset::{Dataset, Options, Split};
 use crate::error::DataError;
 use crate::files::Files;
-use crate::format::is_image;
 
 /// 200 classes.
 pub(super) const TINY_IMAGENET: DatasetEntry = DatasetEntry {

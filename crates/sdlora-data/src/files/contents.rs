@@ -1,10 +1,10 @@
 //! The bytes of one file of a data set: of a folder or an archive, whole or its first ones.
 
+use sdlora_image::{Format, MAX_IMAGE_BYTES};
+
 use super::read::{gunzip, gunzip_start, read_to_end};
 use super::{Files, Location, open_file, read_file, zip};
-use crate::decode::MAX_IMAGE_BYTES;
 use crate::error::DataError;
-use crate::format::Format;
 
 /// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known, the training
 /// images of CIFAR-100, have 154 MB.

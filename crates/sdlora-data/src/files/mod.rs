@@ -16,7 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
-pub use read::read_file;
+pub use read::{open_image, read_file};
 
 use crate::error::DataError;
 use read::{gunzip, open_file};

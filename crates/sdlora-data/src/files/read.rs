@@ -4,6 +4,8 @@ use std::fs::{File, FileType};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use sdlora_image::{Image, ImageReading, MAX_IMAGE_BYTES};
+
 use super::place_of;
 use crate::error::DataError;
 
@@ -82,6 +84,20 @@ pub fn read_file(path: &Path, max_bytes: u64) -> Result<Vec<u8>, DataError> {
         return Err(too_long("more".to_owned()));
     }
     Ok(bytes)
+}
+
+/// Reads and decodes the image file at `path`.
+///
+/// # Errors
+///
+/// Those of [`read_file`], and [`DataError::Image`] when it cannot be decoded.
+pub fn open_image(path: &Path, reading: ImageReading) -> Result<Image, DataError> {
+    let bytes = read_file(path, MAX_IMAGE_BYTES)?;
+    Ok(Image::decode_as(
+        &bytes,
+        &path.display().to_string(),
+        reading,
+    )?)
 }
 
 /// Reads up to `max_bytes`. Memory grows with what comes and not with what was announced: in steps, at first up to

@@ -1,9 +1,9 @@
 //! Settings of a stream: order of the classes, how they are cut into tasks, and what happens to a class that comes
 //! again.
 
+use sdlora_image::Appearance;
 use serde::{Deserialize, Serialize};
 
-use crate::appearance::Appearance;
 use crate::class_order::ClassOrder;
 use crate::dataset::ClassId;
 use crate::error::DataError;

@@ -164,9 +164,9 @@ impl TaskStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::appearance::Appearance;
     use crate::class_order::ClassOrder;
     use crate::toy::ToyDataset;
+    use sdlora_image::Appearance;
 
     fn classes(stream: &TaskStream) -> Vec<Vec<ClassId>> {
         stream

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{CurrentForm, HostFactors};
-use sdlora_data::TransformConfig;
+use sdlora_image::TransformConfig;
 use sdlora_vit::{Vit, WeightDtype};
 
 use super::adapter::CONFIG_KEY;

@@ -1,6 +1,6 @@
 //! What a run does to the images it evaluates, in the terms that other programs have, and what of it they lack.
 
-use sdlora_data::{Fit, Interpolation, Polarity, Size, Step, TransformConfig};
+use sdlora_image::{Fit, Interpolation, Polarity, Size, Step, TransformConfig};
 
 /// Size of an image before its centre is cut out, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ pub(super) fn normalisation(transform: &TransformConfig) -> (Vec<f64>, Vec<f64>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdlora_data::{Channels, PipelineConfig, Resize};
+    use sdlora_image::{Channels, PipelineConfig, Resize};
 
     fn with_steps(test: Vec<Step>) -> TransformConfig {
         let mut transform = TransformConfig::new(32, Channels::Rgb);

@@ -124,7 +124,7 @@ fn architecture(c: &VitConfig) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdlora_data::{
+    use sdlora_image::{
         Channels, Interpolation, PipelineConfig, Resize, Size, Step, TransformConfig,
     };
 

@@ -3,12 +3,10 @@
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-use crate::error::DataError;
+use crate::check::{MAX_RATIO, MAX_STEP_SIDE, check_pair, check_side};
+use crate::error::ImageError;
 use crate::image::Image;
 use crate::resample::{Interpolation, Window, resize};
-
-/// Largest side a step may ask for, in pixels; keeps a mistyped size from filling the memory.
-pub(crate) const MAX_STEP_SIDE: usize = 4096;
 
 /// Resizes the image; its shape is kept when one number is given (torchvision's `Resize`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,28 +68,8 @@ pub struct PaddedCrop {
     pub padding: usize,
 }
 
-pub(crate) fn check_side(setting: &str, side: usize) -> Result<(), DataError> {
-    if (1..=MAX_STEP_SIDE).contains(&side) {
-        return Ok(());
-    }
-    let expected = format!("1 to {MAX_STEP_SIDE}");
-    Err(DataError::setting(setting, side, expected))
-}
-
-/// Checks that `pair` ascends and lies in (0, `largest`].
-pub(crate) fn check_pair(setting: String, pair: (f64, f64), largest: f64) -> Result<(), DataError> {
-    if pair.0 > 0.0 && pair.0 <= pair.1 && pair.1 <= largest {
-        return Ok(());
-    }
-    let expected = format!("an ascending pair above 0, at most {largest}");
-    Err(DataError::setting(setting, format!("{pair:?}"), expected))
-}
-
-/// Largest ratio of a width to a height that a step accepts.
-pub(crate) const MAX_RATIO: f64 = 1000.0;
-
 impl Resize {
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         match self.size {
             Size::Shorter(side) => check_side(&format!("{setting}.size"), side),
             Size::Exact(sides) => sides
@@ -127,7 +105,7 @@ impl RandomResizedCrop {
         }
     }
 
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         check_side(&format!("{setting}.size"), self.size)?;
         check_pair(format!("{setting}.area"), self.area, 1.0)?;
         check_pair(format!("{setting}.ratio"), self.ratio, MAX_RATIO)
@@ -187,12 +165,12 @@ impl RandomResizedCrop {
 }
 
 impl PaddedCrop {
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         check_side(&format!("{setting}.size"), self.size)?;
         if self.padding > MAX_STEP_SIDE {
             let expected = format!("at most {MAX_STEP_SIDE}");
             let setting = format!("{setting}.padding");
-            return Err(DataError::setting(setting, self.padding, expected));
+            return Err(ImageError::setting(setting, self.padding, expected));
         }
         Ok(())
     }
@@ -275,14 +253,14 @@ pub(crate) fn flip_horizontally(mut image: Image) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draws::generator;
     use crate::golden::cases;
-    use crate::seed::{Purpose, generator};
     use rand_chacha::ChaCha8Rng;
 
     const NO_RNG: Option<&mut ChaCha8Rng> = None;
 
     fn rng(i: u32) -> ChaCha8Rng {
-        generator(1993, Purpose::Augment, [0, 0, i])
+        generator(1993, [0, 0, i])
     }
 
     fn numbered(width: usize, height: usize) -> Image {

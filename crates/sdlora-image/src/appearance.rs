@@ -5,13 +5,12 @@
 //! is the same for an image in every epoch.
 
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{SampleIdx, Split};
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::image::Image;
 use crate::resize::{Affine, sample_affine};
-use crate::seed::{Purpose, generator};
 
 /// One change; several are applied in order, after polarity and channels of the transform.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,39 +42,37 @@ pub enum Appearance {
 
 impl Appearance {
     /// Checks the ranges; `setting` names this change in the error.
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Setting`] for a value outside its range.
+    pub fn check(&self, setting: &str) -> Result<(), ImageError> {
         match *self {
             Self::Invert => Ok(()),
             Self::Stroke { radius } if !(-0.25..=0.25).contains(&radius) => Err(
-                DataError::setting(format!("{setting}.stroke.radius"), radius, "-0.25 to 0.25"),
+                ImageError::setting(format!("{setting}.stroke.radius"), radius, "-0.25 to 0.25"),
             ),
-            Self::Rotate { degrees } if !degrees.is_finite() => Err(DataError::setting(
+            Self::Rotate { degrees } if !degrees.is_finite() => Err(ImageError::setting(
                 format!("{setting}.rotate.degrees"),
                 degrees,
                 "a finite angle",
             )),
-            Self::Texture { std, .. } if !(0.0..=1.0).contains(&std) => Err(DataError::setting(
+            Self::Texture { std, .. } if !(0.0..=1.0).contains(&std) => Err(ImageError::setting(
                 format!("{setting}.texture.std"),
                 std,
                 "0 to 1",
             )),
             Self::Texture { n_cells, .. } if !(1..=256).contains(&n_cells) => Err(
-                DataError::setting(format!("{setting}.texture.n_cells"), n_cells, "1 to 256"),
+                ImageError::setting(format!("{setting}.texture.n_cells"), n_cells, "1 to 256"),
             ),
             _ => Ok(()),
         }
     }
 
-    /// The changed image of sample `idx` of a split.
-    pub(crate) fn apply(&self, mut image: Image, split: Split, idx: SampleIdx) -> Image {
+    /// The changed image; `noise` gives the image's own generator for a seed.
+    pub(crate) fn apply(&self, mut image: Image, noise: impl Fn(u64) -> ChaCha8Rng) -> Image {
         match *self {
-            Self::Invert => {
-                image
-                    .data_mut()
-                    .iter_mut()
-                    .for_each(|level| *level = 255 - *level);
-                image
-            }
+            Self::Invert => inverted(image),
             Self::Stroke { radius } => {
                 let side = image.width().min(image.height());
                 let pixels = (radius.abs() * side as f32).round() as usize;
@@ -103,8 +100,7 @@ impl Appearance {
                 image.with_pixels(size.0, size.1, data)
             }
             Self::Texture { std, n_cells, seed } => {
-                let split = u32::from(split == Split::Test);
-                let mut rng = generator(seed, Purpose::Appearance, [split, idx as u32, 0]);
+                let mut rng = noise(seed);
                 let grid: Vec<f32> = (0..n_cells * n_cells)
                     .map(|_| 255.0 * std * gaussian(&mut rng))
                     .collect();
@@ -113,6 +109,13 @@ impl Appearance {
             }
         }
     }
+}
+
+/// The image with bright and dark exchanged.
+pub(crate) fn inverted(mut image: Image) -> Image {
+    let levels = image.data_mut().iter_mut();
+    levels.for_each(|level| *level = 255 - *level);
+    image
 }
 
 /// Level of each channel in the middle of the sorted border pixels: the background of drawings and signs.
@@ -204,6 +207,12 @@ fn add_grid(image: &mut Image, grid: &[f32], n_cells: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draws::generator;
+
+    /// The noise of image `idx`.
+    fn noise(idx: u32) -> impl Fn(u64) -> ChaCha8Rng {
+        move |seed| generator(seed, [idx, 0, 0])
+    }
 
     fn dot() -> Image {
         let mut data = vec![0; 25];
@@ -212,7 +221,7 @@ mod tests {
     }
 
     fn applied(appearance: &Appearance) -> Vec<u8> {
-        appearance.apply(dot(), Split::Train, 0).data().to_vec()
+        appearance.apply(dot(), noise(0)).data().to_vec()
     }
 
     #[test]
@@ -241,17 +250,17 @@ mod tests {
 
     #[test]
     fn inverting_twice_is_nothing() {
-        let once = Appearance::Invert.apply(dot(), Split::Train, 0);
+        let once = Appearance::Invert.apply(dot(), noise(0));
         assert_eq!((once.data()[12], once.data()[0]), (55, 255));
-        assert_eq!(Appearance::Invert.apply(once, Split::Train, 0), dot());
+        assert_eq!(Appearance::Invert.apply(once, noise(0)), dot());
     }
 
     #[test]
     fn half_a_turn_reverses_the_pixels() {
         let image = Image::new(2, 2, 1, vec![1, 2, 3, 4]).unwrap();
-        let turned = Appearance::Rotate { degrees: 180.0 }.apply(image.clone(), Split::Train, 0);
+        let turned = Appearance::Rotate { degrees: 180.0 }.apply(image.clone(), noise(0));
         assert_eq!(turned.data(), [4, 3, 2, 1]);
-        let turned = Appearance::Rotate { degrees: 90.0 }.apply(image, Split::Train, 0);
+        let turned = Appearance::Rotate { degrees: 90.0 }.apply(image, noise(0));
         assert_eq!(turned.data(), [2, 4, 1, 3]);
     }
 
@@ -263,11 +272,10 @@ mod tests {
             seed: 3,
         };
         let flat = Image::new(32, 32, 1, vec![128; 1024]).unwrap();
-        let apply = |split, idx| texture.apply(flat.clone(), split, idx);
-        let first = apply(Split::Train, 4);
-        assert_eq!(first, apply(Split::Train, 4));
-        assert_ne!(first, apply(Split::Train, 5));
-        assert_ne!(first, apply(Split::Test, 4));
+        let apply = |idx| texture.apply(flat.clone(), noise(idx));
+        let first = apply(4);
+        assert_eq!(first, apply(4));
+        assert_ne!(first, apply(5));
         let deviations = first.data().iter().map(|&v| f64::from(v) - 128.0);
         let variance = deviations.map(|d| d * d).sum::<f64>() / 1024.0;
         // 25.5 squared, within five standard errors of a sample variance of 1,024 values.

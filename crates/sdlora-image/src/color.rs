@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::image::Image;
 
 /// Random brightness, contrast, saturation and hue, in random order (torchvision's `ColorJitter`).
@@ -30,7 +30,7 @@ pub struct ColorJitter {
 }
 
 impl ColorJitter {
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         for (name, value, largest) in [
             ("brightness", self.brightness, 100.0),
             ("contrast", self.contrast, 100.0),
@@ -39,7 +39,7 @@ impl ColorJitter {
         ] {
             if !(0.0..=largest).contains(&value) {
                 let expected = format!("0 to {largest}");
-                return Err(DataError::setting(
+                return Err(ImageError::setting(
                     format!("{setting}.{name}"),
                     value,
                     expected,
@@ -268,8 +268,8 @@ fn map_channels(mut image: Image, table: impl Fn(&[u64; 256]) -> [u8; 256]) -> I
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draws::generator;
     use crate::golden::cases;
-    use crate::seed::{Purpose, generator};
 
     #[test]
     fn every_change_equals_torchvision() {
@@ -301,13 +301,13 @@ mod tests {
         };
         let levels: Vec<u8> = (0..500)
             .map(|i| {
-                let mut rng = generator(0, Purpose::Augment, [0, 0, i]);
+                let mut rng = generator(0, [0, 0, i]);
                 jitter.apply(image.clone(), &mut rng).data()[0]
             })
             .collect();
         assert!(levels.iter().all(|level| (79..=120).contains(level)));
         assert!(levels.contains(&81) && levels.contains(&118));
-        let mut rng = generator(0, Purpose::Augment, [0; 3]);
+        let mut rng = generator(0, [0; 3]);
         assert_eq!(ColorJitter::default().apply(image.clone(), &mut rng), image);
     }
 

@@ -11,10 +11,10 @@
 
 mod config;
 
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::appearance::{Appearance, border_level};
-use crate::dataset::{SampleIdx, Split};
+use crate::appearance::{Appearance, border_level, inverted};
 use crate::image::Image;
 use crate::resize::{Affine, sample_affine, shrink};
 
@@ -39,7 +39,7 @@ pub struct BaseImage {
 
 impl BaseImage {
     /// Bytes of its pixels.
-    pub(crate) fn n_bytes(&self) -> usize {
+    pub fn n_bytes(&self) -> usize {
         self.image.data().len()
     }
 }
@@ -64,15 +64,20 @@ impl Transform {
         self.shape().iter().product()
     }
 
-    /// First stage: the base image of sample `idx` of a split, changed as `appearance` says.
+    /// First stage: the base image. With a pipeline the image takes the steps before the first random one.
+    pub fn base_image(&self, image: Image) -> BaseImage {
+        self.base_image_as(image, &[], ChaCha8Rng::seed_from_u64)
+    }
+
+    /// First stage: the base image, changed as `appearance` says. With a pipeline the whole image is changed first.
     ///
-    /// With a pipeline the whole image is changed, then takes the steps before the first random one.
-    pub fn base_image(
+    /// `noise` gives the image's own generator for the seed of an [`Appearance::Texture`]. It must give the same one
+    /// whenever it is called for this image, and another one for every other image.
+    pub fn base_image_as(
         &self,
         image: Image,
         appearance: &[Appearance],
-        split: Split,
-        idx: SampleIdx,
+        noise: impl Fn(u64) -> ChaCha8Rng,
     ) -> BaseImage {
         let config = &self.config;
         let mut image = match config.channels {
@@ -80,11 +85,11 @@ impl Transform {
             Channels::Rgb => image.into_rgb(),
         };
         if config.polarity == Polarity::Inverted {
-            image = Appearance::Invert.apply(image, split, idx);
+            image = inverted(image);
         }
         if let Some(pipeline) = &config.pipeline {
             for change in appearance {
-                image = change.apply(image, split, idx);
+                image = change.apply(image, &noise);
             }
             return BaseImage {
                 image: pipeline.apply_fixed(image),
@@ -102,7 +107,7 @@ impl Transform {
         };
         image = shrink(&image, width.round() as usize, height.round() as usize);
         for change in appearance {
-            image = change.apply(image, split, idx);
+            image = change.apply(image, &noise);
         }
         let background = match config.background {
             Background::Border => border_level(&image),
@@ -170,11 +175,11 @@ impl Transform {
 mod tests {
     use super::*;
     use crate::augment::{AugmentConfig, RandomAffine};
-    use crate::seed::{Purpose, generator};
+    use crate::draws::generator;
 
     fn run(config: &TransformConfig, image: Image) -> Vec<f32> {
         let transform = config.init().unwrap();
-        let base = transform.base_image(image, &[], Split::Train, 0);
+        let base = transform.base_image(image);
         let mut out = vec![f32::NAN; transform.n_values()];
         transform.write(&base, None, &mut out);
         out
@@ -237,7 +242,7 @@ mod tests {
     fn appearance_and_border_reach_the_output() {
         let transform = TransformConfig::omniglot(2).init().unwrap();
         let white = Image::new(2, 2, 1, vec![255; 4]).unwrap();
-        let base = transform.base_image(white, &[Appearance::Invert], Split::Train, 0);
+        let base = transform.base_image_as(white, &[Appearance::Invert], |_| generator(0, [0; 3]));
         let mut out = vec![0.0; 4];
         transform.write(&base, None, &mut out);
         assert_eq!(out, [1.0; 4]);
@@ -252,10 +257,10 @@ mod tests {
         });
         let transform = config.init().unwrap();
         let image = Image::new(16, 16, 1, (0..=255).collect()).unwrap();
-        let base = transform.base_image(image, &[], Split::Train, 0);
+        let base = transform.base_image(image);
         let write = |seed: Option<u64>| {
             let mut out = vec![0.0; 64];
-            let mut rng = seed.map(|seed| generator(seed, Purpose::Augment, [0; 3]));
+            let mut rng = seed.map(|seed| generator(seed, [0; 3]));
             transform.write(&base, rng.as_mut(), &mut out);
             out
         };

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::color;
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::image::Image;
 
 /// Changes an image `n_ops` times by one of 14 kinds, drawn anew each time.
@@ -44,14 +44,14 @@ impl Default for RandAugment {
 }
 
 impl RandAugment {
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         for (name, value, largest) in [
             ("n_ops", self.n_ops, 32),
             ("magnitude", self.magnitude, MAX_MAGNITUDE),
         ] {
             if value > largest {
                 let expected = format!("at most {largest}");
-                return Err(DataError::setting(
+                return Err(ImageError::setting(
                     format!("{setting}.{name}"),
                     value,
                     expected,
@@ -154,8 +154,8 @@ fn map_affine(image: &Image, [a, b, c, d, e, f]: [f64; 6]) -> Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draws::generator;
     use crate::golden::cases;
-    use crate::seed::{Purpose, generator};
 
     #[test]
     fn every_map_equals_torchvision() {
@@ -184,7 +184,7 @@ mod tests {
         };
         let mut seen = std::collections::BTreeSet::new();
         for i in 0..2000 {
-            let mut rng = generator(0, Purpose::Augment, [0, 0, i]);
+            let mut rng = generator(0, [0, 0, i]);
             let found = once.apply(image.clone(), &mut rng);
             assert_eq!((found.width(), found.height()), (12, 9));
             seen.insert(found.data().to_vec());

@@ -14,7 +14,7 @@ const NOT_READ: [&str; 25] = [
 
 /// What the first bytes of a file say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// An image that is read.
     Read,
     /// Something else that is known, with its article.
@@ -29,7 +29,7 @@ pub fn is_image(name: &str) -> bool {
 }
 
 /// The ending of a name, in lower case, when it is that of an image that is not read.
-pub(crate) fn other_ending(name: &str) -> Option<String> {
+pub fn other_ending(name: &str) -> Option<String> {
     ending(name).filter(|ending| NOT_READ.contains(&ending.as_str()))
 }
 
@@ -40,7 +40,7 @@ fn ending(name: &str) -> Option<String> {
 }
 
 /// The endings that are read, each after `stem`; for names that were written without one.
-pub(crate) fn with_endings(stem: &str) -> impl Iterator<Item = String> {
+pub fn with_endings(stem: &str) -> impl Iterator<Item = String> {
     READ.iter()
         .flat_map(|ending| [(*ending).to_owned(), ending.to_ascii_uppercase()])
         .map(move |ending| format!("{stem}.{ending}"))
@@ -48,7 +48,7 @@ pub(crate) fn with_endings(stem: &str) -> impl Iterator<Item = String> {
 
 impl Format {
     /// The format of a file by its first bytes; 32 are enough.
-    pub(crate) fn of(start: &[u8]) -> Self {
+    pub fn of(start: &[u8]) -> Self {
         let is_text = |text: &str| {
             let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
             let start = start.trim_ascii_start();

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use crate::error::DataError;
+use crate::error::ImageError;
 
 /// A decoded image, `[height, width, channels]`, one byte a sample, 0 is black and 255 full intensity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +18,19 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`DataError::ImageShape`] when a side is 0, `channels` is neither 1 nor 3, or `data` has another length.
+    /// [`ImageError::Shape`] when a side is 0, `channels` is neither 1 nor 3, or `data` has another length.
     pub fn new(
         width: usize,
         height: usize,
         channels: usize,
         data: Vec<u8>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<Self, ImageError> {
         let fits = width
             .checked_mul(height)
             .and_then(|n| n.checked_mul(channels))
             == Some(data.len());
         if !fits || data.is_empty() || !matches!(channels, 1 | 3) {
-            return Err(DataError::ImageShape {
+            return Err(ImageError::Shape {
                 width,
                 height,
                 channels,
@@ -117,9 +117,9 @@ impl Image {
 ///
 /// # Errors
 ///
-/// [`DataError::ImageShape`] when `data` has another length.
-pub fn encode_png(width: usize, height: usize, data: &[u8]) -> Result<Vec<u8>, DataError> {
-    let shape = || DataError::ImageShape {
+/// [`ImageError::Shape`] when `data` has another length.
+pub fn encode_png(width: usize, height: usize, data: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let shape = || ImageError::Shape {
         width,
         height,
         channels: 3,
@@ -132,7 +132,7 @@ pub fn encode_png(width: usize, height: usize, data: &[u8]) -> Result<Vec<u8>, D
     let mut bytes = Cursor::new(Vec::new());
     image
         .write_to(&mut bytes, image::ImageFormat::Png)
-        .map_err(|source| DataError::Decode {
+        .map_err(|source| ImageError::Decode {
             name: "contact sheet".to_owned(),
             source,
         })?;

@@ -122,7 +122,7 @@ fn significant_bits(bytes: &[u8]) -> Option<u8> {
 }
 
 /// Number of bits that the samples of a 16-bit PNG use; nothing for other images and those that cannot be read.
-pub(crate) fn bits_in_use(bytes: &[u8]) -> Option<u8> {
+pub fn bits_in_use(bytes: &[u8]) -> Option<u8> {
     // Bit depth of the header.
     if !bytes.starts_with(b"\x89PNG") || bytes.get(24) != Some(&16) {
         return None;

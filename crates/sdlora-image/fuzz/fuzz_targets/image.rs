@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sdlora_data::Image;
+use sdlora_image::Image;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(image) = Image::decode(bytes, "fuzzed") {

@@ -4,17 +4,14 @@ mod depth;
 mod whole;
 
 use std::io::Cursor;
-use std::path::Path;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use serde::{Deserialize, Serialize};
 
-pub use depth::BitDepth;
-pub(crate) use depth::bits_in_use;
+pub use depth::{BitDepth, bits_in_use};
 
-use crate::error::DataError;
-use crate::files::read_file;
+use crate::error::ImageError;
 use crate::format::Format;
 use crate::image::Image;
 
@@ -23,7 +20,7 @@ const MAX_SIDE: u32 = 16_384;
 /// Largest memory a decoder may take for one image, in bytes; the decoder's own default is twice as much.
 const MAX_DECODE_BYTES: u64 = 256 * 1024 * 1024;
 /// Largest encoded image, in bytes: what may be decoded, without compression.
-pub(crate) const MAX_IMAGE_BYTES: u64 = MAX_DECODE_BYTES + 1024 * 1024;
+pub const MAX_IMAGE_BYTES: u64 = MAX_DECODE_BYTES + 1024 * 1024;
 
 /// Which side of an image is up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,10 +54,10 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`DataError::Content`] when there are no bytes, when they are of a format that is not read, or when they end
-    /// before the image does; [`DataError::Decode`] when they are damaged, or describe an image with a side above
+    /// [`ImageError::Content`] when there are no bytes, when they are of a format that is not read, or when they end
+    /// before the image does; [`ImageError::Decode`] when they are damaged, or describe an image with a side above
     /// 16,384 pixels.
-    pub fn decode(bytes: &[u8], name: &str) -> Result<Self, DataError> {
+    pub fn decode(bytes: &[u8], name: &str) -> Result<Self, ImageError> {
         Self::decode_as(bytes, name, ImageReading::default())
     }
 
@@ -68,10 +65,12 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// Those of [`decode`](Self::decode), and [`DataError::Content`] for a sample above [`BitDepth::Bits`].
-    pub fn decode_as(bytes: &[u8], name: &str, reading: ImageReading) -> Result<Self, DataError> {
-        let problem = |problem: &str, action: &str| {
-            DataError::content(format!("image `{name}`"), problem, action)
+    /// Those of [`decode`](Self::decode), and [`ImageError::Content`] for a sample above [`BitDepth::Bits`].
+    pub fn decode_as(bytes: &[u8], name: &str, reading: ImageReading) -> Result<Self, ImageError> {
+        let problem = |problem: &str, action| ImageError::Content {
+            name: name.to_owned(),
+            problem: problem.to_owned(),
+            action,
         };
         let replace = "replace or remove it";
         if bytes.is_empty() {
@@ -88,7 +87,7 @@ impl Image {
             Rotation::Stored => decoded(bytes),
             Rotation::Exif => decoded_upright(bytes),
         };
-        let decoded = decoded.map_err(|source| DataError::Decode {
+        let decoded = decoded.map_err(|source| ImageError::Decode {
             name: name.to_owned(),
             source,
         })?;
@@ -109,16 +108,6 @@ impl Image {
         };
         Self::new(width, height, channels, data)
     }
-
-    /// Reads and decodes the image file at `path`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`read_file`](crate::read_file) and of [`decode_as`](Self::decode_as).
-    pub fn open(path: &Path, reading: ImageReading) -> Result<Self, DataError> {
-        let bytes = read_file(path, MAX_IMAGE_BYTES)?;
-        Self::decode_as(&bytes, &path.display().to_string(), reading)
-    }
 }
 
 fn limits() -> Limits {
@@ -129,18 +118,18 @@ fn limits() -> Limits {
     limits
 }
 
-fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, ImageError> {
+fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, image::ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     reader.limits(limits());
     Ok(reader)
 }
 
-fn decoded(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+fn decoded(bytes: &[u8]) -> Result<DynamicImage, image::ImageError> {
     reader(bytes)?.decode()
 }
 
 /// The image turned as its EXIF data say; EXIF data that cannot be read say nothing.
-fn decoded_upright(bytes: &[u8]) -> Result<DynamicImage, ImageError> {
+fn decoded_upright(bytes: &[u8]) -> Result<DynamicImage, image::ImageError> {
     let mut decoder = reader(bytes)?.into_decoder()?;
     let mut limits = limits();
     limits.reserve(decoder.total_bytes())?;
@@ -371,7 +360,7 @@ mod tests {
             }
             let error = Image::decode(&bytes, "x").unwrap_err();
             assert!(
-                matches!(error, DataError::Decode { .. }),
+                matches!(error, ImageError::Decode { .. }),
                 "{format:?}: {error}"
             );
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Transform;
 use crate::augment::AugmentConfig;
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::pipeline::PipelineConfig;
 use crate::resample::Interpolation;
 
@@ -186,7 +186,7 @@ impl TransformConfig {
     }
 
     /// Refuses settings that a pipeline would silently replace, and checks the pipeline.
-    fn check_pipeline(&self, pipeline: &PipelineConfig) -> Result<(), DataError> {
+    fn check_pipeline(&self, pipeline: &PipelineConfig) -> Result<(), ImageError> {
         let plain = Self::new(self.side, self.channels);
         for (name, is_default) in [
             ("fit", self.fit == plain.fit),
@@ -195,7 +195,7 @@ impl TransformConfig {
             ("augment", self.augment == plain.augment),
         ] {
             if !is_default {
-                return Err(DataError::setting(
+                return Err(ImageError::setting(
                     format!("transform.{name}"),
                     "given together with `transform.pipeline`",
                     "only one of them, the pipeline has steps in its place",
@@ -224,10 +224,10 @@ impl TransformConfig {
     ///
     /// # Errors
     ///
-    /// [`DataError::Setting`] for the first value outside its range.
-    pub fn init(&self) -> Result<Transform, DataError> {
+    /// [`ImageError::Setting`] for the first value outside its range.
+    pub fn init(&self) -> Result<Transform, ImageError> {
         let refuse = |name: &str, found: String, expected: &str| {
-            Err(DataError::setting(
+            Err(ImageError::setting(
                 format!("transform.{name}"),
                 found,
                 expected,

@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::resize::Affine;
 
 /// Random changes of geometry, applied in the order crop, flip, affine; none by default.
@@ -74,9 +74,9 @@ impl AugmentConfig {
         self.crop.is_none() && self.flip == 0.0 && self.affine.is_none()
     }
 
-    pub(crate) fn check(&self) -> Result<(), DataError> {
+    pub(crate) fn check(&self) -> Result<(), ImageError> {
         let refuse = |name: &str, found: String, expected: &str| {
-            Err(DataError::setting(
+            Err(ImageError::setting(
                 format!("augment.{name}"),
                 found,
                 expected,
@@ -180,12 +180,12 @@ impl RandomAffine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed::{Purpose, generator};
+    use crate::draws::generator;
 
     fn maps(config: &AugmentConfig, n: u32) -> Vec<Affine> {
         config.check().unwrap();
         (0..n)
-            .map(|i| config.draw(&mut generator(0, Purpose::Augment, [0, 0, i])))
+            .map(|i| config.draw(&mut generator(0, [0, 0, i])))
             .collect()
     }
 

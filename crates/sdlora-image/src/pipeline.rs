@@ -14,16 +14,15 @@
 
 use std::borrow::Cow;
 
-use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::chance::{check_probability, happens};
+use crate::check::check_side;
 use crate::color::ColorJitter;
-use crate::crop::{
-    PaddedCrop, RandomResizedCrop, Resize, Size, center_crop, check_side, flip_horizontally,
-};
+use crate::crop::{PaddedCrop, RandomResizedCrop, Resize, Size, center_crop, flip_horizontally};
 use crate::erasing::RandomErasing;
-use crate::error::DataError;
+use crate::error::ImageError;
 use crate::image::Image;
 use crate::rand_augment::RandAugment;
 use crate::resample::Interpolation;
@@ -68,7 +67,7 @@ impl Step {
         !matches!(self, Self::Resize(_) | Self::CenterCrop(_))
     }
 
-    fn check(&self, setting: &str) -> Result<(), DataError> {
+    fn check(&self, setting: &str) -> Result<(), ImageError> {
         match self {
             Self::Resize(resize) => resize.check(&format!("{setting}.resize")),
             Self::CenterCrop(side) => check_side(&format!("{setting}.center_crop"), *side),
@@ -126,24 +125,12 @@ impl Step {
     }
 }
 
-/// True with this probability: never at 0, always at 1.
-pub(crate) fn happens(probability: f64, rng: &mut ChaCha8Rng) -> bool {
-    rng.random::<f64>() < probability
-}
-
 /// Size of an image after a step.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
     Square(usize),
     /// Depends on the image, or is no square.
     Other,
-}
-
-pub(crate) fn check_probability(setting: &str, probability: f64) -> Result<(), DataError> {
-    if (0.0..=1.0).contains(&probability) {
-        return Ok(());
-    }
-    Err(DataError::setting(setting, probability, "0 to 1"))
 }
 
 impl PipelineConfig {
@@ -195,7 +182,7 @@ impl PipelineConfig {
         self.train.iter().any(Step::is_random)
     }
 
-    pub(crate) fn check(&self, side: usize) -> Result<(), DataError> {
+    pub(crate) fn check(&self, side: usize) -> Result<(), ImageError> {
         for (half, steps) in [("train", &self.train), ("test", &self.test)] {
             let half = format!("transform.pipeline.{half}");
             for (i, step) in steps.iter().enumerate() {
@@ -214,20 +201,20 @@ impl PipelineConfig {
             let expected = format!(
                 "`transform.side`, {side} x {side}, for instance by `center_crop = {side}` at the end"
             );
-            return Err(DataError::setting(half, found, expected));
+            return Err(ImageError::setting(half, found, expected));
         }
         let is_erasing = |step: &Step| matches!(step, Step::RandomErasing(_));
         if let Some(i) = self.train.iter().position(is_erasing)
             && i + 1 < self.train.len()
         {
-            return Err(DataError::setting(
+            return Err(ImageError::setting(
                 format!("transform.pipeline.train[{i}]"),
                 "random_erasing before another step",
                 "it to be the last step, as it runs after normalisation",
             ));
         }
         if let Some(i) = self.test.iter().position(Step::is_random) {
-            return Err(DataError::setting(
+            return Err(ImageError::setting(
                 format!("transform.pipeline.test[{i}]"),
                 "a random step",
                 "resize or center_crop",
@@ -276,57 +263,11 @@ impl PipelineConfig {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
+    use crate::augment::AugmentConfig;
+    use crate::draws::generator;
     use crate::golden::{cases, difference};
-    use crate::loader::{Loader, LoaderConfig};
-    use crate::seed::{Purpose, generator};
-    use crate::source::{Cache, ImageSource};
-    use crate::stream::{StreamConfig, TaskSplit, TaskStream};
-    use crate::toy::{ToyDataset, batches};
     use crate::transform::{Channels, Fit, TransformConfig};
-    use crate::{AugmentConfig, Split};
-
-    /// Every kind of geometry, for 8 x 8 images.
-    fn toy_pipeline() -> PipelineConfig {
-        PipelineConfig {
-            train: vec![
-                Step::Resize(Resize {
-                    size: Size::Shorter(7),
-                    interpolation: Interpolation::Bicubic,
-                }),
-                Step::RandomCrop(PaddedCrop {
-                    size: 7,
-                    padding: 1,
-                }),
-                Step::RandomResizedCrop(RandomResizedCrop::new(4)),
-                Step::RandomHorizontalFlip(0.5),
-                Step::RandAugment(RandAugment::default()),
-                Step::ColorJitter(ColorJitter {
-                    brightness: 0.3,
-                    contrast: 0.3,
-                    saturation: 0.3,
-                    hue: 0.1,
-                }),
-                Step::RandomErasing(RandomErasing::default()),
-            ],
-            test: PipelineConfig::imagenet_test(6, 4, Interpolation::Bicubic),
-        }
-    }
-
-    fn toy_loader(cache: Cache, config: LoaderConfig) -> Loader {
-        let dataset = ToyDataset::new(2, 12, 1);
-        let stream =
-            TaskStream::new(&dataset, &StreamConfig::new(TaskSplit::Sizes(vec![2]))).unwrap();
-        let transform = TransformConfig::new(4, Channels::Rgb)
-            .with_pipeline(toy_pipeline())
-            .init()
-            .unwrap();
-        let train = &stream.tasks()[0].train;
-        let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
-        config.init(Arc::new(source), 5).unwrap()
-    }
 
     #[test]
     fn evaluation_equals_torchvision_to_the_last_bit() {
@@ -341,7 +282,7 @@ mod tests {
                 .init()
                 .unwrap();
             let mut out = vec![0.0; transform.n_values()];
-            let base = transform.base_image(case.input(), &[], Split::Test, 0);
+            let base = transform.base_image(case.input());
             transform.write(&base, None, &mut out);
             // Rows and columns 10 and 11 of each plane.
             let at = |c: usize, y: usize, x: usize| out[(c * side + y) * side + x];
@@ -367,43 +308,13 @@ mod tests {
     }
 
     #[test]
-    fn batches_depend_on_neither_workers_nor_cache_nor_start() {
-        let plain = toy_loader(Cache::None, LoaderConfig::training(5).with_prefetch(0));
-        let expected = batches(&plain, 3);
-        for cache in [Cache::None, Cache::Memory] {
-            for workers in [1, 2, 3, 7] {
-                let config = LoaderConfig::training(5).with_workers(workers);
-                let loader = toy_loader(cache, config);
-                assert_eq!(batches(&loader, 3), expected, "{cache:?}, {workers}");
-                for start in 0..=expected.len() {
-                    let rest = loader.host_epoch(3).skip_to(start).unwrap();
-                    let rest: Vec<_> = rest.collect::<Result<_, _>>().unwrap();
-                    assert_eq!(rest, expected[start..]);
-                }
-            }
-        }
-        assert_ne!(batches(&plain, 4), expected);
-    }
-
-    #[test]
-    fn a_training_image_is_new_in_every_epoch_and_evaluation_is_not() {
-        let sorted = LoaderConfig::evaluation(24);
-        let loader = toy_loader(Cache::Memory, sorted);
-        let pixels = |epoch| batches(&loader, epoch).swap_remove(0).pixels;
-        assert_ne!(pixels(0), pixels(1));
-        let config = TransformConfig::new(4, Channels::Rgb).with_pipeline(toy_pipeline());
-        assert!(config.is_random() && !config.for_evaluation().is_random());
-        assert!(config.for_evaluation().init().is_ok());
-    }
-
-    #[test]
     fn flips_come_as_often_as_asked() {
         let image = Image::new(2, 1, 1, vec![0, 255]).unwrap();
         let n_flips = |probability| {
             let step = Step::RandomHorizontalFlip(probability);
             (0..2000)
                 .filter(|&i| {
-                    let mut rng = generator(0, Purpose::Augment, [0, 0, i]);
+                    let mut rng = generator(0, [0, 0, i]);
                     step.apply(Cow::Borrowed(&image), Some(&mut rng)).data()[0] == 255
                 })
                 .count()

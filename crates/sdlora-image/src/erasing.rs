@@ -4,9 +4,9 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::crop::{MAX_RATIO, check_pair};
-use crate::error::DataError;
-use crate::pipeline::{check_probability, happens};
+use crate::chance::{check_probability, happens};
+use crate::check::{MAX_RATIO, check_pair};
+use crate::error::ImageError;
 
 /// Overwrites a random rectangle; runs after normalisation, so that a `value` of 0 is the mean of the levels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,13 +50,13 @@ impl Default for RandomErasing {
 }
 
 impl RandomErasing {
-    pub(crate) fn check(&self, setting: &str) -> Result<(), DataError> {
+    pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         check_probability(&format!("{setting}.probability"), self.probability)?;
         check_pair(format!("{setting}.area"), self.area, 1.0)?;
         check_pair(format!("{setting}.ratio"), self.ratio, MAX_RATIO)?;
         if !self.value.is_finite() {
             let setting = format!("{setting}.value");
-            return Err(DataError::setting(setting, self.value, "a finite number"));
+            return Err(ImageError::setting(setting, self.value, "a finite number"));
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl RandomErasing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seed::{Purpose, generator};
+    use crate::draws::generator;
 
     #[test]
     fn one_rectangle_of_the_asked_area_in_all_planes() {
@@ -103,7 +103,7 @@ mod tests {
         let (mut n_erased, mut area) = (0, 0.0);
         for i in 0..n {
             let mut values = vec![1.0; 2 * side * side];
-            let mut rng = generator(0, Purpose::Augment, [0, 0, i]);
+            let mut rng = generator(0, [0, 0, i]);
             erasing.apply(&mut values, side, &mut rng);
             let (first, second) = values.split_at(side * side);
             assert_eq!(first, second);
