@@ -55,7 +55,6 @@ mod files;
 mod fingerprint;
 mod loader;
 mod manifest;
-mod pickle;
 mod seed;
 mod source;
 mod stream;

@@ -2,12 +2,12 @@
 
 mod build;
 mod flatten;
-mod pickle;
 mod value;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 
+use sdlora_pickle::{Pickle, PickleError, Value};
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::WeightsError;
@@ -15,8 +15,8 @@ use crate::foreign;
 use crate::place::{Place, ReadSeek, Run, Source};
 use crate::tensor::{TensorInfo, n_elements};
 use crate::weight_file::Entry;
-use pickle::{Pickle, PickleError};
-use value::{Value, View};
+use build::Torch;
+use value::View;
 
 /// The pickle of ViT-L has 53,000 bytes, 122,000 with the state of AdamW beside it (timm, 296 tensors, torch 2.15).
 const MAX_PICKLE: u64 = 32 << 20;
@@ -39,7 +39,8 @@ pub(crate) fn read(
         offset,
         problem,
     };
-    let pickle = Pickle::read(&bytes).map_err(refuse)?;
+    let mut torch = Torch::default();
+    let pickle = Pickle::read(&bytes, &mut torch).map_err(refuse)?;
     let tensors = flatten::flatten(&pickle).map_err(|problem| {
         refuse(PickleError {
             offset: bytes.len(),
@@ -63,7 +64,7 @@ pub(crate) fn read(
     for (name, view) in tensors {
         entries.push(archive.entry(name, view, source_idx)?);
     }
-    Ok((entries, pickle.unbuilt))
+    Ok((entries, torch.unbuilt))
 }
 
 struct Archive<'a> {

@@ -6,14 +6,15 @@
 
 use std::path::{Path, PathBuf};
 
+use sdlora_pickle::PickleError;
 use serde::{Deserialize, Serialize};
 
 use super::DatasetEntry;
+use super::numpy::Arrays;
 use super::pixels::{Order, PixelImages, Pixels, left_out_note};
 use crate::dataset::{Dataset, Group, Options, Sample};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, Place, locate};
-use crate::pickle::Pickle;
 
 /// Ten classes.
 pub(super) const CIFAR10: DatasetEntry = DatasetEntry {
@@ -281,7 +282,7 @@ fn binary(files: &Files, file: usize, kind: &Kind) -> Result<Records, DataError>
 fn python(files: &Files, file: usize, kind: &Kind) -> Result<Records, DataError> {
     let problem = |text: String| files.error(file, text, "fetch it again");
     let bytes = files.read(file)?;
-    let pickle = Pickle::read(&bytes).map_err(|error| problem(error.to_string()))?;
+    let pickle = Arrays::read(&bytes).map_err(|error| problem(unreadable(&error)))?;
     let integers = |key: &str| -> Result<Vec<usize>, DataError> {
         pickle
             .numbers(key)
@@ -314,6 +315,11 @@ fn python(files: &Files, file: usize, kind: &Kind) -> Result<Records, DataError>
     })
 }
 
+/// A pickle that cannot be read, as the end of a sentence about its file.
+fn unreadable(error: &PickleError) -> String {
+    format!("is a pickle that cannot be read: {error}")
+}
+
 /// Names of classes and superclasses; numbers when the file with the names is not there.
 fn names(
     files: &Files,
@@ -337,8 +343,8 @@ fn names(
                 .collect()
         } else {
             let bytes = files.read(idx)?;
-            Pickle::read(&bytes)
-                .map_err(|error| files.error(idx, error.to_string(), "fetch it again"))?
+            Arrays::read(&bytes)
+                .map_err(|error| files.error(idx, unreadable(&error), "fetch it again"))?
                 .texts(key)
                 .unwrap_or_default()
         };

@@ -21,6 +21,7 @@ mod idx;
 mod layout;
 mod listed;
 mod listing;
+mod numpy;
 mod omniglot;
 mod pixels;
 mod table;

@@ -2,111 +2,123 @@
 
 use std::collections::BTreeSet;
 
+use sdlora_pickle::{Id, Meaning, Problem, Value};
+
 use crate::tensor::MAX_AXES;
 
-use super::value::{Global, Id, Storage, Value, Values, View};
+use super::value::{Global, Object, Storage, View};
 
-/// Why a call could not be followed.
-pub(super) type Problem = String;
+type Values<'a> = sdlora_pickle::Values<'a, Object>;
 
-/// What `function(*args)` gives, as a new value or an old one.
-pub(super) fn call(
-    values: &mut Values,
-    unbuilt: &mut BTreeSet<String>,
-    function: Id,
-    args: Id,
-) -> Result<Id, Problem> {
-    let (mut function, mut args) = (function, args);
-    if let Value::Global(Global::Subclass, _) = values.get(function) {
-        // Its arguments: the function that makes the tensor, the class, the arguments of that function, attributes.
-        if let Some(&[inner, _, inner_args, ..]) = values.items(args) {
-            (function, args) = (inner, inner_args);
+/// The calls of PyTorch.
+#[derive(Debug, Default)]
+pub(super) struct Torch {
+    /// Classes and functions that were not called.
+    pub(super) unbuilt: BTreeSet<String>,
+}
+
+impl Meaning for Torch {
+    type Object = Object;
+
+    fn call(&mut self, values: &mut Values<'_>, function: Id, args: Id) -> Result<Id, Problem> {
+        let (mut function, mut args) = (function, args);
+        if meaning(values, function) == Global::Subclass {
+            // Its arguments: the function that makes the tensor, the class, the arguments of that function, attributes.
+            if let Some(&[inner, _, inner_args, ..]) = values.items(args) {
+                (function, args) = (inner, inner_args);
+            }
         }
+        let items = values.items(args).unwrap_or_default().to_vec();
+        let value = match (meaning(values, function), items.as_slice()) {
+            (Global::Dict, items) => {
+                let pairs = items.first().and_then(|&list| values.items(list));
+                let pairs = pairs.unwrap_or_default().iter();
+                let pairs = pairs.filter_map(|&pair| match values.items(pair) {
+                    Some(&[key, value]) => Some((key, value)),
+                    _ => None,
+                });
+                Value::Dict(pairs.collect())
+            }
+            (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
+                view(values, storage, offset, shape, strides, None)?
+            }
+            (Global::TypedTensor, &[storage, offset, shape, strides, _, _, dtype, ..]) => {
+                view(values, storage, offset, shape, strides, Some(dtype))?
+            }
+            (Global::Tensor | Global::TypedTensor, _) => {
+                return Err("a tensor with too few arguments".into());
+            }
+            (Global::Parameter, &[data, ..]) => return Ok(data),
+            (Global::Size, &[shape, ..]) => return Ok(shape),
+            _ => return self.instance(values, function),
+        };
+        values.add(value)
     }
-    let global = match values.get(function) {
-        Value::Global(global, _) => global.clone(),
+
+    /// Notes that a class or function was not called.
+    fn instance(&mut self, values: &mut Values<'_>, class: Id) -> Result<Id, Problem> {
+        let name = values.global_name(class);
+        if !name.is_empty() {
+            self.unbuilt.insert(name);
+        }
+        values.add(Value::Unbuilt(class))
+    }
+
+    /// The storage that a persistent id stands for: `("storage", class, key, location, length)`.
+    fn persistent<'a>(
+        &mut self,
+        values: &Values<'a>,
+        id: Id,
+    ) -> Result<Value<'a, Object>, Problem> {
+        let Some(&[_, class, key, _, n_elements, ..]) = values.items(id) else {
+            return Err("a persistent id that is no storage".into());
+        };
+        let dtype = match meaning(values, class) {
+            Global::Storage(dtype) => Some(dtype),
+            Global::UntypedStorage => None,
+            _ => {
+                return Err(format!(
+                    "a storage of the unknown class `{}`",
+                    values.global_name(class)
+                ));
+            }
+        };
+        let key = match values.get(key) {
+            Value::Int(key) => key.to_string(),
+            _ => values
+                .text(key)
+                .ok_or("a storage without a name")?
+                .to_owned(),
+        };
+        let n_elements = values
+            .non_negative(n_elements)
+            .ok_or("a storage without a length")?;
+        Ok(Value::Object(Object::Storage(Box::new(Storage {
+            dtype,
+            key,
+            n_elements,
+        }))))
+    }
+}
+
+/// What a global means here.
+fn meaning(values: &Values<'_>, id: Id) -> Global {
+    match values.get(id) {
+        Value::Global(module, name) => Global::of(module, name),
         _ => Global::Unknown,
-    };
-    let items = values.items(args).unwrap_or_default().to_vec();
-    let value = match (global, items.as_slice()) {
-        (Global::Dict, items) => {
-            let pairs = items.first().and_then(|&list| values.items(list));
-            let pairs = pairs.unwrap_or_default().iter();
-            let pairs = pairs.filter_map(|&pair| match values.items(pair) {
-                Some(&[key, value]) => Some((key, value)),
-                _ => None,
-            });
-            Value::Dict(pairs.collect())
-        }
-        (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
-            view(values, storage, offset, shape, strides, None)?
-        }
-        (Global::TypedTensor, &[storage, offset, shape, strides, _, _, dtype, ..]) => {
-            view(values, storage, offset, shape, strides, Some(dtype))?
-        }
-        (Global::Tensor | Global::TypedTensor, _) => {
-            return Err("a tensor with too few arguments".into());
-        }
-        (Global::Parameter, &[data, ..]) => return Ok(data),
-        (Global::Size, &[shape, ..]) => return Ok(shape),
-        _ => return leave(values, unbuilt, function),
-    };
-    values.add(value).ok_or_else(too_many)
-}
-
-/// Notes that a class or function was not called.
-pub(super) fn leave(
-    values: &mut Values,
-    unbuilt: &mut BTreeSet<String>,
-    function: Id,
-) -> Result<Id, Problem> {
-    let name = values.global_name(function);
-    if !name.is_empty() && !unbuilt.contains(name) {
-        unbuilt.insert(name.into());
     }
-    values.add(Value::Unbuilt(function)).ok_or_else(too_many)
 }
 
-/// The storage that a persistent id stands for: `("storage", class, key, location, length)`.
-pub(super) fn storage(values: &Values, persistent_id: Id) -> Result<Value, Problem> {
-    let Some(&[_, class, key, _, n_elements, ..]) = values.items(persistent_id) else {
-        return Err("a persistent id that is no storage".into());
-    };
-    let dtype = match values.get(class) {
-        Value::Global(Global::Storage(dtype), _) => Some(dtype.clone()),
-        Value::Global(Global::UntypedStorage, _) => None,
-        _ => {
-            return Err(format!(
-                "a storage of the unknown class `{}`",
-                values.global_name(class)
-            ));
-        }
-    };
-    let key = match values.get(key) {
-        Value::Str(key) => key.to_string(),
-        Value::Int(key) => key.to_string(),
-        _ => return Err("a storage without a name".into()),
-    };
-    let n_elements = values
-        .non_negative(n_elements)
-        .ok_or("a storage without a length")?;
-    Ok(Value::Storage(Box::new(Storage {
-        dtype,
-        key,
-        n_elements,
-    })))
-}
-
-fn view(
-    values: &Values,
+fn view<'a>(
+    values: &Values<'a>,
     storage: Id,
     offset: Id,
     shape: Id,
     strides: Id,
     dtype: Option<Id>,
-) -> Result<Value, Problem> {
+) -> Result<Value<'a, Object>, Problem> {
     let storage = match values.get(storage) {
-        Value::Storage(storage) => storage.as_ref().clone(),
+        Value::Object(Object::Storage(storage)) => storage.as_ref().clone(),
         Value::Unbuilt(class) => {
             return Err(format!(
                 "a tensor on an unknown object `{}`",
@@ -115,8 +127,8 @@ fn view(
         }
         _ => return Err("a tensor without a storage".into()),
     };
-    let dtype = match dtype.map(|id| values.get(id)) {
-        Some(Value::Global(Global::Dtype(dtype), _)) => Some(dtype.clone()),
+    let dtype = match dtype.map(|id| meaning(values, id)) {
+        Some(Global::Dtype(dtype)) => Some(dtype),
         Some(_) => return Err("a tensor of an unknown dtype".into()),
         None => storage.dtype.clone(),
     };
@@ -136,7 +148,7 @@ fn view(
             strides.len()
         ));
     }
-    Ok(Value::Tensor(Box::new(View {
+    Ok(Value::Object(Object::Tensor(Box::new(View {
         dtype: dtype.ok_or("a tensor on bytes without a dtype")?,
         storage,
         offset: values
@@ -144,10 +156,5 @@ fn view(
             .ok_or("a tensor without an offset")?,
         shape,
         strides,
-    })))
-}
-
-/// The message when the arena is full.
-pub(super) fn too_many() -> Problem {
-    "it describes more values than any checkpoint".into()
+    }))))
 }

@@ -1,7 +1,8 @@
 //! From nested dictionaries to tensors with dotted names.
 
-use super::pickle::Pickle;
-use super::value::{Id, Value, View};
+use sdlora_pickle::{Id, Pickle, Value};
+
+use super::value::{Object, View};
 
 /// Deeper than checkpoints go; also where a dictionary that contains itself ends.
 const MAX_DEPTH: usize = 32;
@@ -12,7 +13,9 @@ const MAX_NAME_BYTES: usize = 32 << 20;
 const BARE: &str = "tensor";
 
 /// All tensors a pickle ends with; the problem is the end of a sentence.
-pub(super) fn flatten(pickle: &Pickle) -> Result<Vec<(String, &View)>, String> {
+pub(super) fn flatten<'p>(
+    pickle: &'p Pickle<'_, Object>,
+) -> Result<Vec<(String, &'p View)>, String> {
     let values = &pickle.values;
     let mut tensors = Vec::new();
     let mut todo: Vec<(Id, String, usize)> = vec![(pickle.top, String::new(), 0)];
@@ -27,7 +30,10 @@ pub(super) fn flatten(pickle: &Pickle) -> Result<Vec<(String, &View)>, String> {
             n_visits += 1;
             let has_parts = matches!(
                 values.get(id),
-                Value::Dict(_) | Value::List(_) | Value::Tuple(_) | Value::Tensor(_)
+                Value::Dict(_)
+                    | Value::List(_)
+                    | Value::Tuple(_)
+                    | Value::Object(Object::Tensor(_))
             );
             if has_parts {
                 let full = match name.as_str() {
@@ -48,7 +54,10 @@ pub(super) fn flatten(pickle: &Pickle) -> Result<Vec<(String, &View)>, String> {
             Value::Dict(pairs) => {
                 for &(key, value) in pairs {
                     match values.get(key) {
-                        Value::Str(key) => visit(value, key)?,
+                        Value::Str(key) => {
+                            let key = std::str::from_utf8(key);
+                            visit(value, &key.map_err(|_| "a name that is not UTF-8")?)?;
+                        }
                         Value::Int(key) => visit(value, key)?,
                         _ => {}
                     }
@@ -64,7 +73,7 @@ pub(super) fn flatten(pickle: &Pickle) -> Result<Vec<(String, &View)>, String> {
                     visit(item, &idx)?;
                 }
             }
-            Value::Tensor(view) => {
+            Value::Object(Object::Tensor(view)) => {
                 let name = if depth == 0 { BARE.into() } else { name };
                 tensors.push((name, view.as_ref()));
             }
@@ -76,11 +85,12 @@ pub(super) fn flatten(pickle: &Pickle) -> Result<Vec<(String, &View)>, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::build::Torch;
     use super::*;
 
     #[test]
     fn a_dictionary_in_itself_and_one_that_unfolds_without_end_are_refused() {
-        let cyclic = Pickle::read(b"}q\0X\x01\0\0\0ah\0s.").unwrap();
+        let cyclic = Pickle::read(b"}q\0X\x01\0\0\0ah\0s.", &mut Torch::default()).unwrap();
         assert!(flatten(&cyclic).unwrap_err().contains("contains itself"));
 
         // 28 lists, each holding the one before it twice.
@@ -99,7 +109,7 @@ mod tests {
             ]);
         }
         bytes.push(b'.');
-        let doubling = Pickle::read(&bytes).unwrap();
+        let doubling = Pickle::read(&bytes, &mut Torch::default()).unwrap();
         assert!(flatten(&doubling).unwrap_err().contains("unfold"));
     }
 }

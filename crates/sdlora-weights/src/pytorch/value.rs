@@ -1,29 +1,12 @@
-//! What a pickle describes, as data: values in one arena that name each other by position.
-//!
-//! Positions instead of pointers, so that a value may contain itself and nothing recurses, not even its release.
+//! What the globals and objects of a PyTorch pickle are.
 
 use crate::tensor::Dtype;
 
-/// Position of a value in the arena.
-pub(super) type Id = u32;
-
-/// A value.
+/// What a known call or persistent id gives.
 #[derive(Debug, Clone)]
-pub(super) enum Value {
-    /// `None`, floats, bytes, sets and numbers beyond 64 bits: nothing a tensor is made of.
-    Plain,
-    Bool,
-    Int(i64),
-    Str(Box<str>),
-    Tuple(Box<[Id]>),
-    List(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    /// A class or function by name; it is never looked up.
-    Global(Global, Box<str>),
+pub(super) enum Object {
     Storage(Box<Storage>),
     Tensor(Box<View>),
-    /// What calling or building that global would have given.
-    Unbuilt(Id),
 }
 
 /// The globals with a meaning here.
@@ -127,54 +110,6 @@ pub(super) struct View {
     pub(super) offset: u64,
     pub(super) shape: Vec<u64>,
     pub(super) strides: Vec<u64>,
-}
-
-/// The arena.
-#[derive(Debug, Default)]
-pub(super) struct Values(Vec<Value>);
-
-impl Values {
-    /// Adds a value, `None` when there are more than any checkpoint needs.
-    pub(super) fn add(&mut self, value: Value) -> Option<Id> {
-        /// ViT-L with the state of AdamW takes 20,000.
-        const MAX_VALUES: usize = 1 << 20;
-        (self.0.len() < MAX_VALUES).then(|| {
-            self.0.push(value);
-            self.0.len() as Id - 1
-        })
-    }
-
-    pub(super) fn get(&self, id: Id) -> &Value {
-        &self.0[id as usize]
-    }
-
-    pub(super) fn get_mut(&mut self, id: Id) -> &mut Value {
-        &mut self.0[id as usize]
-    }
-
-    /// `module.name` of a global, empty for other values.
-    pub(super) fn global_name(&self, id: Id) -> &str {
-        match self.get(id) {
-            Value::Global(_, name) => name,
-            _ => "",
-        }
-    }
-
-    pub(super) fn non_negative(&self, id: Id) -> Option<u64> {
-        match self.get(id) {
-            Value::Int(x) => u64::try_from(*x).ok(),
-            _ => None,
-        }
-    }
-
-    /// The items of a tuple or list.
-    pub(super) fn items(&self, id: Id) -> Option<&[Id]> {
-        match self.get(id) {
-            Value::Tuple(items) => Some(items),
-            Value::List(items) => Some(items),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,51 +1,46 @@
 //! A machine for pickles of protocol 0 to 5 that imports nothing and calls nothing.
 //!
-//! A pickle is a program for a stack machine whose instructions may import and call anything. Here an import gives a
-//! name, a call gives what [`build`] knows of it. Instructions, values, stack and memo are bounded.
+//! The instructions are those of Python's `pickletools`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use super::build::{self, Problem, too_many};
-use super::value::{Global, Id, Value, Values};
-
-/// ViT-L with the state of AdamW takes 40,000.
-const MAX_INSTRUCTIONS: usize = 4 << 20;
-const MAX_STACK: usize = 1 << 20;
+use crate::error::{PickleError, Problem};
+use crate::limits::{MAX_INSTRUCTIONS, MAX_STACK};
+use crate::meaning::Meaning;
+use crate::value::{Id, Value, Values};
 
 /// What a pickle describes.
 #[derive(Debug)]
-pub(super) struct Pickle {
-    pub(super) values: Values,
+pub struct Pickle<'a, O> {
+    /// All values.
+    pub values: Values<'a, O>,
     /// The value the program ends with.
-    pub(super) top: Id,
-    /// Classes and functions that were not called.
-    pub(super) unbuilt: BTreeSet<String>,
+    pub top: Id,
 }
 
-/// Where a pickle went wrong and how.
-#[derive(Debug)]
-pub(super) struct PickleError {
-    pub(super) offset: usize,
-    pub(super) problem: Problem,
-}
-
-impl Pickle {
-    /// Runs the program in `bytes`.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, PickleError> {
+impl<'a, O> Pickle<'a, O> {
+    /// Runs the program in `bytes`; `meaning` says what its calls give.
+    ///
+    /// # Errors
+    ///
+    /// [`PickleError`] when the program is damaged, beyond the [limits](crate::limits), or does what `meaning` refuses.
+    pub fn read(
+        bytes: &'a [u8],
+        meaning: &mut impl Meaning<Object = O>,
+    ) -> Result<Self, PickleError> {
         let mut machine = Machine {
             bytes,
             at: 0,
-            values: Values::default(),
+            values: Values::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
-            unbuilt: BTreeSet::new(),
+            meaning,
         };
         match machine.run() {
             Ok(top) => Ok(Self {
                 values: machine.values,
                 top,
-                unbuilt: machine.unbuilt,
             }),
             Err(problem) => Err(PickleError {
                 offset: machine.at,
@@ -55,18 +50,18 @@ impl Pickle {
     }
 }
 
-struct Machine<'a> {
+struct Machine<'a, 'm, M: Meaning> {
     bytes: &'a [u8],
     at: usize,
-    values: Values,
+    values: Values<'a, M::Object>,
     stack: Vec<Id>,
     /// Heights of the stack at which a mark lies.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
-    unbuilt: BTreeSet<String>,
+    meaning: &'m mut M,
 }
 
-impl<'a> Machine<'a> {
+impl<'a, M: Meaning> Machine<'a, '_, M> {
     fn run(&mut self) -> Result<Id, Problem> {
         for _ in 0..MAX_INSTRUCTIONS {
             let code = self.byte()?;
@@ -138,19 +133,29 @@ impl<'a> Machine<'a> {
             }
 
             b'S' => {
+                // Quoted; escapes stay as they are written.
                 let text = self.line()?;
                 let text = text.get(1..text.len().saturating_sub(1)).unwrap_or("");
-                self.push(Value::Str(text.into()))
+                self.push(Value::Str(text.as_bytes()))
             }
             b'V' => {
                 let text = self.line()?;
-                self.push(Value::Str(text.into()))
+                self.push(Value::Str(text.as_bytes()))
             }
-            b'U' | 0x8c => {
+            // Byte strings of Python 2.
+            b'U' => {
+                let n = self.byte()?;
+                self.raw_text(n.into())
+            }
+            b'T' => {
+                let n = u32::from_le_bytes(self.array()?);
+                self.raw_text(n.into())
+            }
+            0x8c => {
                 let n = self.byte()?;
                 self.text(n.into())
             }
-            b'T' | b'X' => {
+            b'X' => {
                 let n = u32::from_le_bytes(self.array()?);
                 self.text(n.into())
             }
@@ -253,11 +258,10 @@ impl<'a> Machine<'a> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let global = match (self.values.get(module), self.values.get(name)) {
-                    (Value::Str(module), Value::Str(name)) => global(module, name),
-                    _ => return Err("an import without a name".into()),
-                };
-                self.push(global)
+                match (self.values.text(module), self.values.text(name)) {
+                    (Some(module), Some(name)) => self.push(Value::Global(module, name)),
+                    _ => Err("an import without a name".into()),
+                }
             }
             // REDUCE, NEWOBJ, and NEWOBJ_EX with keywords, which no tensor has.
             b'R' | 0x81 | 0x92 => {
@@ -265,49 +269,44 @@ impl<'a> Machine<'a> {
                     self.pop()?;
                 }
                 let (args, function) = (self.pop()?, self.pop()?);
-                self.call(function, args)
+                let id = self.meaning.call(&mut self.values, function, args)?;
+                self.stack.push(id);
+                Ok(())
             }
             b'b' => {
-                // Attributes of an object: no tensor's numbers.
-                self.pop()?;
-                self.peek().map(drop)
+                let (state, object) = (self.pop()?, self.peek()?);
+                self.meaning.state(&mut self.values, object, state)
             }
             b'i' => {
                 let class = self.global()?;
-                let class = self.values.add(class).ok_or_else(too_many)?;
+                let class = self.values.add(class)?;
                 self.pop_mark()?;
-                self.leave(class)
+                self.instance(class)
             }
             b'o' => {
                 let items = self.pop_mark()?;
                 let class = *items.first().ok_or("an object without a class")?;
-                self.leave(class)
+                self.instance(class)
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = build::storage(&self.values, id)?;
-                self.push(storage)
+                let value = self.meaning.persistent(&self.values, id)?;
+                self.push(value)
             }
             _ => Err(format!(
-                "it has the instruction {code:#04x}, which no checkpoint uses"
+                "it has the instruction {code:#04x}, which neither checkpoints nor plain data use"
             )),
         }
     }
 
-    fn call(&mut self, function: Id, args: Id) -> Result<(), Problem> {
-        let id = build::call(&mut self.values, &mut self.unbuilt, function, args)?;
+    fn instance(&mut self, class: Id) -> Result<(), Problem> {
+        let id = self.meaning.instance(&mut self.values, class)?;
         self.stack.push(id);
         Ok(())
     }
 
-    fn leave(&mut self, class: Id) -> Result<(), Problem> {
-        let id = build::leave(&mut self.values, &mut self.unbuilt, class)?;
-        self.stack.push(id);
-        Ok(())
-    }
-
-    fn push(&mut self, value: Value) -> Result<(), Problem> {
-        let id = self.values.add(value).ok_or_else(too_many)?;
+    fn push(&mut self, value: Value<'a, M::Object>) -> Result<(), Problem> {
+        let id = self.values.add(value)?;
         self.stack.push(id);
         Ok(())
     }
@@ -397,13 +396,17 @@ impl<'a> Machine<'a> {
     fn text(&mut self, n: u64) -> Result<(), Problem> {
         let text = std::str::from_utf8(self.take(n)?)
             .map_err(|_| Problem::from("a text that is not UTF-8"))?;
-        self.push(Value::Str(text.into()))
+        self.push(Value::Str(text.as_bytes()))
     }
 
-    /// Bytes hold no tensor of a zip file, so they are passed over.
+    fn raw_text(&mut self, n: u64) -> Result<(), Problem> {
+        let text = self.take(n)?;
+        self.push(Value::Str(text))
+    }
+
     fn blob(&mut self, n: u64) -> Result<(), Problem> {
-        self.skip(n)?;
-        self.push(Value::Plain)
+        let bytes = self.take(n)?;
+        self.push(Value::Bytes(bytes.into()))
     }
 
     /// A two's complement of `n` bytes.
@@ -422,25 +425,43 @@ impl<'a> Machine<'a> {
         self.push(value)
     }
 
-    fn global(&mut self) -> Result<Value, Problem> {
-        let (module, name) = (self.line()?, self.line()?);
-        Ok(global(module, name))
+    fn global(&mut self) -> Result<Value<'a, M::Object>, Problem> {
+        Ok(Value::Global(self.line()?, self.line()?))
     }
-}
-
-fn global(module: &str, name: &str) -> Value {
-    Value::Global(
-        Global::of(module, name),
-        format!("{module}.{name}").into_boxed_str(),
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Leaves every call and notes its name.
+    #[derive(Default)]
+    struct Names(Vec<String>);
+
+    impl Meaning for Names {
+        type Object = ();
+
+        fn call(
+            &mut self,
+            values: &mut Values<'_, ()>,
+            function: Id,
+            _: Id,
+        ) -> Result<Id, Problem> {
+            self.instance(values, function)
+        }
+
+        fn instance(&mut self, values: &mut Values<'_, ()>, class: Id) -> Result<Id, Problem> {
+            self.0.push(values.global_name(class));
+            values.add(Value::Unbuilt(class))
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<Pickle<'_, ()>, PickleError> {
+        Pickle::read(bytes, &mut Names::default())
+    }
+
     fn problem(bytes: &[u8]) -> String {
-        Pickle::read(bytes).unwrap_err().problem
+        read(bytes).unwrap_err().problem
     }
 
     #[test]
@@ -454,22 +475,53 @@ mod tests {
             (b"I12\n.", 12),
             (b"L-3L\n.", -3),
         ] {
-            let pickle = Pickle::read(bytes).unwrap();
+            let pickle = read(bytes).unwrap();
             assert!(matches!(pickle.values.get(pickle.top), Value::Int(x) if *x == expected));
         }
     }
 
     #[test]
-    fn a_call_is_named_and_not_made() {
-        let pickle = Pickle::read(b"cos\nsystem\n(X\x02\x00\x00\x00lstR.").unwrap();
-        assert!(matches!(pickle.values.get(pickle.top), Value::Unbuilt(_)));
-        assert_eq!(
-            pickle.unbuilt.into_iter().collect::<Vec<_>>(),
-            ["os.system"]
-        );
-        for bytes in [b"(ios\nsystem\n.".as_slice(), b"(cos\nsystem\no."] {
-            assert!(Pickle::read(bytes).unwrap().unbuilt.contains("os.system"));
+    fn texts_and_bytes_are_told_apart() {
+        for (bytes, text) in [
+            (b"S'ab'\n.".as_slice(), true),
+            (b"Vab\n.", true),
+            (b"U\x02ab.", true),
+            (b"X\x02\0\0\0ab.", true),
+            (b"\x8c\x02ab.", true),
+            (b"C\x02ab.", false),
+            (b"B\x02\0\0\0ab.", false),
+        ] {
+            let pickle = read(bytes).unwrap();
+            assert_eq!(pickle.values.bytes(pickle.top), Some(&b"ab"[..]));
+            assert_eq!(pickle.values.text(pickle.top), text.then_some("ab"));
         }
+        // Python 2 wrote bytes as text; a text of Python 3 is UTF-8.
+        let pickle = read(b"U\x01\xff.").unwrap();
+        assert_eq!(pickle.values.bytes(pickle.top), Some(&b"\xff"[..]));
+        assert!(problem(b"X\x01\0\0\0\xff.").contains("UTF-8"));
+    }
+
+    #[test]
+    fn a_call_is_named_and_not_made() {
+        for bytes in [
+            b"cos\nsystem\n(X\x02\x00\x00\x00lstR.".as_slice(),
+            b"(ios\nsystem\n.",
+            b"(cos\nsystem\no.",
+            b"\x8c\x02os\x8c\x06system\x93)R.",
+        ] {
+            let mut names = Names::default();
+            let pickle = Pickle::read(bytes, &mut names).unwrap();
+            assert!(matches!(pickle.values.get(pickle.top), Value::Unbuilt(_)));
+            assert_eq!(names.0, ["os.system"]);
+        }
+    }
+
+    #[test]
+    fn nesting_costs_no_stack() {
+        let mut deep = vec![b'N'];
+        deep.extend(std::iter::repeat_n(0x85, 1 << 19));
+        deep.push(b'.');
+        assert!(read(&deep).is_ok());
     }
 
     #[test]
