@@ -8,6 +8,8 @@
 mod architecture;
 mod bench;
 mod check;
+#[cfg(test)]
+mod circles;
 mod cuda;
 #[cfg(test)]
 mod documents;

@@ -93,10 +93,33 @@ impl Manifest {
         }
         Ok(checks)
     }
+
+    /// Compares every file below `data_dir` with its checksum.
+    ///
+    /// # Errors
+    ///
+    /// The first [`DataError::MissingFile`], [`DataError::Io`] or [`DataError::Checksum`].
+    pub fn verify(&self, data_dir: &Path) -> Result<(), DataError> {
+        for file in &self.files {
+            let path = data_dir.join(&self.folder).join(&file.path);
+            match compare(&path, file)? {
+                FileState::Matches => {}
+                FileState::Missing => return Err(self.missing(data_dir, path)),
+                FileState::Differs { expected, found } => {
+                    return Err(DataError::Checksum {
+                        path,
+                        expected,
+                        found,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Compares the file at `path` with the sums of `file`; without a sum it only has to be there.
-pub(crate) fn compare(path: &Path, file: &ManifestFile) -> Result<FileState, DataError> {
+fn compare(path: &Path, file: &ManifestFile) -> Result<FileState, DataError> {
     let (expected, found) = if file.sha256.is_empty() && !file.md5.is_empty() {
         (&file.md5, hexadecimal::<Md5>(path))
     } else {
@@ -196,5 +219,44 @@ mod tests {
             ),
             "{states:?}"
         );
+    }
+
+    const TEXT: &str = r#"
+        name = "toy"
+        source = "nowhere"
+        licence = "MIT"
+        citation = "none"
+        folder = "toy"
+        [[files]]
+        path = "abc.bin"
+        bytes = 3
+        sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        [[sets]]
+        name = "toy"
+        classes = 2
+        groups = 0
+        images = 4
+        split = "none"
+    "#;
+
+    #[test]
+    fn sums_are_compared() {
+        let manifest = Manifest::parse(TEXT, "toy").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let missing = manifest.verify(dir.path()).unwrap_err();
+        assert!(
+            matches!(missing, DataError::MissingFile { .. }),
+            "{missing}"
+        );
+        assert!(missing.to_string().contains("nowhere"), "{missing}");
+
+        std::fs::create_dir(dir.path().join("toy")).unwrap();
+        // The test vector of FIPS 180-4 for "abc".
+        std::fs::write(dir.path().join("toy/abc.bin"), "abc").unwrap();
+        manifest.verify(dir.path()).unwrap();
+
+        std::fs::write(dir.path().join("toy/abc.bin"), "abd").unwrap();
+        let wrong = manifest.verify(dir.path()).unwrap_err();
+        assert!(matches!(wrong, DataError::Checksum { .. }), "{wrong}");
     }
 }

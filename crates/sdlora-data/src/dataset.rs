@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::split::Split;
 
 /// Position of a class in its data set, fixed by the data set (usually the rank of its name).
 ///
@@ -13,25 +14,6 @@ pub type ClassId = usize;
 
 /// Position of a sample in [`Dataset::samples`] of its split.
 pub type SampleIdx = usize;
-
-/// The two halves of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Split {
-    /// Images to learn from.
-    Train,
-    /// Images to measure accuracy on.
-    Test,
-}
-
-impl std::fmt::Display for Split {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Train => "train",
-            Self::Test => "test",
-        })
-    }
-}
 
 /// Classes that belong together: an alphabet, a superclass.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! One epoch of a loader: its plan, and the iterators that give its batches, prepared ahead by a thread.
+//! One epoch of a loader: the iterators that give its batches, prepared ahead by a thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,49 +10,18 @@ use burn::tensor::Device;
 use crate::batch::{Batch, HostBatch};
 use crate::error::DataError;
 use crate::loader::Loader;
+use crate::panics::panic_message;
+use crate::plan::EpochPlan;
 
-/// Which samples make which batch of one epoch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EpochPlan {
-    epoch_idx: usize,
-    positions: Vec<usize>,
-    batch_size: usize,
-    n_batches: usize,
-}
-
-impl EpochPlan {
-    pub(crate) fn new(
-        epoch_idx: usize,
-        positions: Vec<usize>,
-        batch_size: usize,
-        n_batches: usize,
-    ) -> Self {
-        Self {
-            epoch_idx,
-            positions,
-            batch_size,
-            n_batches,
-        }
+impl Loader {
+    /// The batches of epoch `epoch_idx`, from the first, uploaded to `device` by the thread that asks for them.
+    pub fn epoch(&self, epoch_idx: usize, device: &Device) -> Batches {
+        Batches::new(self.host_epoch(epoch_idx), device.clone())
     }
 
-    /// The epoch, from 0.
-    pub fn epoch_idx(&self) -> usize {
-        self.epoch_idx
-    }
-
-    /// Number of batches.
-    pub fn n_batches(&self) -> usize {
-        self.n_batches
-    }
-
-    /// Positions in the sample set of the samples of batch `batch_idx`; empty beyond the last batch.
-    pub fn batch(&self, batch_idx: usize) -> &[usize] {
-        if batch_idx >= self.n_batches {
-            return &[];
-        }
-        let start = batch_idx * self.batch_size;
-        let end = (start + self.batch_size).min(self.positions.len());
-        &self.positions[start..end]
+    /// The batches of epoch `epoch_idx`, from the first, in host memory.
+    pub fn host_epoch(&self, epoch_idx: usize) -> HostBatches {
+        HostBatches::new(self.clone(), self.plan(epoch_idx))
     }
 }
 
@@ -203,15 +172,6 @@ impl Iterator for Batches {
     fn size_hint(&self) -> (usize, Option<usize>) {
         self.host.size_hint()
     }
-}
-
-/// Message of a panic, where it has one.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|message| (*message).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "it panicked".to_owned())
 }
 
 #[cfg(test)]

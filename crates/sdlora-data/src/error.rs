@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sdlora_image::ImageError;
 
-use crate::dataset::Split;
+use crate::split::Split;
 
 /// What can go wrong between a file on disk and a batch on a device.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Content, Dataset, Split};
+use crate::dataset::{Content, Dataset};
+use crate::split::Split;
 
 /// The fingerprint of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,13 +8,13 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use burn::tensor::Device;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::HostBatch;
-use crate::epoch::{Batches, EpochPlan, HostBatches, panic_message};
 use crate::error::DataError;
+use crate::panics::panic_message;
+use crate::plan::EpochPlan;
 use crate::seed::{Purpose, generator};
 use crate::source::ImageSource;
 
@@ -196,16 +196,6 @@ impl Loader {
             self.config.batch_size,
             self.n_batches(),
         )
-    }
-
-    /// The batches of epoch `epoch_idx`, from the first, uploaded to `device` by the thread that asks for them.
-    pub fn epoch(&self, epoch_idx: usize, device: &Device) -> Batches {
-        Batches::new(self.host_epoch(epoch_idx), device.clone())
-    }
-
-    /// The batches of epoch `epoch_idx`, from the first, in host memory.
-    pub fn host_epoch(&self, epoch_idx: usize) -> HostBatches {
-        HostBatches::new(self.clone(), self.plan(epoch_idx))
     }
 
     /// Prepares batch `batch_idx` of a plan.

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checksum::{FileState, compare};
-use crate::dataset::{Dataset, Split};
+use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::files::ARCHIVES;
+use crate::split::Split;
 
 /// Contents of `<data dir>/<name>.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -176,30 +176,8 @@ impl Manifest {
         }
     }
 
-    /// Compares every file below `data_dir` with its checksum.
-    ///
-    /// # Errors
-    ///
-    /// The first [`DataError::MissingFile`], [`DataError::Io`] or [`DataError::Checksum`].
-    pub fn verify(&self, data_dir: &Path) -> Result<(), DataError> {
-        for file in &self.files {
-            let path = data_dir.join(&self.folder).join(&file.path);
-            match compare(&path, file)? {
-                FileState::Matches => {}
-                FileState::Missing => return Err(self.missing(data_dir, path)),
-                FileState::Differs { expected, found } => {
-                    return Err(DataError::Checksum {
-                        path,
-                        expected,
-                        found,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn missing(&self, data_dir: &Path, path: PathBuf) -> DataError {
+    /// The error for a file that is not at `path`.
+    pub(crate) fn missing(&self, data_dir: &Path, path: PathBuf) -> DataError {
         DataError::MissingFile {
             dataset: self.name.clone(),
             data_dir: data_dir.to_owned(),
@@ -274,27 +252,6 @@ mod tests {
         images = 4
         split = "none"
     "#;
-
-    #[test]
-    fn sums_are_compared() {
-        let manifest = Manifest::parse(TEXT, "toy").unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let missing = manifest.verify(dir.path()).unwrap_err();
-        assert!(
-            matches!(missing, DataError::MissingFile { .. }),
-            "{missing}"
-        );
-        assert!(missing.to_string().contains("nowhere"), "{missing}");
-
-        std::fs::create_dir(dir.path().join("toy")).unwrap();
-        // The test vector of FIPS 180-4 for "abc".
-        std::fs::write(dir.path().join("toy/abc.bin"), "abc").unwrap();
-        manifest.verify(dir.path()).unwrap();
-
-        std::fs::write(dir.path().join("toy/abc.bin"), "abd").unwrap();
-        let wrong = manifest.verify(dir.path()).unwrap_err();
-        assert!(matches!(wrong, DataError::Checksum { .. }), "{wrong}");
-    }
 
     #[test]
     fn unknown_fields_are_refused() {

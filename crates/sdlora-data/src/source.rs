@@ -7,9 +7,10 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use sdlora_image::{BaseImage, Transform};
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Dataset, Split};
+use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};
+use crate::split::Split;
 use crate::task::SampleSet;
 
 /// Where the base images of a set are kept.

@@ -3,9 +3,10 @@
 use sdlora_image::Appearance;
 use std::sync::Arc;
 
-use crate::dataset::{ClassId, SampleIdx, Split};
+use crate::dataset::{ClassId, SampleIdx};
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};
+use crate::split::Split;
 use rand::seq::SliceRandom;
 
 /// A sample and what the head should predict for it.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use sdlora_image::{AugmentConfig, Channels, Image, RandomAffine, TransformConfig};
 
 use crate::batch::HostBatch;
-use crate::dataset::{Dataset, Group, Sample, SampleIdx, Split};
+use crate::dataset::{Dataset, Group, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::loader::{Loader, LoaderConfig};
 use crate::source::{Cache, ImageSource};
+use crate::split::Split;
 use crate::stream::{StreamConfig, TaskSplit, TaskStream};
 
 /// Gray 8x8 images; each pixel depends on class, sample and position.

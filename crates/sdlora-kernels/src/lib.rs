@@ -43,5 +43,5 @@ mod flex;
 mod low_rank;
 mod ops;
 
-pub use low_rank::{GradientPath, LowRank, low_rank_linear};
-pub use ops::{gelu, layer_norm, linear, qkv_attention};
+pub use low_rank::{GradientPath, LowRank};
+pub use ops::{gelu, layer_norm, linear, low_rank_linear, qkv_attention};

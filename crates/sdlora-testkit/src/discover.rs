@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::golden::{GOLDEN_VAR, Golden, golden_dir};
+use crate::golden::{Golden, golden_dir, nothing_of};
 
 /// How many cases a test has compared. When it is dropped with none, the test fails.
 #[derive(Debug)]
@@ -48,15 +48,6 @@ impl Drop for Compared {
             self.cases.join(", ")
         );
     }
-}
-
-/// Why a test that compared nothing fails.
-pub(crate) fn nothing_of(what: &str) -> String {
-    format!(
-        "compared nothing: {} has no {what}; add one, or leave {GOLDEN_VAR} unset to compare with the files of the \
-         repository",
-        golden_dir().display()
-    )
 }
 
 /// Every safetensors file below the golden folder that has all these tensors, sorted by path.
@@ -152,6 +143,7 @@ pub fn untold_of(d_model: usize, folder: &Path) -> Option<Untold> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::GOLDEN_VAR;
 
     /// What the tests of this workspace look for: a safetensors file has all tensors of one of these lists.
     const TENSORS: &[&[&str]] = &[

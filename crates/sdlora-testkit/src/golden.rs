@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::discover::nothing_of;
-
 /// Name of the environment variable that replaces the folder of golden files.
 pub const GOLDEN_VAR: &str = "SDLORA_GOLDEN";
 
@@ -38,6 +36,15 @@ pub fn golden_file(name: &str) -> PathBuf {
     let path = golden_dir().join(name);
     assert!(path.is_file(), "{}", nothing_of(&format!("file `{name}`")));
     path
+}
+
+/// Why a test that compared nothing fails.
+pub(crate) fn nothing_of(what: &str) -> String {
+    format!(
+        "compared nothing: {} has no {what}; add one, or leave {GOLDEN_VAR} unset to compare with the files of the \
+         repository",
+        golden_dir().display()
+    )
 }
 
 /// An opened safetensors file.

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::activation::Activation;
 use crate::error::VitError;
-use crate::presets::BACKBONES;
+
+/// Metadata key under which a file keeps the [`VitConfig`] of its model.
+pub const CONFIG_KEY: &str = "sdlora.vit";
 
 /// Which tokens become the feature after the final norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,26 +163,6 @@ impl VitConfig {
             fc_norm: false,
             activation: Activation::default(),
         }
-    }
-
-    /// The shape of that name in [`BACKBONES`].
-    ///
-    /// # Errors
-    ///
-    /// [`VitError::UnknownPreset`] that lists the names.
-    pub fn preset(name: &str) -> Result<Self, VitError> {
-        BACKBONES
-            .iter()
-            .find(|preset| preset.name == name)
-            .map(|preset| (preset.config)())
-            .ok_or_else(|| VitError::UnknownPreset {
-                name: name.into(),
-                known: BACKBONES
-                    .iter()
-                    .map(|p| p.name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
     }
 
     /// Number of patches along one side.

@@ -2,8 +2,8 @@
 
 use crate::activation::Activation;
 use crate::architectures;
-use crate::checkpoint::Hints;
 use crate::config::{Pooling, PosEmbed, VitConfig};
+use crate::hints::Hints;
 use crate::names::{ATTENTION_POOLING, Names, Place, Scheme, Source};
 use crate::presets::heads_by_name;
 use crate::sidecar::Sidecar;

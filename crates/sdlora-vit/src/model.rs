@@ -10,7 +10,7 @@ use crate::config::{Pooling, PosEmbed, VitConfig};
 use crate::error::VitError;
 use crate::layers::{LayerNorm, blank, truncated_normal};
 use crate::patch_embed::PatchEmbed;
-use crate::prompting::Prompting;
+use crate::prompting::{Prompting, ReadOut};
 
 /// A pre-norm ViT without head; its output is the feature of an image.
 #[derive(Module, Debug)]
@@ -199,6 +199,43 @@ impl Vit {
     /// If the images do not have the size of the model.
     pub fn forward(&self, images: Tensor<4>, updates: &Updates) -> Tensor<2> {
         self.pool(self.forward_tokens(images, updates))
+    }
+
+    /// Features `[batch, d_model]` as [`Vit::forward`], with the additions of `prompting`. Without
+    /// any it is that function, bit for bit.
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have the size of the model, or the additions not its width and, unless
+    /// their batch is 1, the batch of the images, or one is for a block the model does not have.
+    pub fn forward_prompted(
+        &self,
+        images: Tensor<4>,
+        updates: &Updates,
+        prompting: &Prompting,
+    ) -> Tensor<2> {
+        if let Some((&last, _)) = prompting.prefixes.last_key_value() {
+            let depth = self.blocks.len();
+            assert!(
+                last < depth,
+                "a prefix for block {last} of a model with {depth} blocks, which count from 0"
+            );
+        }
+        let tokens = self.embed(images);
+        let [batch, n_tokens, d_model] = tokens.dims();
+        let Some(front) = &prompting.tokens else {
+            return self.pool(self.encode(tokens, updates, prompting));
+        };
+        let [_, n_front, _] = front.dims();
+        let front = cast(front.clone(), tokens.dtype()).expand([batch, n_front, d_model]);
+        let tokens = self.encode(Tensor::cat(vec![front, tokens], 1), updates, prompting);
+        match prompting.read_out {
+            ReadOut::Prompts => {
+                let read = cast(tokens.narrow(1, 0, n_front), DType::F32);
+                self.finish(read.mean_dim(1))
+            }
+            ReadOut::Backbone => self.pool(tokens.narrow(1, n_front, n_tokens)),
+        }
     }
 
     /// The feature of the tokens that [`Vit::forward_tokens`] gives, `[batch, n_tokens, d_model]`

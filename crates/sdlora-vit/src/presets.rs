@@ -1,6 +1,7 @@
 //! The shapes people know by name.
 
 use crate::config::{Pooling, PosEmbed, VitConfig};
+use crate::error::VitError;
 
 /// A named shape.
 #[derive(Debug, Clone, Copy)]
@@ -155,6 +156,28 @@ pub(crate) fn heads_by_name(name: &str, d_model: usize) -> Option<usize> {
         .iter()
         .find(|(words, width, _)| *width == d_model && words.iter().any(|word| name.contains(word)))
         .map(|(_, _, n_heads)| *n_heads)
+}
+
+impl VitConfig {
+    /// The shape of that name in [`BACKBONES`].
+    ///
+    /// # Errors
+    ///
+    /// [`VitError::UnknownPreset`] that lists the names.
+    pub fn preset(name: &str) -> Result<Self, VitError> {
+        BACKBONES
+            .iter()
+            .find(|preset| preset.name == name)
+            .map(|preset| (preset.config)())
+            .ok_or_else(|| VitError::UnknownPreset {
+                name: name.into(),
+                known: BACKBONES
+                    .iter()
+                    .map(|p| p.name)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+    }
 }
 
 #[cfg(test)]

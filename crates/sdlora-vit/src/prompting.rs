@@ -5,10 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Tensor};
-use sdlora_core::{Updates, cast};
-
-use crate::model::Vit;
+use burn::tensor::Tensor;
 
 /// Keys `P_K` and values `P_V` that the attention of a block reads in front of its own:
 /// `softmax(q [P_K; k]ᵀ / √d_head) [P_V; v]`. Queries, and with them the number of tokens, stay.
@@ -73,9 +70,9 @@ pub enum ReadOut {
 /// Additions to one forward pass; the default adds nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Prompting {
-    tokens: Option<Tensor<3>>,
-    read_out: ReadOut,
-    prefixes: BTreeMap<usize, Prefix>,
+    pub(crate) tokens: Option<Tensor<3>>,
+    pub(crate) read_out: ReadOut,
+    pub(crate) prefixes: BTreeMap<usize, Prefix>,
 }
 
 impl Prompting {
@@ -100,52 +97,15 @@ impl Prompting {
     }
 }
 
-impl Vit {
-    /// Features `[batch, d_model]` as [`Vit::forward`], with the additions of `prompting`. Without
-    /// any it is that function, bit for bit.
-    ///
-    /// # Panics
-    ///
-    /// If the images do not have the size of the model, or the additions not its width and, unless
-    /// their batch is 1, the batch of the images, or one is for a block the model does not have.
-    pub fn forward_prompted(
-        &self,
-        images: Tensor<4>,
-        updates: &Updates,
-        prompting: &Prompting,
-    ) -> Tensor<2> {
-        if let Some((&last, _)) = prompting.prefixes.last_key_value() {
-            let depth = self.blocks.len();
-            assert!(
-                last < depth,
-                "a prefix for block {last} of a model with {depth} blocks, which count from 0"
-            );
-        }
-        let tokens = self.embed(images);
-        let [batch, n_tokens, d_model] = tokens.dims();
-        let Some(front) = &prompting.tokens else {
-            return self.pool(self.encode(tokens, updates, prompting));
-        };
-        let [_, n_front, _] = front.dims();
-        let front = cast(front.clone(), tokens.dtype()).expand([batch, n_front, d_model]);
-        let tokens = self.encode(Tensor::cat(vec![front, tokens], 1), updates, prompting);
-        match prompting.read_out {
-            ReadOut::Prompts => {
-                let read = cast(tokens.narrow(1, 0, n_front), DType::F32);
-                self.finish(read.mean_dim(1))
-            }
-            ReadOut::Backbone => self.pool(tokens.narrow(1, n_front, n_tokens)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::attention::Attention;
     use crate::config::VitConfig;
+    use crate::model::Vit;
     use burn::tensor::{Device, TensorData, activation::softmax};
     use rand::SeedableRng;
+    use sdlora_core::Updates;
     use sdlora_testkit::toy::SplitMix64;
     use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 

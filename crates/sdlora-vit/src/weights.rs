@@ -13,14 +13,12 @@ use burn::tensor::Device;
 use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::checkpoint::{Checkpoint, Hints};
-use crate::config::VitConfig;
+use crate::checkpoint::Checkpoint;
+use crate::config::{CONFIG_KEY, VitConfig};
 use crate::error::VitError;
+use crate::hints::Hints;
 use crate::model::Vit;
 use crate::report::WeightReport;
-
-/// Metadata key under which a file keeps the [`VitConfig`] of its model.
-pub const CONFIG_KEY: &str = "sdlora.vit";
 
 /// Number format of the weights in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

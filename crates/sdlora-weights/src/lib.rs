@@ -14,6 +14,8 @@
 //! | `tensor` | [`TensorInfo`], [`Dtype`], and the conversion to `f32` |
 //! | `foreign` | what a file is that holds no weights |
 //! | `container` | [`ContainerKind`] and how a file is recognised; which file of a folder is meant |
+//! | `contents` | what one file holds, whatever its container |
+//! | `entry` | one tensor as a reader lists it |
 //! | `safetensors` | header of a safetensors file |
 //! | `sharded` | `*.index.json` and its shards |
 //! | `pytorch` | the zip file `torch.save` writes, and the pickle in it |
@@ -36,6 +38,8 @@
 //! ```
 
 mod container;
+mod contents;
+mod entry;
 mod error;
 mod foreign;
 mod place;

@@ -10,11 +10,11 @@ use std::io::Read;
 use sdlora_pickle::{Pickle, PickleError, Value};
 use zip::{CompressionMethod, ZipArchive};
 
+use crate::entry::Entry;
 use crate::error::WeightsError;
 use crate::foreign;
 use crate::place::{Place, ReadSeek, Run, Source};
 use crate::tensor::{TensorInfo, n_elements};
-use crate::weight_file::Entry;
 use build::Torch;
 use value::View;
 

@@ -11,10 +11,10 @@ use std::io::{Read, Seek, SeekFrom};
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 
+use crate::entry::Entry;
 use crate::error::WeightsError;
 use crate::place::{Place, Run, Source};
 use crate::tensor::{Dtype, MAX_AXES, TensorInfo, n_elements};
-use crate::weight_file::Entry;
 
 /// The reference reader's bound on the header.
 const MAX_HEADER: u64 = 100_000_000;

@@ -7,10 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::container::{ContainerKind, HEAD};
+use crate::contents::Contents;
 use crate::error::WeightsError;
 use crate::foreign;
 use crate::place::Source;
-use crate::weight_file::Contents;
 
 /// An index of 100,000 tensors has about 10 MB.
 const MAX_INDEX: u64 = 32 << 20;

@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
 
+use super::comparison::{Clock, Comparison};
 use super::rounds::{Answer, Program, Spread};
-use super::{Clock, Comparison};
 use crate::{cuda, interop, process};
 
 /// The Python programs.

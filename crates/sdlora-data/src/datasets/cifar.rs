@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sdlora_pickle::PickleError;
 use serde::{Deserialize, Serialize};
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::numpy::Arrays;
 use super::pixels::{Order, PixelImages, Pixels, left_out_note};
 use crate::dataset::{Dataset, Group, Options, Sample};

@@ -8,12 +8,13 @@ use std::path::Path;
 
 use sdlora_image::is_image;
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
 use super::listed::{Listed, ListedImages, Usable};
-use crate::dataset::{Dataset, Options, Split};
+use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// 200 species.
 pub(super) const CUB200: DatasetEntry = DatasetEntry {

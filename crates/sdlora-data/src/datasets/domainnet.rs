@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 use sdlora_image::is_image;
 use serde::{Deserialize, Serialize};
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::folder::{FolderOptions, find, once};
 use super::halves::hold_out;
 use super::listed::{Listed, ListedImages, Usable};
 use super::listing::without_domains;
-use crate::dataset::{Dataset, Options, Split};
+use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES};
+use crate::split::Split;
 
 /// 345 classes in six domains.
 pub(super) const DOMAINNET: DatasetEntry = DatasetEntry {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use sdlora_image::{BitDepth, ImageReading, Rotation, bits_in_use, is_image, other_ending};
 use serde::{Deserialize, Serialize};
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::halves::hold_out;
 use super::layout::{FolderLayout, Layout, Place as FolderPlace};
 use super::listed::{Bad, Listed, ListedImages, Usable};

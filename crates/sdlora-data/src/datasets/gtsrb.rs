@@ -15,12 +15,13 @@ use std::path::Path;
 
 use sdlora_image::is_image;
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::folder::{FolderOptions, find, read};
 use super::listed::{Bad, Listed, ListedImages, Usable, some_of};
-use crate::dataset::{Dataset, Options, Split};
+use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// Traffic signs.
 pub(super) const GTSRB: DatasetEntry = DatasetEntry {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rand::seq::SliceRandom;
 
 use super::listed::Listed;
-use crate::dataset::Split;
 use crate::files::Files;
 use crate::seed::{Purpose, generator};
+use crate::split::Split;
 
 /// What a folder or a word of a table calls a part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::pixels::{Order, PixelImages, Pixels, left_out_note};
 use crate::dataset::{Dataset, Options, Sample};
 use crate::error::DataError;

@@ -6,9 +6,10 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use sdlora_image::{Image, ImageReading};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx, Split};
+use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// Most names in one note.
 const MAX_NAMED: usize = 10;

@@ -8,9 +8,9 @@ use unicode_normalization::UnicodeNormalization;
 use super::halves::Part;
 use super::layout::{Layout, Place};
 use super::listed::{Listed, Usable, some_of};
-use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// What lies in folders of classes.
 #[derive(Debug, Default)]

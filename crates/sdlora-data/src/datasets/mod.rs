@@ -8,12 +8,12 @@ use sdlora_image::{BitDepth, ImageReading, Rotation};
 
 use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
-use crate::manifest::Manifest;
 
 mod cifar;
 mod csv;
 mod cub;
 mod domainnet;
+mod entry;
 mod folder;
 mod gtsrb;
 mod halves;
@@ -29,38 +29,12 @@ mod tiny_imagenet;
 
 pub use cifar::CifarOptions;
 pub use domainnet::DomainNetOptions;
+pub use entry::{DatasetEntry, OpenDataset};
 pub use folder::FolderOptions;
 pub use idx::IdxOptions;
 pub use layout::FolderLayout;
 pub use listed::ListedImages;
 pub use omniglot::{Omniglot, OmniglotOptions};
-
-/// One data set that can be opened by name.
-#[derive(Clone, Copy, Debug)]
-pub struct DatasetEntry {
-    /// Its name.
-    pub name: &'static str,
-    /// What it is, in one line.
-    pub summary: &'static str,
-    /// Text of its manifest, as it ships.
-    pub manifest: &'static str,
-    /// Opens it from the data directory.
-    pub open: OpenDataset,
-}
-
-/// Opens a data set from the data directory.
-pub type OpenDataset = fn(&Path, &Options) -> Result<Box<dyn Dataset>, DataError>;
-
-impl DatasetEntry {
-    /// Its manifest.
-    ///
-    /// # Errors
-    ///
-    /// [`DataError::Manifest`] when the text that was compiled in is wrong, which a test excludes.
-    pub fn manifest(&self) -> Result<Manifest, DataError> {
-        Manifest::parse(self.manifest, self.name)
-    }
-}
 
 /// Every data set that can be opened by name.
 pub const DATASETS: &[DatasetEntry] = &[

@@ -11,11 +11,12 @@ use std::path::Path;
 use sdlora_image::Image;
 use serde::{Deserialize, Serialize};
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use crate::archive::Archive;
-use crate::dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx, Split};
+use crate::dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::manifest::Manifest;
+use crate::split::Split;
 
 const MANIFEST: &str = include_str!("../../../../datasets/omniglot.toml");
 

@@ -3,8 +3,9 @@
 use sdlora_image::Image;
 
 use super::listed::some_of;
-use crate::dataset::{Content, Dataset, Group, Sample, SampleIdx, Split};
+use crate::dataset::{Content, Dataset, Group, Sample, SampleIdx};
 use crate::error::DataError;
+use crate::split::Split;
 
 /// Order of the samples of one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

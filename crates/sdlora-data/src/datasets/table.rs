@@ -10,9 +10,9 @@ use sdlora_image::{is_image, other_ending, with_endings};
 use super::csv::{DELIMITERS, fields, named_delimiter, text};
 use super::halves::Part;
 use super::listed::Listed;
-use crate::dataset::Split;
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// Headings of the column of paths; the first that is there counts.
 const PATHS: [&str; 10] = [

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use sdlora_image::is_image;
 
-use super::DatasetEntry;
+use super::entry::DatasetEntry;
 use super::folder::{FolderOptions, find};
 use super::listed::{Listed, ListedImages, Usable};
-use crate::dataset::{Dataset, Options, Split};
+use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::files::Files;
+use crate::split::Split;
 
 /// 200 classes.
 pub(super) const TINY_IMAGENET: DatasetEntry = DatasetEntry {

@@ -2,8 +2,10 @@
 
 use sdlora_image::{Format, MAX_IMAGE_BYTES};
 
-use super::read::{gunzip, gunzip_start, read_to_end};
-use super::{Files, Location, open_file, read_file, zip};
+use super::Files;
+use super::listing::Location;
+use super::member::Problem;
+use super::read::{gunzip, gunzip_start, open_file, read_file, read_to_end};
 use crate::error::DataError;
 
 /// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known, the training
@@ -81,10 +83,10 @@ impl Files {
         }
     }
 
-    fn zip_error(&self, idx: usize, problem: zip::Problem) -> DataError {
+    fn zip_error(&self, idx: usize, problem: Problem) -> DataError {
         match problem {
-            zip::Problem::Store(error) => error,
-            zip::Problem::Content(text) => self.error(idx, text, "fetch the archive again"),
+            Problem::Store(error) => error,
+            Problem::Content(text) => self.error(idx, text, "fetch the archive again"),
         }
     }
 

@@ -3,8 +3,9 @@
 use std::fs::ReadDir;
 use std::path::{Path, PathBuf};
 
+use super::listing::{Entry, Listing, Location, too_many};
+use super::names::{is_litter, place_of, place_of_bytes};
 use super::read::other_kind;
-use super::{Entry, Listing, Location, is_litter, place_of, place_of_bytes, too_many};
 use crate::error::DataError;
 
 /// Deepest accepted nesting; data sets have at most six levels.

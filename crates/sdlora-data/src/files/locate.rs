@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Files;
+use super::names::place_of;
 use crate::error::DataError;
 use crate::manifest::Manifest;
 
@@ -72,7 +73,7 @@ pub(crate) fn locate(
                     .map(|files| files.path().display().to_string())
                     .collect();
                 return Err(DataError::content(
-                    super::place_of(path),
+                    place_of(path),
                     format!("holds {} archives: {}", names.len(), names.join(", ")),
                     "name one with the option `root`",
                 ));

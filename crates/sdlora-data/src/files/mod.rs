@@ -5,25 +5,29 @@
 
 mod contents;
 mod folder;
+mod listing;
 mod locate;
+mod member;
+mod names;
 mod read;
 mod store;
 mod tar;
 mod zip;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
+pub(crate) use names::{ARCHIVES, place_of};
 pub use read::{open_image, read_file};
 
 use crate::error::DataError;
+use listing::{Entry, Listing, too_many};
+use names::is_litter;
 use read::{gunzip, open_file};
 use store::Store;
 
-/// Endings of the archives that can be read.
-pub(crate) const ARCHIVES: [&str; 4] = [".zip", ".tar", ".tar.gz", ".tgz"];
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
 pub(crate) const MAX_FILES: usize = 2_000_000;
 /// Largest tar that is unpacked into memory, in bytes.
@@ -32,37 +36,6 @@ const MAX_UNPACKED_BYTES: u64 = 2 << 30;
 /// gzip makes a thousandth of zeros.
 const MAX_UNPACKED_TIMES: u64 = 100;
 const MIN_UNPACKED_BYTES: u64 = 64 << 20;
-
-/// One file: its name with `/` between the parts, and where its bytes are.
-#[derive(Debug)]
-struct Entry {
-    name: String,
-    size: u64,
-    at: Location,
-    /// Position of its part.
-    part: usize,
-}
-
-/// What a folder or an archive lists.
-#[derive(Debug, Default)]
-struct Listing {
-    entries: Vec<Entry>,
-    /// Names of folders in which nothing lies.
-    empty_folders: Vec<String>,
-    /// What cannot be listed, as sentences without a stop: a link to nothing, a name that is no text.
-    problems: Vec<String>,
-}
-
-/// Where the bytes of a file are.
-#[derive(Debug)]
-enum Location {
-    /// A file of its own.
-    Own,
-    /// A range of the archive.
-    Range { start: u64 },
-    /// A member of a zip.
-    Zip(zip::Member),
-}
 
 /// A folder or an archive.
 #[derive(Debug)]
@@ -342,50 +315,6 @@ impl Files {
     ) -> DataError {
         DataError::content(self.place(idx), problem, action)
     }
-}
-
-/// A path as errors name it.
-pub(crate) fn place_of(path: &Path) -> String {
-    format!("`{}`", path.display())
-}
-
-/// True for what operating systems leave behind.
-fn is_litter(part: &str) -> bool {
-    (part.starts_with('.') && part != "." && part != "..") || part == "__MACOSX"
-}
-
-/// Those of the `folders` of an archive in which no entry lies, without the `/` at their ends.
-fn empty(folders: Vec<String>, entries: &[Entry]) -> Vec<String> {
-    let mut full: HashSet<&str> = HashSet::new();
-    for entry in entries {
-        let mut name = entry.name.as_str();
-        while let Some((folder, _)) = name.rsplit_once('/') {
-            if !full.insert(folder) {
-                break;
-            }
-            name = folder;
-        }
-    }
-    let names = folders
-        .into_iter()
-        .map(|folder| folder.trim_end_matches('/').to_owned());
-    names
-        .filter(|folder| !folder.is_empty() && !full.contains(folder.as_str()))
-        .collect()
-}
-
-/// The error of a listing that does not end in time.
-fn too_many(path: &Path, max_files: usize) -> DataError {
-    DataError::content(
-        place_of(path),
-        format!("holds more than {max_files} files"),
-        "name the folder of one data set, or raise `max_files`",
-    )
-}
-
-/// A name that is not UTF-8, with its bytes as they can be typed, as the place of a problem.
-fn place_of_bytes(name: &[u8], path: &Path) -> String {
-    format!("`{}` in `{}`", name.escape_ascii(), path.display())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sdlora_image::{Image, ImageReading, MAX_IMAGE_BYTES};
 
-use super::place_of;
+use super::names::place_of;
 use crate::error::DataError;
 
 /// Bytes that memory grows by at first.

@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::names::place_of;
+use super::read::open_file;
 use crate::error::DataError;
-
-use super::{open_file, place_of};
 
 /// The bytes of an archive.
 #[derive(Debug)]

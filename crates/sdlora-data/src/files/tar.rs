@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::listing::{Entry, Listing, Location, empty, too_many};
+use super::names::{place_of, place_of_bytes};
 use super::store::Store;
-use super::{Entry, Listing, Location, empty, place_of, place_of_bytes, too_many};
 use crate::error::DataError;
 
 /// Headers and contents are padded to this many bytes.

@@ -1,40 +1,21 @@
-//! Members of a zip file, listed from its directory and read when asked for.
+//! Members of a zip file, listed from its directory.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use zip::CompressionMethod;
 
-use super::read::read_to_end;
-use super::store::Store;
-use super::{Entry, Listing, Location, empty, open_file, place_of_bytes, too_many};
+use super::listing::{Entry, Listing, Location, empty, too_many};
+use super::member::Member;
+use super::names::place_of_bytes;
+use super::read::open_file;
 use crate::error::DataError;
-
-/// Length of the fixed part of a local file header (ZIP specification, 4.3.7).
-const LOCAL_HEADER_LEN: u64 = 30;
 
 /// Length of the end record of the directory (4.3.16), and of the longest comment behind it.
 const END_LEN: u64 = 22;
 const MAX_COMMENT_LEN: u64 = 65_535;
 /// Length of the locator of the 64-bit end record, which stands before the end record (4.3.15).
 const LOCATOR_LEN: usize = 20;
-
-/// Where a member is, and how it is packed.
-#[derive(Debug)]
-pub(super) struct Member {
-    header_start: u64,
-    packed_len: u64,
-    crc32: u32,
-    is_deflated: bool,
-}
-
-/// Why a member could not be read.
-pub(super) enum Problem {
-    /// The archive could not be read.
-    Store(DataError),
-    /// The member is damaged, as the end of a sentence about it.
-    Content(String),
-}
 
 /// Lists the members of the zip file at `path`.
 ///
@@ -154,67 +135,10 @@ fn announced(file: &mut std::fs::File) -> std::io::Result<Option<u64>> {
     Ok(long_end.starts_with(b"PK\x06\x06").then_some(n))
 }
 
-impl Member {
-    /// Reads and unpacks the member, `len` bytes, and compares its checksum.
-    pub(super) fn read(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
-        let content = |text: &str| Problem::Content(text.to_owned());
-        let packed = self.packed(store, self.packed_len)?;
-        let bytes = if self.is_deflated {
-            inflate(&packed, len, len.saturating_add(1))?
-        } else {
-            packed
-        };
-        if bytes.len() as u64 != len {
-            return Err(content("has another size than the directory says"));
-        }
-        let mut crc = flate2::Crc::new();
-        crc.update(&bytes);
-        if crc.sum() != self.crc32 {
-            return Err(content("has a wrong checksum"));
-        }
-        Ok(bytes)
-    }
-
-    /// Reads and unpacks the first `len` bytes of the member, which are not compared with its checksum.
-    pub(super) fn read_start(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
-        if !self.is_deflated {
-            return self.packed(store, self.packed_len.min(len));
-        }
-        // Bytes that cannot be packed take little more room.
-        let most = len.saturating_mul(2).saturating_add(1 << 12);
-        let packed = self.packed(store, self.packed_len.min(most))?;
-        inflate(&packed, len, len)
-    }
-
-    /// The first `len` bytes of the member, packed as they are.
-    fn packed(&self, store: &Store, len: u64) -> Result<Vec<u8>, Problem> {
-        let header = store
-            .read(self.header_start, LOCAL_HEADER_LEN)
-            .map_err(Problem::Store)?;
-        if !header.starts_with(b"PK\x03\x04") {
-            let text = "does not start where the directory says";
-            return Err(Problem::Content(text.to_owned()));
-        }
-        let number = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        // The lengths of name and extra field; those of the directory may differ.
-        let start = self.header_start + LOCAL_HEADER_LEN + number(26) + number(28);
-        store.read(start, len).map_err(Problem::Store)
-    }
-}
-
-/// Unpacks deflated bytes, `max_bytes` at most.
-fn inflate(packed: &[u8], expected: u64, max_bytes: u64) -> Result<Vec<u8>, Problem> {
-    read_to_end(
-        flate2::read::DeflateDecoder::new(packed),
-        expected,
-        max_bytes,
-    )
-    .map_err(|source| Problem::Content(format!("cannot be unpacked ({source})")))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::files::member::LOCAL_HEADER_LEN;
     use std::io::Write;
     use zip::write::SimpleFileOptions;
 

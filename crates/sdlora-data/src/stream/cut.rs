@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use super::config::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit};
 use crate::class_order::{ClassOrder, numpy_permutation};
-use crate::dataset::{ClassId, Dataset, Split};
+use crate::dataset::{ClassId, Dataset};
 use crate::error::DataError;
+use crate::split::Split;
 
 /// The classes of one task, and the domain its images come from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 pub use config::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit};
 
-use crate::dataset::{ClassId, Dataset, Split};
+use crate::dataset::{ClassId, Dataset};
 use crate::error::DataError;
+use crate::split::Split;
 use crate::task::{EvalSet, SampleSet, Task, TrainSet};
 use cut::cut;
 use share::share;

@@ -4,9 +4,10 @@ use rand::seq::SliceRandom;
 
 use super::config::Repeats;
 use super::cut::Cut;
-use crate::dataset::{ClassId, Dataset, SampleIdx, Split};
+use crate::dataset::{ClassId, Dataset, SampleIdx};
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};
+use crate::split::Split;
 use crate::task::LabelledSample;
 
 /// Labelled samples of a half, by task, each in the order of the data set.

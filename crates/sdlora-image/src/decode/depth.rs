@@ -127,7 +127,7 @@ pub fn bits_in_use(bytes: &[u8]) -> Option<u8> {
     if !bytes.starts_with(b"\x89PNG") || bytes.get(24) != Some(&16) {
         return None;
     }
-    let most = match super::decoded(bytes).ok()? {
+    let most = match super::codec::decoded(bytes).ok()? {
         image::DynamicImage::ImageLuma16(image) => largest(image.as_raw()),
         image::DynamicImage::ImageRgb16(image) => largest(image.as_raw()),
         image @ image::DynamicImage::ImageLumaA16(_) => largest(image.into_luma16().as_raw()),

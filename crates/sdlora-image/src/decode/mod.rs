@@ -1,26 +1,19 @@
 //! From the bytes of an image file to an [`Image`].
 
+mod codec;
 mod depth;
 mod whole;
 
-use std::io::Cursor;
-
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
+pub use codec::MAX_IMAGE_BYTES;
 pub use depth::{BitDepth, bits_in_use};
 
 use crate::error::ImageError;
 use crate::format::Format;
 use crate::image::Image;
-
-/// Largest accepted width and height of an encoded image, in pixels; guards against decompression bombs.
-const MAX_SIDE: u32 = 16_384;
-/// Largest memory a decoder may take for one image, in bytes; the decoder's own default is twice as much.
-const MAX_DECODE_BYTES: u64 = 256 * 1024 * 1024;
-/// Largest encoded image, in bytes: what may be decoded, without compression.
-pub const MAX_IMAGE_BYTES: u64 = MAX_DECODE_BYTES + 1024 * 1024;
+use codec::{decoded, decoded_upright};
 
 /// Which side of an image is up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,38 +103,10 @@ impl Image {
     }
 }
 
-fn limits() -> Limits {
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_DECODE_BYTES);
-    limits
-}
-
-fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, image::ImageError> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    reader.limits(limits());
-    Ok(reader)
-}
-
-fn decoded(bytes: &[u8]) -> Result<DynamicImage, image::ImageError> {
-    reader(bytes)?.decode()
-}
-
-/// The image turned as its EXIF data say; EXIF data that cannot be read say nothing.
-fn decoded_upright(bytes: &[u8]) -> Result<DynamicImage, image::ImageError> {
-    let mut decoder = reader(bytes)?.into_decoder()?;
-    let mut limits = limits();
-    limits.reserve(decoder.total_bytes())?;
-    decoder.set_limits(limits)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder)?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use super::*;
     use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
 

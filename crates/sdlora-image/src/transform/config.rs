@@ -2,13 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Transform;
 use crate::augment::AugmentConfig;
 use crate::error::ImageError;
 use crate::pipeline::PipelineConfig;
 use crate::resample::Interpolation;
 
-/// Settings of a [`Transform`].
+/// Settings of a [`Transform`](super::Transform).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransformConfig {
@@ -205,27 +204,8 @@ impl TransformConfig {
         pipeline.check(self.side)
     }
 
-    /// What each byte becomes in each channel, rounded as torchvision's `ToTensor` and `Normalize` round; none without
-    /// a pipeline. The settings have been checked.
-    fn levels(&self) -> Vec<[f32; 256]> {
-        let channels = self.pipeline.as_ref().map_or(0, |_| self.channels.count());
-        let level = |channel: usize, byte: usize| {
-            let level = byte as f32 / 255.0;
-            self.normalise.as_ref().map_or(level, |by| {
-                (level - by.mean[channel % by.mean.len()]) / by.std[channel % by.std.len()]
-            })
-        };
-        (0..channels)
-            .map(|channel| std::array::from_fn(|byte| level(channel, byte)))
-            .collect()
-    }
-
-    /// Checks the settings and makes the transform.
-    ///
-    /// # Errors
-    ///
-    /// [`ImageError::Setting`] for the first value outside its range.
-    pub fn init(&self) -> Result<Transform, ImageError> {
+    /// Refuses the first value outside its range.
+    pub(super) fn check(&self) -> Result<(), ImageError> {
         let refuse = |name: &str, found: String, expected: &str| {
             Err(ImageError::setting(
                 format!("transform.{name}"),
@@ -257,9 +237,8 @@ impl TransformConfig {
         if let Some(pipeline) = &self.pipeline {
             self.check_pipeline(pipeline)?;
         }
-        let channels = self.channels.count();
-        let (mut gain, mut offset) = ([1.0 / 255.0; 3], [0.0; 3]);
         if let Some(Normalise { mean, std }) = &self.normalise {
+            let channels = self.channels.count();
             for (name, values) in [("mean", mean), ("std", std)] {
                 if (values.len() != 1 && values.len() != channels)
                     || values.iter().any(|value| !value.is_finite())
@@ -275,19 +254,8 @@ impl TransformConfig {
             if std.iter().any(|&value| value <= 0.0) {
                 return refuse("normalise.std", format!("{std:?}"), "positive numbers");
             }
-            for channel in 0..channels {
-                let (mean, std) = (mean[channel % mean.len()], std[channel % std.len()]);
-                gain[channel] = 1.0 / (255.0 * std);
-                offset[channel] = -mean / std;
-            }
         }
-        let levels = self.levels();
-        Ok(Transform {
-            config: self.clone(),
-            gain,
-            offset,
-            levels,
-        })
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::appearance::{Appearance, border_level, inverted};
+use crate::error::ImageError;
 use crate::image::Image;
 use crate::resize::{Affine, sample_affine, shrink};
 
@@ -41,6 +42,46 @@ impl BaseImage {
     /// Bytes of its pixels.
     pub fn n_bytes(&self) -> usize {
         self.image.data().len()
+    }
+}
+
+impl TransformConfig {
+    /// Checks the settings and makes the transform.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::Setting`] for the first value outside its range.
+    pub fn init(&self) -> Result<Transform, ImageError> {
+        self.check()?;
+        let (mut gain, mut offset) = ([1.0 / 255.0; 3], [0.0; 3]);
+        if let Some(Normalise { mean, std }) = &self.normalise {
+            for channel in 0..self.channels.count() {
+                let (mean, std) = (mean[channel % mean.len()], std[channel % std.len()]);
+                gain[channel] = 1.0 / (255.0 * std);
+                offset[channel] = -mean / std;
+            }
+        }
+        Ok(Transform {
+            config: self.clone(),
+            gain,
+            offset,
+            levels: self.levels(),
+        })
+    }
+
+    /// What each byte becomes in each channel, rounded as torchvision's `ToTensor` and `Normalize` round; none without
+    /// a pipeline. The settings have been checked.
+    fn levels(&self) -> Vec<[f32; 256]> {
+        let channels = self.pipeline.as_ref().map_or(0, |_| self.channels.count());
+        let level = |channel: usize, byte: usize| {
+            let level = byte as f32 / 255.0;
+            self.normalise.as_ref().map_or(level, |by| {
+                (level - by.mean[channel % by.mean.len()]) / by.std[channel % by.std.len()]
+            })
+        };
+        (0..channels)
+            .map(|channel| std::array::from_fn(|byte| level(channel, byte)))
+            .collect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Hugging Face names: `ViTModel` and `Dinov2Model`, as files have them and as version 5 of
 //! transformers has them in memory. Query, key and value are three tensors.
 
-use super::{Place, Scheme, block, timm};
+use super::place::{Place, Scheme, block};
+use super::timm;
 
 /// Which of the two models the tensors are from.
 pub(super) fn scheme<'a>(mut names: impl Iterator<Item = &'a &'a str>) -> Scheme {

@@ -1,7 +1,8 @@
 //! Names of the DINO, DINOv2 and MAE releases: timm's, but for registers, chunks of blocks and
 //! what training wrapped around the network.
 
-use super::{Place, block, timm};
+use super::place::{Place, block};
+use super::timm;
 
 /// Whether the tensors come from one of these releases. `names` are those of the whole file,
 /// `inner` those of the backbone without the wrapper.

@@ -1,6 +1,6 @@
 //! timm's names: those of this crate, with the older name of LayerScale.
 
-use super::{Place, block};
+use super::place::{Place, block};
 
 const BLOCK_PARTS: [&str; 6] = [
     "norm1.",

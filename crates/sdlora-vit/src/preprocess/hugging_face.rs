@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Interpolation, Preprocess, Resize, floats};
+use super::settings::{Interpolation, Preprocess, Resize, floats};
 
 /// Steps that are understood or do not change what a square photograph becomes.
 const KNOWN_STEPS: [&str; 6] = [

@@ -1,66 +1,17 @@
 //! How an image becomes the input that a published ViT was trained on.
 
 mod hugging_face;
+mod settings;
 mod timm;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+pub use settings::{Interpolation, Preprocess, Resize};
 
 use crate::sidecar::Sidecar;
 
 /// Metadata key under which a file keeps the [`Preprocess`] of its model, as JSON.
 pub const PREPROCESS_KEY: &str = "sdlora.preprocess";
 
-/// How values between pixels are computed when an image is resized.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Interpolation {
-    /// The nearest pixel.
-    Nearest,
-    /// Linear along both axes.
-    Bilinear,
-    /// Cubic along both axes.
-    Bicubic,
-    /// Lanczos with three lobes.
-    Lanczos,
-    /// The average of the area.
-    Box,
-}
-
-/// What happens to an image that is not square.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Resize {
-    /// The shorter side becomes `input_size / crop_fraction`, then the centre is cut out.
-    ShortSide,
-    /// Both sides become `input_size / crop_fraction`, which may distort, then the centre is cut
-    /// out.
-    Squash,
-}
-
-/// The input of a model: resize, crop, scale to 0 to 1, normalise.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Preprocess {
-    /// Subtracted from each channel, whose levels are 0 to 1.
-    pub mean: Vec<f32>,
-    /// Each channel is divided by it afterwards.
-    pub std: Vec<f32>,
-    /// Side of the square input, in pixels.
-    pub input_size: usize,
-    /// Side of the crop as a fraction of the resized image, above 0 and at most 1.
-    pub crop_fraction: f32,
-    /// How the image is resized.
-    pub interpolation: Interpolation,
-    /// What happens to an image that is not square.
-    pub resize: Resize,
-}
-
 impl Preprocess {
-    /// What the metadata of a file written by this workspace tells.
-    pub(crate) fn from_metadata(text: &str) -> Option<Self> {
-        serde_json::from_str::<Self>(text).ok()?.valid().ok()
-    }
-
     /// What the files beside the weights tell, or what they ask for that no transform here does;
     /// `None` where they tell nothing.
     pub(crate) fn beside(sidecar: &Sidecar) -> Option<Result<Self, String>> {
@@ -71,54 +22,4 @@ impl Preprocess {
         };
         Some(found.map_err(|what| format!("{file} asks for {what}")))
     }
-
-    /// Key and value to put into the metadata of [`Vit::save`](crate::Vit::save), from where
-    /// [`Checkpoint::preprocess`](crate::Checkpoint::preprocess) reads it back.
-    pub fn metadata_entry(&self) -> (String, String) {
-        let text = serde_json::json!({
-            "mean": self.mean,
-            "std": self.std,
-            "input_size": self.input_size,
-            "crop_fraction": self.crop_fraction,
-            "interpolation": self.interpolation,
-            "resize": self.resize,
-        });
-        (PREPROCESS_KEY.into(), text.to_string())
-    }
-
-    /// Side to which the image is resized before the crop, in pixels.
-    pub fn resized_side(&self) -> usize {
-        // A thousandth of a pixel keeps 224 / 0.875 at 256 in spite of rounding.
-        (self.input_size as f32 / self.crop_fraction + 1e-3) as usize
-    }
-
-    /// Itself, or what cannot be about it.
-    fn valid(self) -> Result<Self, String> {
-        let (mean, std) = (&self.mean, &self.std);
-        if mean.len() != std.len() || mean.is_empty() {
-            return Err(format!("{} means and {} deviations", mean.len(), std.len()));
-        }
-        if mean.iter().any(|v| !v.is_finite()) || std.iter().any(|v| !v.is_finite() || *v == 0.0) {
-            return Err(format!("mean {mean:?} and deviation {std:?}"));
-        }
-        if !(self.crop_fraction > 0.0 && self.crop_fraction <= 1.0) {
-            return Err(format!("a crop of {} of the image", self.crop_fraction));
-        }
-        if !(1..=1 << 16).contains(&self.input_size) {
-            return Err(format!("{} pixels", self.input_size));
-        }
-        Ok(self)
-    }
-}
-
-/// A number or a list of them.
-fn floats(value: &Value) -> Option<Vec<f32>> {
-    if let Some(number) = value.as_f64() {
-        return Some(vec![number as f32]);
-    }
-    value
-        .as_array()?
-        .iter()
-        .map(|v| v.as_f64().map(|v| v as f32))
-        .collect()
 }

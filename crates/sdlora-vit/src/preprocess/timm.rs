@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Interpolation, Preprocess, Resize, floats};
+use super::settings::{Interpolation, Preprocess, Resize, floats};
 
 /// The description as a [`Preprocess`]; `None` when it has neither mean nor deviation. What else it
 /// lacks is timm's default (`resolve_data_config`): 224 pixels, 0.875, bicubic. What is not
@@ -73,8 +73,7 @@ mod tests {
         assert_eq!(found.resized_side(), 256);
         assert_eq!(found.resize, Resize::ShortSide);
         assert_eq!(found.mean, [0.485, 0.456, 0.406]);
-        let (key, text) = found.metadata_entry();
-        assert_eq!(key, super::super::PREPROCESS_KEY);
+        let text = serde_json::to_string(&found).unwrap();
         assert_eq!(Preprocess::from_metadata(&text), Some(found));
     }
 
