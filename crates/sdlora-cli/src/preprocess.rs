@@ -1,7 +1,7 @@
 //! The transform that a checkpoint asks for: its own mean, deviation, size, resize and crop.
 
 use sdlora_image::{
-    Channels, Fit, Interpolation, Normalise, PipelineConfig, Polarity, Resize, Size, Step,
+    Channels, Drawing, Fit, Interpolation, Normalise, PipelineConfig, Polarity, Resize, Size, Step,
     TransformConfig,
 };
 use sdlora_vit::{Checkpoint, Preprocess};
@@ -67,10 +67,12 @@ pub fn transform(
         (sdlora_vit::Interpolation::Bicubic, _) => Interpolation::Bicubic,
         // The drawing transform averages areas.
         (sdlora_vit::Interpolation::Box, sdlora_vit::Resize::ShortSide) => {
-            config.fit = Fit::CropCentre {
-                fraction: preprocess.crop_fraction,
-            };
-            return Ok(config);
+            return Ok(config.with_drawing(Drawing {
+                fit: Fit::CropCentre {
+                    fraction: preprocess.crop_fraction,
+                },
+                ..Drawing::default()
+            }));
         }
         (sdlora_vit::Interpolation::Box, _) if preprocess.crop_fraction == 1.0 => {
             return Ok(config);
@@ -86,8 +88,7 @@ pub fn transform(
         };
         pipeline.test[0] = Step::Resize(exact);
     }
-    config.pipeline = Some(pipeline);
-    Ok(config)
+    Ok(config.with_pipeline(pipeline))
 }
 
 #[cfg(test)]
@@ -113,7 +114,7 @@ mod tests {
         assert_eq!(config.normalise.as_ref().unwrap().mean, [0.5; 3]);
         // 224 / 0.9 = 248.9
         let test = PipelineConfig::imagenet_test(248, 224, Interpolation::Bicubic);
-        assert_eq!(config.pipeline.unwrap().test, test);
+        assert_eq!(config.pipeline().unwrap().test, test);
 
         let squash = Preprocess {
             resize: sdlora_vit::Resize::Squash,
@@ -124,7 +125,7 @@ mod tests {
         };
         let config = transform(&squash, 1, None).unwrap();
         config.init().unwrap();
-        let Step::Resize(resize) = config.pipeline.unwrap().test[0] else {
+        let Step::Resize(resize) = config.pipeline().unwrap().test[0] else {
             panic!("the first step resizes");
         };
         assert_eq!(resize.size, Size::Exact([224, 224]));
@@ -136,7 +137,10 @@ mod tests {
         config.init().unwrap();
         // 384 / 0.9 = 426.7
         let test = PipelineConfig::imagenet_test(426, 384, Interpolation::Bicubic);
-        assert_eq!((config.side, config.pipeline.unwrap().test), (384, test));
+        assert_eq!(
+            (config.side, config.pipeline().unwrap().test.clone()),
+            (384, test)
+        );
     }
 
     #[test]
@@ -152,7 +156,7 @@ mod tests {
         let config = transform(&exported, 1, None).unwrap();
         config.init().unwrap();
         assert_eq!(
-            (config.polarity, config.fit),
+            (config.polarity, config.drawing().unwrap().fit),
             (Polarity::Inverted, Fit::Stretch)
         );
         let normalise = config.normalise.unwrap();

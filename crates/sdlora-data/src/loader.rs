@@ -283,7 +283,7 @@ impl<I: Iterator> Iterator for &Shared<I> {
 #[cfg(test)]
 mod tests {
     use sdlora_image::{
-        Channels, ColorJitter, Interpolation, PaddedCrop, PipelineConfig, RandAugment,
+        Channels, ColorJitter, Interpolation, PipelineConfig, RandAugment, RandomCrop,
         RandomErasing, RandomResizedCrop, Resize, Size, Step, TransformConfig,
     };
 
@@ -387,7 +387,7 @@ mod tests {
                     size: Size::Shorter(7),
                     interpolation: Interpolation::Bicubic,
                 }),
-                Step::RandomCrop(PaddedCrop {
+                Step::RandomCrop(RandomCrop {
                     size: 7,
                     padding: 1,
                 }),

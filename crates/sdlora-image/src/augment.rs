@@ -13,7 +13,7 @@ use crate::resize::Affine;
 pub struct AugmentConfig {
     /// Random resized crop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub crop: Option<RandomCrop>,
+    pub crop: Option<RandomResizedCrop>,
     /// Probability of a horizontal flip, from 0 to 1.
     #[serde(default)]
     pub flip: f32,
@@ -22,17 +22,19 @@ pub struct AugmentConfig {
     pub affine: Option<RandomAffine>,
 }
 
-/// A window of random area and shape, stretched to the output (torchvision's `RandomResizedCrop`).
+/// A window of random area and shape, stretched to the output, as torchvision's transform of that name.
+///
+/// It is a part of the affine map and not a step on bytes, which is [`crate::RandomResizedCrop`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RandomCrop {
+pub struct RandomResizedCrop {
     /// Smallest and largest area as a fraction of the image, in (0, 1]; drawn uniformly.
     pub area: (f32, f32),
     /// Smallest and largest width over height; drawn uniformly in its logarithm.
     pub ratio: (f32, f32),
 }
 
-impl Default for RandomCrop {
+impl Default for RandomResizedCrop {
     /// The published runs' setting: area 0.05 to 1, ratio 3/4 to 4/3.
     fn default() -> Self {
         Self {
@@ -85,7 +87,7 @@ impl AugmentConfig {
         if !(0.0..=1.0).contains(&self.flip) {
             return refuse("flip", self.flip.to_string(), "0 to 1");
         }
-        if let Some(RandomCrop { area, ratio }) = &self.crop {
+        if let Some(RandomResizedCrop { area, ratio }) = &self.crop {
             if !(area.0 > 0.0 && area.0 <= area.1 && area.1 <= 1.0) {
                 return refuse(
                     "crop.area",
@@ -139,7 +141,7 @@ impl AugmentConfig {
     }
 }
 
-impl RandomCrop {
+impl RandomResizedCrop {
     /// Up to ten tries for a window that fits, then the whole image, as torchvision does for square images.
     fn draw(&self, rng: &mut ChaCha8Rng) -> Affine {
         let (low, high) = (self.ratio.0.ln(), self.ratio.1.ln());
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn crops_lie_inside_the_image() {
-        let crop = RandomCrop::default();
+        let crop = RandomResizedCrop::default();
         let config = AugmentConfig {
             crop: Some(crop),
             ..Default::default()
@@ -284,7 +286,7 @@ mod tests {
                 ..Default::default()
             },
             AugmentConfig {
-                crop: Some(RandomCrop {
+                crop: Some(RandomResizedCrop {
                     area: (0.5, 0.1),
                     ..Default::default()
                 }),

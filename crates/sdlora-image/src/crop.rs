@@ -60,7 +60,7 @@ fn default_ratio() -> (f64, f64) {
 /// An image that is smaller even with its padding is padded further, evenly, as the step `center_crop` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PaddedCrop {
+pub struct RandomCrop {
     /// Width and height of the result, from 1 to 4,096.
     pub size: usize,
     /// Black pixels added on every side first, at most 4,096.
@@ -164,7 +164,7 @@ impl RandomResizedCrop {
     }
 }
 
-impl PaddedCrop {
+impl RandomCrop {
     pub(crate) fn check(&self, setting: &str) -> Result<(), ImageError> {
         check_side(&format!("{setting}.size"), self.size)?;
         if self.padding > MAX_STEP_SIDE {
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_padded_crop_shows_every_offset() {
-        let crop = PaddedCrop {
+        let crop = RandomCrop {
             size: 4,
             padding: 1,
         };
@@ -432,7 +432,7 @@ mod tests {
         // Three offsets of each axis: 12 or 16 white pixels a row and column.
         assert_eq!(seen.len(), 9);
         assert_eq!(crop.apply(&image, NO_RNG), image);
-        let small = PaddedCrop {
+        let small = RandomCrop {
             size: 7,
             padding: 1,
         };

@@ -15,7 +15,7 @@
 //! | `appearance.rs` | fixed changes of what images look like |
 //! | `transform/` | the settings of a whole transform, and the transform |
 //!
-//! [`TransformConfig::pipeline`] lists the steps of a published transform; [`TransformConfig::imagenet`] is the usual
+//! [`PipelineConfig`] lists the steps of a published transform; [`TransformConfig::imagenet`] is the usual
 //! recipe for natural images. Without a pipeline, the drawing transform is cheap and preserves thin strokes.
 //!
 //! This crate opens no file, knows no data set and no model, and holds no source of random numbers: the caller hands
@@ -38,7 +38,7 @@
 //! ```
 
 mod appearance;
-mod augment;
+pub mod augment;
 mod chance;
 mod check;
 mod color;
@@ -59,9 +59,9 @@ mod resize;
 mod transform;
 
 pub use appearance::Appearance;
-pub use augment::{AugmentConfig, RandomAffine, RandomCrop};
+pub use augment::{AugmentConfig, RandomAffine};
 pub use color::ColorJitter;
-pub use crop::{PaddedCrop, RandomResizedCrop, Resize, Size};
+pub use crop::{RandomCrop, RandomResizedCrop, Resize, Size};
 pub use decode::{BitDepth, ImageReading, MAX_IMAGE_BYTES, Rotation, bits_in_use};
 pub use erasing::RandomErasing;
 pub use error::ImageError;
@@ -71,5 +71,6 @@ pub use pipeline::{PipelineConfig, Step};
 pub use rand_augment::RandAugment;
 pub use resample::Interpolation;
 pub use transform::{
-    Background, BaseImage, Channels, Fit, Normalise, Polarity, Transform, TransformConfig,
+    Background, BaseImage, Channels, Drawing, Fit, Normalise, Polarity, Process, Transform,
+    TransformConfig,
 };

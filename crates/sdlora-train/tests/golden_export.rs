@@ -289,7 +289,8 @@ fn resize_and_crop_of_a_run_reach_the_processor_and_come_back() {
     let plan = folder.join("plan.toml");
     let text = std::fs::read_to_string(&plan).unwrap();
     let mut config = sdlora_train::RunConfig::parse(&text).unwrap();
-    config.transform.pipeline = Some(PipelineConfig::imagenet(14, 16, Interpolation::Bicubic));
+    let pipeline = PipelineConfig::imagenet(14, 16, Interpolation::Bicubic);
+    config.transform = config.transform.with_pipeline(pipeline);
     config.n_epochs = 1;
     let finished = bench
         .run("cropped", &config.check().unwrap(), Start::Fresh)

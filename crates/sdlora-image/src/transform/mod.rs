@@ -1,12 +1,11 @@
 //! From a decoded image to the square of numbers a model reads.
 //!
-//! With [`TransformConfig::pipeline`] the steps it names, equal to torchvision's; see
-//! [`PipelineConfig`](crate::PipelineConfig). Otherwise the drawing transform, made for drawings such as Omniglot's
-//! that change cheaply in every epoch:
+//! [`Process`] says how: [`PipelineConfig`](crate::PipelineConfig) lists steps equal to torchvision's, and [`Drawing`]
+//! is made for drawings such as Omniglot's, which change cheaply in every epoch.
 //!
-//! Two stages. The first makes a *base image* once for every image: channels, polarity, the task's appearance, and a
-//! size of at most [`TransformConfig::oversample`] times the output, so that it can be cached. The second runs in
-//! every epoch: one affine map (fit, then crop, flip and affine augmentation together) is sampled bilinearly from
+//! Both have two stages. The first makes a *base image* once for every image: channels, polarity, its appearance, and
+//! for drawings a size of at most [`Drawing::oversample`] times the output, so that it can be cached. The second runs in
+//! every epoch: for drawings one affine map (fit, then crop, flip and affine augmentation together) is sampled bilinearly from
 //! the base image straight into normalised numbers, `[channels, side, side]`.
 
 mod config;
@@ -19,7 +18,9 @@ use crate::error::ImageError;
 use crate::image::Image;
 use crate::resize::{Affine, sample_affine, shrink};
 
-pub use config::{Background, Channels, Fit, Normalise, Polarity, TransformConfig};
+pub use config::{
+    Background, Channels, Drawing, Fit, Normalise, Polarity, Process, TransformConfig,
+};
 
 /// A checked [`TransformConfig`].
 #[derive(Clone, Debug, PartialEq)]
@@ -72,7 +73,7 @@ impl TransformConfig {
     /// What each byte becomes in each channel, rounded as torchvision's `ToTensor` and `Normalize` round; none without
     /// a pipeline. The settings have been checked.
     fn levels(&self) -> Vec<[f32; 256]> {
-        let channels = self.pipeline.as_ref().map_or(0, |_| self.channels.count());
+        let channels = self.pipeline().map_or(0, |_| self.channels.count());
         let level = |channel: usize, byte: usize| {
             let level = byte as f32 / 255.0;
             self.normalise.as_ref().map_or(level, |by| {
@@ -128,17 +129,20 @@ impl Transform {
         if config.polarity == Polarity::Inverted {
             image = inverted(image);
         }
-        if let Some(pipeline) = &config.pipeline {
-            for change in appearance {
-                image = change.apply(image, &noise);
+        let drawing = match &config.process {
+            Process::Drawing(drawing) => drawing,
+            Process::Pipeline(pipeline) => {
+                for change in appearance {
+                    image = change.apply(image, &noise);
+                }
+                return BaseImage {
+                    image: pipeline.apply_fixed(image),
+                    background: [0; 3],
+                };
             }
-            return BaseImage {
-                image: pipeline.apply_fixed(image),
-                background: [0; 3],
-            };
-        }
-        let side = (config.side * config.oversample) as f32;
-        let (width, height) = match config.fit {
+        };
+        let side = (config.side * drawing.oversample) as f32;
+        let (width, height) = match drawing.fit {
             Fit::Stretch => (side, side),
             Fit::CropCentre { fraction } => {
                 let (width, height) = (image.width() as f32, image.height() as f32);
@@ -150,7 +154,7 @@ impl Transform {
         for change in appearance {
             image = change.apply(image, &noise);
         }
-        let background = match config.background {
+        let background = match drawing.background {
             Background::Border => border_level(&image),
             Background::Level(level) => [(level * 255.0).round() as u8; 3],
         };
@@ -168,14 +172,17 @@ impl Transform {
     pub fn write(&self, base: &BaseImage, rng: Option<&mut ChaCha8Rng>, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_values(), "length of the output");
         let config = &self.config;
-        if let Some(pipeline) = &config.pipeline {
-            let mut rng = rng;
-            let image = pipeline.apply_random(&base.image, rng.as_deref_mut());
-            self.write_levels(&image, out);
-            pipeline.erase(out, config.side, rng);
-            return;
-        }
-        let mut map = match config.fit {
+        let drawing = match &config.process {
+            Process::Drawing(drawing) => drawing,
+            Process::Pipeline(pipeline) => {
+                let mut rng = rng;
+                let image = pipeline.apply_random(&base.image, rng.as_deref_mut());
+                self.write_levels(&image, out);
+                pipeline.erase(out, config.side, rng);
+                return;
+            }
+        };
+        let mut map = match drawing.fit {
             Fit::Stretch => Affine::IDENTITY,
             Fit::CropCentre { fraction } => {
                 let (width, height) = (base.image.width() as f32, base.image.height() as f32);
@@ -184,7 +191,7 @@ impl Transform {
             }
         };
         if let Some(rng) = rng {
-            map = map.after(config.augment.draw(rng));
+            map = map.after(drawing.augment.draw(rng));
         }
         let n_pixels = config.side * config.side;
         let size = (config.side, config.side);
@@ -272,10 +279,10 @@ mod tests {
     #[test]
     fn centre_crop_takes_the_middle_square() {
         let image = Image::new(4, 2, 1, vec![9, 51, 102, 9, 9, 153, 204, 9]).unwrap();
-        let config = TransformConfig {
+        let config = TransformConfig::new(2, Channels::Gray).with_drawing(Drawing {
             fit: Fit::CropCentre { fraction: 1.0 },
-            ..TransformConfig::new(2, Channels::Gray)
-        };
+            ..Drawing::default()
+        });
         assert_close(&run(&config, image), &[0.2, 0.4, 0.6, 0.8]);
     }
 

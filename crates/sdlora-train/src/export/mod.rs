@@ -299,16 +299,15 @@ fn notes(
 ) -> Result<Vec<String>, TrainError> {
     let transform = &run.config.transform;
     let preparation = Preparation::of(transform);
+    let oversample = transform.drawing().map_or(1, |drawing| drawing.oversample);
     let mut notes = match format {
         Format::Timm if is_file => vec![
             "a file of weights says nothing of how images are prepared: a folder (`--out` without \
              .safetensors) does"
                 .into(),
         ],
-        Format::Timm => preparation.lost_with(preparation.filter, transform.oversample),
-        Format::Hf | Format::Peft => {
-            preparation.lost_with(hf::filter(&preparation), transform.oversample)
-        }
+        Format::Timm => preparation.lost_with(preparation.filter, oversample),
+        Format::Hf | Format::Peft => preparation.lost_with(hf::filter(&preparation), oversample),
         Format::Safetensors => return Ok(Vec::new()),
     };
     if let Some(head) = run.config.head.as_ref().map(|head| head.name.as_str())

@@ -1,6 +1,6 @@
 //! What a run does to the images it evaluates, in the terms that other programs have, and what of it they lack.
 
-use sdlora_image::{Fit, Interpolation, Polarity, Size, Step, TransformConfig};
+use sdlora_image::{Drawing, Fit, Interpolation, Polarity, Process, Size, Step, TransformConfig};
 
 /// Size of an image before its centre is cut out, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,9 @@ impl Preparation {
             side,
             lost: Vec::new(),
         };
-        let Some(pipeline) = &transform.pipeline else {
-            return Self::of_drawings(transform);
+        let pipeline = match &transform.process {
+            Process::Drawing(drawing) => return Self::of_drawings(side, drawing),
+            Process::Pipeline(pipeline) => pipeline,
         };
         let (resize, crops) = match pipeline.test.as_slice() {
             [Step::Resize(resize)] => (Some(resize), false),
@@ -74,10 +75,9 @@ impl Preparation {
     }
 
     /// That of the drawing transform, which averages areas.
-    fn of_drawings(transform: &TransformConfig) -> Self {
-        let side = transform.side;
+    fn of_drawings(side: usize, drawing: &Drawing) -> Self {
         let mut lost = Vec::new();
-        let resized = match transform.fit {
+        let resized = match drawing.fit {
             Fit::Stretch => Resized::Square(side),
             Fit::CropCentre { fraction } => {
                 let resized = (side as f32 / fraction).round() as usize;
@@ -153,12 +153,8 @@ mod tests {
     use sdlora_image::{Channels, PipelineConfig, Resize};
 
     fn with_steps(test: Vec<Step>) -> TransformConfig {
-        let mut transform = TransformConfig::new(32, Channels::Rgb);
-        transform.pipeline = Some(PipelineConfig {
-            train: Vec::new(),
-            test,
-        });
-        transform
+        let train = Vec::new();
+        TransformConfig::new(32, Channels::Rgb).with_pipeline(PipelineConfig { train, test })
     }
 
     fn resize(size: Size) -> Step {
@@ -215,7 +211,13 @@ mod tests {
 
     #[test]
     fn drawings_are_averaged_and_the_loss_of_another_filter_is_said() {
-        let mut transform = TransformConfig::omniglot(28);
+        let cropped = |fraction| {
+            TransformConfig::omniglot(28).with_drawing(Drawing {
+                fit: Fit::CropCentre { fraction },
+                ..Drawing::default()
+            })
+        };
+        let transform = TransformConfig::omniglot(28);
         let found = Preparation::of(&transform);
         assert_eq!(
             (found.resized, found.filter),
@@ -223,12 +225,10 @@ mod tests {
         );
         assert!(found.lost_with(Filter::Area, 2)[0].contains("below 56 pixels"));
         assert!(found.lost_with(Filter::Bicubic, 2)[0].contains("another filter"));
-        transform.fit = Fit::CropCentre { fraction: 0.875 };
-        let found = Preparation::of(&transform);
+        let found = Preparation::of(&cropped(0.875));
         assert_eq!(found.resized, Resized::Shorter(32));
         assert!(found.lost.is_empty());
-        transform.fit = Fit::CropCentre { fraction: 0.9 };
-        assert!(Preparation::of(&transform).lost[0].contains("28 of 31"));
+        assert!(Preparation::of(&cropped(0.9)).lost[0].contains("28 of 31"));
         assert_eq!(normalisation(&transform), (vec![1.0], vec![-1.0]));
     }
 }

@@ -133,15 +133,14 @@ mod tests {
         let of = |transform: &TransformConfig| evaluation(&Preparation::of(transform));
         let mut transform = TransformConfig::new(224, Channels::Rgb);
         assert_eq!(of(&transform), (1.0, "squash", "box"));
-        let pipeline = PipelineConfig::imagenet(224, 256, Interpolation::Bicubic);
-        transform.pipeline = Some(pipeline);
+        let mut pipeline = PipelineConfig::imagenet(224, 256, Interpolation::Bicubic);
+        transform = transform.with_pipeline(pipeline.clone());
         assert_eq!(of(&transform), (0.875, "center", "bicubic"));
-        if let Some(pipeline) = &mut transform.pipeline {
-            pipeline.test[0] = Step::Resize(Resize {
-                size: Size::Exact([224, 224]),
-                interpolation: Interpolation::Bilinear,
-            });
-        }
+        pipeline.test[0] = Step::Resize(Resize {
+            size: Size::Exact([224, 224]),
+            interpolation: Interpolation::Bilinear,
+        });
+        transform = transform.with_pipeline(pipeline);
         assert_eq!(of(&transform), (1.0, "squash", "bilinear"));
     }
 
