@@ -1,8 +1,6 @@
 //! The errors of this crate.
 
-use std::path::PathBuf;
-
-/// What can be wrong with settings, shapes and adapter files.
+/// What can be wrong with settings and shapes.
 #[derive(Debug, thiserror::Error)]
 pub enum CoreError {
     /// A setting has a value that cannot work.
@@ -30,31 +28,5 @@ pub enum CoreError {
         d_output: usize,
         /// Largest rank that fits.
         max: usize,
-    },
-    /// A command that needs a task in progress, or none.
-    #[error("{command} is not possible: {reason}")]
-    State {
-        /// The command.
-        command: &'static str,
-        /// Why it cannot run now.
-        reason: &'static str,
-    },
-    /// An adapter file lacks something or holds something else than its header says.
-    #[error("adapter file {path}: {problem}; save the adapter again from its run")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The file system refused.
-    #[error("cannot {action} {path}: {source}; check that the folder exists and has room")]
-    Io {
-        /// `read` or `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The reason given by the system.
-        source: std::io::Error,
     },
 }

@@ -17,16 +17,6 @@ pub enum MetricsError {
         /// The refused value.
         value: f64,
     },
-    /// A baseline entry is NaN or outside 0..=1.
-    #[error(
-        "baseline accuracy {value} on task {on} is not within 0..=1: pass fractions, not percentages"
-    )]
-    Baseline {
-        /// Task that was tested.
-        on: usize,
-        /// The refused value.
-        value: f64,
-    },
     /// A row has neither one entry per seen task nor one per task.
     #[error(
         "the row after task {after} has {found} entries: give {} (seen tasks) or {n_tasks} (all tasks)", .after + 1
@@ -41,7 +31,7 @@ pub enum MetricsError {
     },
     /// There is a row for every task already.
     #[error(
-        "the matrix already has rows for all its {n_tasks} tasks: call `add_tasks` before pushing another row"
+        "the matrix already has rows for all its {n_tasks} tasks: make it with as many tasks as it has rows"
     )]
     TooManyRows {
         /// Number of tasks of the matrix.
@@ -50,7 +40,7 @@ pub enum MetricsError {
     /// A list with one entry per task has another length.
     #[error("{what} has {found} entries for {n_tasks} tasks: give one per task")]
     ListLength {
-        /// `test counts` or `baseline`.
+        /// `test counts`.
         what: &'static str,
         /// Length of the refused list.
         found: usize,
@@ -64,26 +54,6 @@ pub enum MetricsError {
     ZeroCount {
         /// The task.
         on: usize,
-    },
-    /// Tasks were added with test counts to a matrix without, or the other way round.
-    #[error(
-        "tasks added {given} test counts to a matrix {kept} them: give counts for all tasks or for none"
-    )]
-    MixedCounts {
-        /// `with` or `without`.
-        given: &'static str,
-        /// `with` or `without`.
-        kept: &'static str,
-    },
-    /// Tasks were added to a matrix whose rows or baseline already cover all tasks.
-    #[error(
-        "{what} covers all {n_tasks} tasks and cannot cover added ones: start a new matrix with more tasks"
-    )]
-    Closed {
-        /// `the row after task …` or `the baseline`.
-        what: String,
-        /// Number of tasks before the addition.
-        n_tasks: usize,
     },
     /// A line of a CSV file is not of the form that [`to_csv`](crate::to_csv) writes.
     #[error("line {line} of the accuracy matrix: {problem}")]

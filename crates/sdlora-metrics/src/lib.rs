@@ -17,7 +17,6 @@
 //! | [`forgetting`] | mean over `j < T−1` of the best of `acc[j..T−1][j]` minus `acc[T−1][j]`; may be negative |
 //! | [`forgetting_max_over_all`] | the same, the best including the last row; never negative |
 //! | [`backward_transfer`] | mean over `j < T−1` of `acc[T−1][j] − acc[j][j]` |
-//! | [`forward_transfer`] | mean over `1 ≤ j` of `acc[j−1][j] − baseline[j]` |
 //!
 //! Beside the matrix, [`Confusion`] counts which class or task is taken for which, and [`Calibration`] compares the
 //! confidence of predictions with how often they are right.
@@ -48,7 +47,6 @@ mod csv;
 mod error;
 mod final_accuracy;
 mod forgetting;
-mod forward_transfer;
 mod matrix;
 mod stats;
 mod summary;
@@ -62,7 +60,6 @@ pub use csv::{from_csv, to_csv};
 pub use error::MetricsError;
 pub use final_accuracy::{final_average_accuracy, weighted_final_accuracy};
 pub use forgetting::{forgetting, forgetting_max_over_all, forgetting_per_task};
-pub use forward_transfer::forward_transfer;
 pub use matrix::AccuracyMatrix;
 pub use stats::{Spread, mean, standard_error};
 pub use summary::{Metric, Summary};

@@ -10,15 +10,13 @@ use crate::MetricsError;
 /// too. A row may be missing: a run on all tasks at once knows only its last row. What the matrix holds is checked
 /// whenever it is built, extended or read.
 ///
-/// Serialised as `{"n_tasks", "acc": [[…], null, …], "test_counts", "baseline"}`; the last two are left out where
-/// unknown.
+/// Serialised as `{"n_tasks", "acc": [[…], null, …], "test_counts"}`; the last is left out where unknown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawMatrix", into = "RawMatrix")]
 pub struct AccuracyMatrix {
     n_tasks: usize,
     rows: Vec<Option<Vec<f64>>>,
     test_counts: Option<Vec<usize>>,
-    baseline: Option<Vec<f64>>,
 }
 
 impl AccuracyMatrix {
@@ -28,7 +26,6 @@ impl AccuracyMatrix {
             n_tasks,
             rows: Vec::new(),
             test_counts: None,
-            baseline: None,
         }
     }
 
@@ -68,22 +65,8 @@ impl AccuracyMatrix {
     /// If there is not one count per task, or a count is 0.
     pub fn with_test_counts(mut self, test_counts: Vec<usize>) -> Result<Self, MetricsError> {
         check_length("test counts", test_counts.len(), self.n_tasks)?;
-        check_counts(&test_counts, 0)?;
+        check_counts(&test_counts)?;
         self.test_counts = Some(test_counts);
-        Ok(self)
-    }
-
-    /// Adds the accuracy on each task before any training, which forward transfer needs.
-    ///
-    /// # Errors
-    ///
-    /// If there is not one entry per task, or an entry is NaN or outside 0..=1.
-    pub fn with_baseline(mut self, baseline: Vec<f64>) -> Result<Self, MetricsError> {
-        check_length("baseline", baseline.len(), self.n_tasks)?;
-        if let Some((on, value)) = first_outside(&baseline) {
-            return Err(MetricsError::Baseline { on, value });
-        }
-        self.baseline = Some(baseline);
         Ok(self)
     }
 
@@ -117,51 +100,6 @@ impl AccuracyMatrix {
     pub fn push_missing_row(&mut self) -> Result<(), MetricsError> {
         self.next_task()?;
         self.rows.push(None);
-        Ok(())
-    }
-
-    /// Prolongs the stream by `n_tasks` tasks: a model that is taught again later.
-    ///
-    /// `test_counts` are those of the added tasks, given if and only if the matrix has counts.
-    ///
-    /// # Errors
-    ///
-    /// If the counts do not fit, or a row or the baseline already covers tasks not yet trained.
-    pub fn add_tasks(
-        &mut self,
-        n_tasks: usize,
-        test_counts: Option<&[usize]>,
-    ) -> Result<(), MetricsError> {
-        let full_row = (0..self.n_rows())
-            .find(|&after| self.row(after).is_some_and(|row| row.len() > after + 1));
-        if let Some(after) = full_row {
-            return Err(self.closed(format!("the row after task {after}")));
-        }
-        if self.baseline.is_some() {
-            return Err(self.closed("the baseline".into()));
-        }
-        match (&mut self.test_counts, test_counts) {
-            (None, None) => {}
-            (Some(kept), Some(added)) => {
-                check_length("test counts", added.len(), n_tasks)?;
-                check_counts(added, self.n_tasks)?;
-                kept.extend_from_slice(added);
-            }
-            // With nothing trained and no task declared, the first addition decides.
-            (None, Some(added)) if self.n_tasks == 0 => {
-                check_length("test counts", added.len(), n_tasks)?;
-                check_counts(added, 0)?;
-                self.test_counts = Some(added.to_vec());
-            }
-            (kept, given) => {
-                let word = |present: bool| if present { "with" } else { "without" };
-                return Err(MetricsError::MixedCounts {
-                    given: word(given.is_some()),
-                    kept: word(kept.is_some()),
-                });
-            }
-        }
-        self.n_tasks = self.n_tasks.saturating_add(n_tasks);
         Ok(())
     }
 
@@ -205,11 +143,6 @@ impl AccuracyMatrix {
         self.test_counts.as_deref()
     }
 
-    /// Accuracy on each task before any training.
-    pub fn baseline(&self) -> Option<&[f64]> {
-        self.baseline.as_deref()
-    }
-
     fn next_task(&self) -> Result<usize, MetricsError> {
         if self.is_complete() {
             return Err(MetricsError::TooManyRows {
@@ -219,12 +152,6 @@ impl AccuracyMatrix {
         Ok(self.n_rows())
     }
 
-    fn closed(&self, what: String) -> MetricsError {
-        MetricsError::Closed {
-            what,
-            n_tasks: self.n_tasks,
-        }
-    }
 }
 
 /// The matrix as it is written, before its checks.
@@ -234,8 +161,6 @@ struct RawMatrix {
     acc: Vec<Option<Vec<f64>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     test_counts: Option<Vec<usize>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    baseline: Option<Vec<f64>>,
 }
 
 impl TryFrom<RawMatrix> for AccuracyMatrix {
@@ -252,9 +177,6 @@ impl TryFrom<RawMatrix> for AccuracyMatrix {
         if let Some(test_counts) = raw.test_counts {
             matrix = matrix.with_test_counts(test_counts)?;
         }
-        if let Some(baseline) = raw.baseline {
-            matrix = matrix.with_baseline(baseline)?;
-        }
         Ok(matrix)
     }
 }
@@ -265,7 +187,6 @@ impl From<AccuracyMatrix> for RawMatrix {
             n_tasks: matrix.n_tasks,
             acc: matrix.rows,
             test_counts: matrix.test_counts,
-            baseline: matrix.baseline,
         }
     }
 }
@@ -288,11 +209,9 @@ fn check_length(what: &'static str, found: usize, n_tasks: usize) -> Result<(), 
     })
 }
 
-fn check_counts(counts: &[usize], first_task: usize) -> Result<(), MetricsError> {
+fn check_counts(counts: &[usize]) -> Result<(), MetricsError> {
     match counts.iter().position(|&count| count == 0) {
-        Some(on) => Err(MetricsError::ZeroCount {
-            on: first_task + on,
-        }),
+        Some(on) => Err(MetricsError::ZeroCount { on }),
         None => Ok(()),
     }
 }
@@ -332,8 +251,10 @@ mod tests {
     #[test]
     fn a_refused_row_leaves_the_matrix_as_it_was() {
         for bad in [f64::NAN, f64::INFINITY, -0.001, 93.5] {
-            let mut matrix = grown();
-            matrix.add_tasks(1, None).unwrap();
+            let mut matrix = AccuracyMatrix::new(4);
+            for after in 0..3 {
+                matrix.push_row(vec![0.5; after + 1]).unwrap();
+            }
             let before = matrix.clone();
             let error = matrix.push_row(vec![0.1, 0.2, bad, 0.4]).unwrap_err();
             assert!(
@@ -352,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_baseline_are_one_per_task() {
+    fn counts_are_one_per_task() {
         assert!(matches!(
             grown().with_test_counts(vec![1, 2]),
             Err(MetricsError::ListLength {
@@ -365,52 +286,7 @@ mod tests {
             grown().with_test_counts(vec![1, 0, 2]),
             Err(MetricsError::ZeroCount { on: 1 })
         ));
-        assert!(matches!(
-            grown().with_baseline(vec![0.1, 0.1, 10.0]),
-            Err(MetricsError::Baseline { on: 2, .. })
-        ));
         assert!(grown().with_test_counts(vec![1, 2, 3]).is_ok());
-    }
-
-    #[test]
-    fn tasks_are_added_with_counts_or_without() {
-        let mut matrix = grown().with_test_counts(vec![1, 2, 3]).unwrap();
-        assert!(matches!(
-            matrix.add_tasks(1, None),
-            Err(MetricsError::MixedCounts {
-                given: "without",
-                kept: "with"
-            })
-        ));
-        assert!(matches!(
-            matrix.add_tasks(1, Some(&[0])),
-            Err(MetricsError::ZeroCount { on: 3 })
-        ));
-        assert!(matrix.add_tasks(2, Some(&[1])).is_err());
-        assert_eq!(matrix.n_tasks(), 3);
-        matrix.add_tasks(1, Some(&[4])).unwrap();
-        assert_eq!(matrix.test_counts(), Some([1, 2, 3, 4].as_slice()));
-        matrix.push_row(vec![0.1; 4]).unwrap();
-
-        let mut full = AccuracyMatrix::new(2);
-        full.push_row(vec![0.1, 0.2]).unwrap();
-        assert!(matches!(
-            full.add_tasks(1, None),
-            Err(MetricsError::Closed { .. })
-        ));
-
-        let mut measured = grown().with_baseline(vec![0.1; 3]).unwrap();
-        let error = measured.add_tasks(1, None).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("the baseline covers all 3 tasks"),
-            "{error}"
-        );
-
-        let mut empty = AccuracyMatrix::new(0);
-        empty.add_tasks(1, Some(&[5])).unwrap();
-        assert_eq!(empty.test_counts(), Some([5].as_slice()));
     }
 
     #[test]
@@ -438,7 +314,7 @@ mod tests {
                 "no test image",
             ),
             (
-                r#"{"n_tasks":1,"acc":[],"baseline":[0.1,0.2]}"#,
+                r#"{"n_tasks":1,"acc":[],"test_counts":[1,2]}"#,
                 "2 entries for 1 tasks",
             ),
         ] {

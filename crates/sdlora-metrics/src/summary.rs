@@ -72,8 +72,6 @@ summary! {
         forgetting_max_over_all: "forgetting from the best of all rows, over tasks",
         /// Mean **over all tasks but the last** of final accuracy minus accuracy just after training.
         backward_transfer: "backward transfer, over tasks",
-        /// Mean **over all tasks but the first** of accuracy just before training minus baseline.
-        forward_transfer: "forward transfer, over tasks",
     }
 }
 
@@ -86,8 +84,6 @@ mod tests {
         let matrix = AccuracyMatrix::from_rows(vec![vec![0.75, 0.25], vec![0.5, 1.0]])
             .unwrap()
             .with_test_counts(vec![3, 1])
-            .unwrap()
-            .with_baseline(vec![0.125, 0.125])
             .unwrap();
         let summary = Summary::of(&matrix);
         assert_eq!(summary.n_tasks, 2);
@@ -99,10 +95,7 @@ mod tests {
             .iter()
             .map(|metric| metric.value.unwrap())
             .collect();
-        assert_eq!(
-            values,
-            [0.75, 0.625, 0.75, 0.6875, 0.25, 0.25, -0.25, 0.125]
-        );
+        assert_eq!(values, [0.75, 0.625, 0.75, 0.6875, 0.25, 0.25, -0.25]);
         let json = serde_json::to_string(&summary).unwrap();
         assert_eq!(serde_json::from_str::<Summary>(&json).unwrap(), summary);
     }

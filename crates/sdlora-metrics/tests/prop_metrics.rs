@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn entries_above_the_diagonal_change_nothing_but_forward_transfer(matrix in matrices()) {
+    fn entries_above_the_diagonal_change_nothing(matrix in matrices()) {
         let lower = map_seen(&matrix, |_, _, value| value);
         let lower = match matrix.test_counts() {
             Some(counts) => lower.with_test_counts(counts.to_vec()).unwrap(),

@@ -41,9 +41,6 @@ pub struct MetricsCase {
     /// Number of test images of each task.
     #[serde(default)]
     pub test_counts: Option<Vec<usize>>,
-    /// Accuracy on each task before any training, for forward transfer.
-    #[serde(default)]
-    pub baseline: Option<Vec<f64>>,
     /// What must come out.
     pub expected: ExpectedMetrics,
     /// Remark of the author of the case.
@@ -88,9 +85,6 @@ pub struct ExpectedMetrics {
     /// Last row minus diagonal.
     #[serde(deserialize_with = "stated")]
     pub backward_transfer: Option<Option<f64>>,
-    /// Entry before the diagonal minus baseline.
-    #[serde(deserialize_with = "stated")]
-    pub forward_transfer: Option<Option<f64>>,
 }
 
 /// A file as `optim.json`: trajectories on f(p) = ½ (p−c)ᵀ H (p−c).
@@ -211,7 +205,7 @@ mod tests {
         assert_eq!(case.expected.forgetting, Some(None));
         assert_eq!(case.expected.final_average_accuracy, Some(Some(50.0)));
         assert_eq!(case.expected.backward_transfer, None);
-        assert!(case.test_counts.is_none() && case.baseline.is_none() && case.note.is_none());
+        assert!(case.test_counts.is_none() && case.note.is_none());
     }
 
     #[test]

@@ -67,11 +67,7 @@ pub(super) fn map<I: Send>(
         run(n, chunks, |(chunk, item)| kernel(chunk, item));
         return x;
     }
-    let source = values(&x);
-    let with = source.par_chunks(chunk_len).zip(with);
-    let copy = collect(n, chunk_len, with, |chunk, (source, item)| {
-        kernel(chunk.write_copy_of_slice(source), item);
-    });
+    let copy = collect(n, chunk_len, Some(values(&x)), with, kernel);
     tensor(copy, x.layout().shape().clone())
 }
 
@@ -84,19 +80,17 @@ pub(super) fn build<I: Send>(
 ) -> Vec<f32> {
     // Zeroing inside the task costs a pass over cached memory; zeroing the whole vector would be
     // a pass over main memory on one thread.
-    collect(n, chunk_len.max(1), with, |chunk, item| {
-        chunk.fill(MaybeUninit::new(0.0));
-        // SAFETY: every element was written in the line above.
-        kernel(unsafe { chunk.assume_init_mut() }, item);
-    })
+    collect(n, chunk_len.max(1), None, with, kernel)
 }
 
-/// A vector of `n` values whose chunks are initialised by `init`, which must write all of them.
+/// A vector of `n` values which `kernel` changes chunk by chunk; the chunks arrive as those of
+/// `source`, or as zeros. A kernel never sees memory without a value.
 fn collect<I: Send>(
     n: usize,
     chunk_len: usize,
+    source: Option<&[f32]>,
     with: impl IndexedParallelIterator<Item = I>,
-    init: impl Fn(&mut [MaybeUninit<f32>], I) + Send + Sync,
+    kernel: impl Fn(&mut [f32], I) + Send + Sync,
 ) -> Vec<f32> {
     let mut values = Vec::with_capacity(n);
     let n_chunks = n.div_ceil(chunk_len);
@@ -106,16 +100,28 @@ fn collect<I: Send>(
         with.len()
     );
     let spare = &mut values.spare_capacity_mut()[..n];
-    run(
-        n,
-        spare.par_chunks_mut(chunk_len).zip(with),
-        |(chunk, item)| init(chunk, item),
-    );
+    let chunks = spare.par_chunks_mut(chunk_len).enumerate().zip(with);
+    run(n, chunks, |((idx, chunk), item)| {
+        let start = idx * chunk_len;
+        let source = source.map(|source| &source[start..start + chunk.len()]);
+        kernel(written(chunk, source), item);
+    });
     // SAFETY: the capacity is at least n; the chunks cover the first n elements, none is skipped
-    // because there is an item for each (asserted above), and both callers' `init` write all of
-    // their chunk.
+    // because there is an item for each (asserted above), and `written` gave each a value.
     unsafe { values.set_len(n) };
     values
+}
+
+/// The chunk with the values of `source`, which is as long, or with zeros.
+fn written<'a>(chunk: &'a mut [MaybeUninit<f32>], source: Option<&[f32]>) -> &'a mut [f32] {
+    match source {
+        Some(source) => chunk.write_copy_of_slice(source),
+        None => {
+            chunk.fill(MaybeUninit::new(0.0));
+            // SAFETY: every element was written in the line above.
+            unsafe { chunk.assume_init_mut() }
+        }
+    }
 }
 
 /// Runs `task` on every item, on this thread alone if the `n` elements are few.
