@@ -7,6 +7,7 @@
 //! [`Adapter::finish_task`]. A new task means new parameters, hence a fresh optimiser state.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
@@ -16,7 +17,7 @@ use crate::config::{CurrentForm, MagnitudeStart, PastNorm, SdLoraConfig};
 use crate::direction::{Direction, HostFactors, PastDirections};
 use crate::error::CoreError;
 use crate::magnitude::{Magnitudes, group_of};
-use crate::site::{Projection, Site};
+use crate::site::Site;
 use crate::update::{ScaledFactors, Update};
 
 /// The directions of one site.
@@ -32,8 +33,8 @@ pub struct SiteDirections {
 
 impl SiteDirections {
     /// Where these directions act.
-    pub fn site(&self) -> Site {
-        self.site
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 }
 
@@ -59,10 +60,10 @@ impl Adapter {
         Ok(Self {
             sites: sites
                 .iter()
-                .map(|&site| SiteDirections {
+                .map(|site| SiteDirections {
                     past: None,
                     current: None,
-                    site,
+                    site: site.clone(),
                 })
                 .collect(),
             magnitudes: None,
@@ -95,18 +96,18 @@ impl Adapter {
         ranks
     }
 
-    /// Number of magnitudes per task: 1 when all sites share one, else the number of blocks.
+    /// Number of magnitudes per task: 1 when all sites share one, else the number of groups.
     pub fn n_groups(&self) -> usize {
         1 + self
             .sites
             .iter()
-            .map(|s| self.group(s.site))
+            .map(|s| self.group(&s.site))
             .max()
             .unwrap_or(0)
     }
 
-    pub(crate) fn group(&self, site: Site) -> usize {
-        group_of(self.config.sharing, site.block_idx)
+    pub(crate) fn group(&self, site: &Site) -> usize {
+        group_of(self.config.sharing, site.group)
     }
 
     /// Starts a task: the running direction, if any, is finished; every site gets a new direction
@@ -217,7 +218,7 @@ impl Adapter {
                 .sites
                 .iter()
                 .zip(&norms)
-                .map(|(s, &norm)| (self.group(s.site), norm))
+                .map(|(s, &norm)| (self.group(&s.site), norm))
                 .collect();
             for (group, norm) in by_group {
                 if let Some(magnitude) = rows[group].last_mut() {
@@ -272,7 +273,7 @@ impl Adapter {
         }
         let mut groups: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
         for (site, norm) in self.sites.iter().zip(&softened) {
-            let (sum, count) = groups.entry(self.group(site.site)).or_default();
+            let (sum, count) = groups.entry(self.group(&site.site)).or_default();
             *sum += norm * norm;
             *count += 1.0;
         }
@@ -280,7 +281,7 @@ impl Adapter {
             self.sites
                 .iter()
                 .map(|site| {
-                    let (sum, count) = groups[&self.group(site.site)];
+                    let (sum, count) = groups[&self.group(&site.site)];
                     (sum / count).sqrt()
                 })
                 .collect(),
@@ -314,18 +315,18 @@ impl Adapter {
         self.updates_where(|_| true)
     }
 
-    /// As [`updates`](Self::updates), those of one block only.
-    pub fn block_updates(&self, block_idx: usize) -> Updates {
-        self.updates_where(|site| site.block_idx == block_idx)
+    /// As [`updates`](Self::updates), those of one group of sites only.
+    pub fn group_updates(&self, group: usize) -> Updates {
+        self.updates_where(|site| site.group == group)
     }
 
-    fn updates_where(&self, is_wanted: impl Fn(Site) -> bool) -> Updates {
+    fn updates_where(&self, is_wanted: impl Fn(&Site) -> bool) -> Updates {
         let mut updates = Updates::default();
         let Some(magnitudes) = &self.magnitudes else {
             return updates;
         };
-        for bank in self.sites.iter().filter(|bank| is_wanted(bank.site)) {
-            let group = self.group(bank.site);
+        for bank in self.sites.iter().filter(|bank| is_wanted(&bank.site)) {
+            let group = self.group(&bank.site);
             let mut terms = Vec::with_capacity(2);
             if let Some(past) = &bank.past {
                 // Between tasks the last magnitude belongs to a finished direction too.
@@ -354,7 +355,7 @@ impl Adapter {
                 });
             }
             if !terms.is_empty() {
-                updates.insert(bank.site, Update::new(terms));
+                updates.insert(&bank.site, Update::new(terms));
             }
         }
         updates
@@ -396,13 +397,13 @@ impl Adapter {
         for &rank in past_ranks.iter().chain(&current_rank) {
             adapter.check_rank(rank)?;
         }
-        let zeros = |site: Site, rank| HostFactors {
+        let zeros = |site: &Site, rank| HostFactors {
             a: vec![0.0; site.d_input * rank],
             b: vec![0.0; rank * site.d_output],
             rank,
         };
         for bank in &mut adapter.sites {
-            let site = bank.site;
+            let site = &bank.site;
             if !past_ranks.is_empty() {
                 let factors: Vec<_> = past_ranks.iter().map(|&r| zeros(site, r)).collect();
                 let norms = vec![0.0; factors.len()];
@@ -444,19 +445,18 @@ fn invert(inverse: f64) -> f64 {
 /// The updates of a model, by site: what a backbone needs to know of an adapter.
 #[derive(Debug, Clone, Default)]
 pub struct Updates {
-    by_site: BTreeMap<(usize, Projection), Update>,
+    by_site: BTreeMap<Arc<str>, Update>,
 }
 
 impl Updates {
     /// Adds the update of a site, replacing an earlier one.
-    pub fn insert(&mut self, site: Site, update: Update) {
-        self.by_site
-            .insert((site.block_idx, site.projection), update);
+    pub fn insert(&mut self, site: &Site, update: Update) {
+        self.by_site.insert(Arc::clone(&site.name), update);
     }
 
-    /// The update of a projection, if it has one.
-    pub fn get(&self, block_idx: usize, projection: Projection) -> Option<&Update> {
-        self.by_site.get(&(block_idx, projection))
+    /// The update of the site of that name, if it has one.
+    pub fn get(&self, name: &str) -> Option<&Update> {
+        self.by_site.get(name)
     }
 
     /// Whether no site has an update.

@@ -68,8 +68,9 @@ pub enum MagnitudeStart {
 pub enum MagnitudeSharing {
     /// One scalar per task for the whole model (paper and published code).
     Shared,
-    /// One scalar per task and block, shared by the projections of that block.
-    PerBlock,
+    /// One scalar per task and group of sites, for instance those of a block.
+    #[serde(rename = "per-block")]
+    PerGroup,
 }
 
 /// The named combinations of settings.

@@ -19,10 +19,10 @@
 //! ```
 //! use burn::tensor::{Device, Tensor};
 //! use rand::SeedableRng;
-//! use sdlora_core::{Adapter, ColumnUpdate, Projection, Site, UpdateForm, Variant, adapted_linear};
+//! use sdlora_core::{Adapter, ColumnUpdate, Site, UpdateForm, Variant, adapted_linear};
 //!
 //! let device = Device::default();
-//! let site = Site { block_idx: 0, projection: Projection::Query, d_input: 8, d_output: 8 };
+//! let site = Site { name: "query".into(), group: 0, d_input: 8, d_output: 8 };
 //! let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
 //! let adapter = Adapter::new(Variant::Paper.config(), &[site])?
 //!     .begin_task(2, &mut rng, &device)?   // task 1
@@ -30,7 +30,7 @@
 //! assert_eq!(adapter.ranks(), [2, 3]);
 //!
 //! let updates = adapter.updates();
-//! let update = updates.get(0, Projection::Query).expect("the site has an update");
+//! let update = updates.get("query").expect("the site has an update");
 //! let x = Tensor::<3>::ones([1, 4, 8], &device);
 //! let w0 = Tensor::<2>::ones([8, 8], &device);
 //! let columns = [ColumnUpdate { first_column: 0, update }];
@@ -60,5 +60,5 @@ pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
 pub use magnitude::Magnitudes;
 pub use precision::{Precision, cast};
 pub use residual::span_residuals;
-pub use site::{Projection, Site};
+pub use site::Site;
 pub use update::{ScaledFactors, Update, UpdateForm};

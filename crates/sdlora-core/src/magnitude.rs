@@ -86,11 +86,11 @@ impl Magnitudes {
     }
 }
 
-/// The group a block belongs to.
-pub fn group_of(sharing: MagnitudeSharing, block_idx: usize) -> usize {
+/// The row of the magnitudes of a group of sites.
+pub fn group_of(sharing: MagnitudeSharing, group: usize) -> usize {
     match sharing {
         MagnitudeSharing::Shared => 0,
-        MagnitudeSharing::PerBlock => block_idx,
+        MagnitudeSharing::PerGroup => group,
     }
 }
 

@@ -4,8 +4,8 @@
 
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{
-    Adapter, ColumnUpdate, Direction, MagnitudeSharing, Magnitudes, Projection, Site, UpdateForm,
-    Variant, adapted_linear, effective_weight,
+    Adapter, ColumnUpdate, Direction, MagnitudeSharing, Magnitudes, Site, UpdateForm, Variant,
+    adapted_linear, effective_weight,
 };
 use sdlora_testkit::{
     Compared, Golden, Tolerance, assert_close, golden_with, test_device_autodiff,
@@ -14,8 +14,16 @@ use sdlora_testkit::{
 /// Relative to the largest value of the tensor (golden README, section 2).
 const TOLERANCE: Tolerance = Tolerance::RelMax(1e-5);
 
-const PROJECTIONS: [(Projection, &str, usize); 2] =
-    [(Projection::Query, "q", 0), (Projection::Value, "v", 2)];
+/// The letter in the file, which ends the name of a site, and the position in the packed projection.
+const PROJECTIONS: [(&str, usize); 2] = [("q", 0), ("v", 2)];
+
+fn name(block_idx: usize, letter: &str) -> String {
+    format!("blocks.{block_idx}.{letter}")
+}
+
+fn letter(site: &Site) -> &str {
+    site.name.rsplit('.').next().unwrap()
+}
 
 struct Case {
     golden: Golden,
@@ -31,7 +39,7 @@ impl Case {
         // `[n_tasks]` for the whole model, `[n_layers, n_tasks]` for each layer.
         let sharing = match golden.shape("alpha").len() {
             1 => MagnitudeSharing::Shared,
-            _ => MagnitudeSharing::PerBlock,
+            _ => MagnitudeSharing::PerGroup,
         };
         let n_layers = (0..)
             .take_while(|l| golden.has(&format!("layer{l}.x")))
@@ -60,9 +68,9 @@ impl Case {
         config.sharing = self.sharing;
         let sites: Vec<Site> = (0..self.n_layers)
             .flat_map(|block_idx| {
-                PROJECTIONS.map(|(projection, ..)| Site {
-                    block_idx,
-                    projection,
+                PROJECTIONS.map(|(letter, _)| Site {
+                    name: name(block_idx, letter).into(),
+                    group: block_idx,
                     d_input: self.d_model,
                     d_output: self.d_model,
                 })
@@ -73,12 +81,8 @@ impl Case {
             let directions = sites
                 .iter()
                 .map(|site| {
-                    let letter = if site.projection == Projection::Query {
-                        "q"
-                    } else {
-                        "v"
-                    };
-                    let name = |f| format!("layer{}.task{task}.{f}_{letter}", site.block_idx);
+                    let letter = letter(site);
+                    let name = |f| format!("layer{}.task{task}.{f}_{letter}", site.group);
                     Direction::from_factors(
                         self.transposed(&name("A")),
                         self.transposed(&name("B")),
@@ -113,9 +117,9 @@ impl Case {
             let bias = g.tensor::<1>(&name("qkv.bias"), &device);
             let columns: Vec<_> = PROJECTIONS
                 .iter()
-                .map(|&(projection, _, part)| ColumnUpdate {
+                .map(|&(letter, part)| ColumnUpdate {
                     first_column: part * self.d_model,
-                    update: updates.get(l, projection).unwrap(),
+                    update: updates.get(&self::name(l, letter)).unwrap(),
                 })
                 .collect();
 
@@ -140,12 +144,8 @@ impl Case {
             assert_close(x.grad(&grads).unwrap(), g.f32(&name), TOLERANCE, &name);
         }
         for bank in &adapter.sites {
-            let (l, current) = (bank.site().block_idx, bank.current.as_ref().unwrap());
-            let letter = if bank.site().projection == Projection::Query {
-                "q"
-            } else {
-                "v"
-            };
+            let (l, current) = (bank.site().group, bank.current.as_ref().unwrap());
+            let letter = letter(bank.site());
             for (factor, param) in [("A", &current.a), ("B", &current.b)] {
                 let name = format!("grad.layer{l}.{factor}_{letter}");
                 let grad = param.val().grad(&grads).unwrap().transpose();

@@ -7,23 +7,23 @@ use burn::tensor::{Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{
-    Adapter, CurrentForm, Direction, HostFactors, MagnitudeStart, Magnitudes, PastNorm, Projection,
+    Adapter, CurrentForm, Direction, HostFactors, MagnitudeStart, Magnitudes, PastNorm,
     ResidualNorm, SdLoraConfig, Site, Variant,
 };
 use sdlora_testkit::{Compared, Tolerance, assert_close, golden_json_with, test_device};
 
-const PROJECTIONS: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
+const NAMES: [&str; 3] = ["query", "key", "value"];
 
 fn sites(d_input: usize, d_output: usize) -> [Site; 3] {
-    PROJECTIONS.map(|projection| Site {
-        block_idx: 0,
-        projection,
+    NAMES.map(|name| Site {
+        name: name.into(),
+        group: 0,
         d_input,
         d_output,
     })
 }
 
-fn direction(site: Site, f: &HostFactors) -> Direction {
+fn direction(site: &Site, f: &HostFactors) -> Direction {
     Direction::from_factors(
         TensorData::new(f.a.clone(), [site.d_input, f.rank]),
         TensorData::new(f.b.clone(), [f.rank, site.d_output]),
@@ -43,7 +43,7 @@ fn adapter(
         let directions = sites
             .iter()
             .zip(task)
-            .map(|(&site, f)| direction(site, f))
+            .map(|(site, f)| direction(site, f))
             .collect();
         adapter = adapter.begin_task_with(directions, &test_device()).unwrap();
     }
@@ -56,10 +56,10 @@ fn adapter(
 
 fn dense(adapter: &Adapter) -> Vec<Vec<f32>> {
     let updates = adapter.updates();
-    PROJECTIONS
+    NAMES
         .iter()
-        .map(|&p| {
-            let dense: Tensor<2> = updates.get(0, p).unwrap().dense();
+        .map(|name| {
+            let dense: Tensor<2> = updates.get(name).unwrap().dense();
             dense.into_data().iter().collect()
         })
         .collect()
@@ -73,7 +73,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
         .sqrt()
 }
 
-fn random(rng: &mut ChaCha8Rng, site: Site, rank: usize) -> HostFactors {
+fn random(rng: &mut ChaCha8Rng, site: &Site, rank: usize) -> HostFactors {
     let mut values = |n: usize| (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
     HostFactors {
         a: values(site.d_input * rank),
@@ -83,7 +83,7 @@ fn random(rng: &mut ChaCha8Rng, site: Site, rank: usize) -> HostFactors {
 }
 
 /// `Σ w_k A_k B_k`, its factors side by side.
-fn combined(site: Site, parts: &[(f32, &HostFactors)]) -> HostFactors {
+fn combined(site: &Site, parts: &[(f32, &HostFactors)]) -> HostFactors {
     let rank = parts.iter().map(|(_, f)| f.rank).sum();
     let mut a = Vec::new();
     for i in 0..site.d_input {
@@ -170,10 +170,10 @@ fn a_direction_the_others_span_is_absorbed_and_the_function_stays() {
     for variant in Variant::ALL {
         let mut tasks: Vec<Vec<HostFactors>> = [2, 3]
             .iter()
-            .map(|&rank| sites.iter().map(|&s| random(&mut rng, s, rank)).collect())
+            .map(|&rank| sites.iter().map(|s| random(&mut rng, s, rank)).collect())
             .collect();
         // Other weights on every site: one shared magnitude alone could not take them up.
-        let last = sites.iter().enumerate().map(|(i, &s)| {
+        let last = sites.iter().enumerate().map(|(i, s)| {
             let w = 0.2 + 0.5 * i as f32;
             combined(s, &[(w, &tasks[0][i]), (0.3 - w, &tasks[1][i])])
         });
@@ -208,9 +208,9 @@ fn what_is_not_spanned_changes_the_function_by_the_residual_or_is_kept() {
     let sites = sites(6, 5);
     let mut tasks: Vec<Vec<HostFactors>> = [2, 1]
         .iter()
-        .map(|&rank| sites.iter().map(|&s| random(&mut rng, s, rank)).collect())
+        .map(|&rank| sites.iter().map(|s| random(&mut rng, s, rank)).collect())
         .collect();
-    tasks.push(sites.iter().map(|&s| random(&mut rng, s, 2)).collect());
+    tasks.push(sites.iter().map(|s| random(&mut rng, s, 2)).collect());
     let alpha = 0.9;
     let before = adapter(Variant::Carry.config(), &sites, &tasks, &[0.7, 1.2, alpha]);
     let expected = dense(&before);
@@ -261,7 +261,7 @@ fn a_record_keeps_the_offsets() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let (device, sites) = (test_device(), sites(6, 5));
     let tasks: Vec<Vec<HostFactors>> = (0..3)
-        .map(|_| sites.iter().map(|&s| random(&mut rng, s, 2)).collect())
+        .map(|_| sites.iter().map(|s| random(&mut rng, s, 2)).collect())
         .collect();
     let config = Variant::Carry.config();
     let full = adapter(config, &sites, &tasks, &[0.7, 1.2, 0.9]);

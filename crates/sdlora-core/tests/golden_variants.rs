@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use burn::tensor::{Tensor, TensorData};
-use sdlora_core::{
-    Adapter, Direction, MagnitudeSharing, Magnitudes, Projection, SdLoraConfig, Site, Variant,
-};
+use sdlora_core::{Adapter, Direction, MagnitudeSharing, Magnitudes, SdLoraConfig, Site, Variant};
 use sdlora_testkit::{Compared, Tolerance, assert_close, golden_json_with, test_device_autodiff};
 use serde::Deserialize;
 
@@ -81,8 +79,8 @@ fn agrees(file: &File, case: &Case) {
         .variant_sites
         .iter()
         .map(|site| Site {
-            block_idx: site.block,
-            projection: Projection::from_name(&site.projection).unwrap(),
+            name: format!("blocks.{}.{}", site.block, site.projection).into(),
+            group: site.block,
             d_input: file.d_input,
             d_output: file.d_output,
         })
@@ -115,10 +113,7 @@ fn agrees(file: &File, case: &Case) {
     let updates = adapter.updates();
     let mut loss: Tensor<1> = Tensor::zeros([1], &device);
     for (i, site) in sites.iter().enumerate() {
-        let update = updates
-            .get(site.block_idx, site.projection)
-            .unwrap()
-            .dense();
+        let update = updates.get(&site.name).unwrap().dense();
         let what = format!("{name}: update of {site}");
         assert_close(update.clone(), case.updates[i].as_slice(), TOLERANCE, &what);
         let shape = [file.d_input, file.d_output];
@@ -155,7 +150,7 @@ fn agrees(file: &File, case: &Case) {
     assert_close(grad.as_slice(), expected.as_slice(), TOLERANCE, &what);
     let n_groups = match case.settings.sharing {
         MagnitudeSharing::Shared => 1,
-        MagnitudeSharing::PerBlock => case.magnitude_gradients.len(),
+        MagnitudeSharing::PerGroup => case.magnitude_gradients.len(),
     };
     assert_eq!(case.magnitude_gradients.len(), n_groups, "{name}");
 }

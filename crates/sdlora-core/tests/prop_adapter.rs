@@ -9,17 +9,17 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{
-    Adapter, ColumnUpdate, Direction, HostFactors, Magnitudes, PastDirections, Projection, Site,
-    UpdateForm, Variant, adapted_linear, effective_weight,
+    Adapter, ColumnUpdate, Direction, HostFactors, Magnitudes, PastDirections, Site, UpdateForm,
+    Variant, adapted_linear, effective_weight,
 };
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 
 const D: usize = 6;
 
-fn site(projection: Projection) -> Site {
+fn site(name: &str) -> Site {
     Site {
-        block_idx: 0,
-        projection,
+        name: name.into(),
+        group: 0,
         d_input: D,
         d_output: D,
     }
@@ -52,7 +52,7 @@ fn direction(f: &HostFactors) -> Direction {
 
 /// An adapter on one site that went through tasks of the given ranks.
 fn trained(variant: Variant, ranks: &[usize], rng: &mut ChaCha8Rng) -> Adapter {
-    let mut adapter = Adapter::new(variant.config(), &[site(Projection::Query)]).unwrap();
+    let mut adapter = Adapter::new(variant.config(), &[site("blocks.0.query")]).unwrap();
     for &rank in ranks {
         let f = factors(rng, rank);
         adapter = adapter
@@ -65,7 +65,7 @@ fn trained(variant: Variant, ranks: &[usize], rng: &mut ChaCha8Rng) -> Adapter {
 }
 
 fn dense(adapter: &Adapter) -> Tensor<2> {
-    adapter.updates().get(0, Projection::Query).unwrap().dense()
+    adapter.updates().get("blocks.0.query").unwrap().dense()
 }
 
 fn host<const N: usize>(tensor: Tensor<N>) -> Vec<f32> {
@@ -86,7 +86,7 @@ proptest! {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let adapter = trained(variant, &ranks, &mut rng);
         let updates = adapter.updates();
-        let update = updates.get(0, Projection::Query).unwrap();
+        let update = updates.get("blocks.0.query").unwrap();
         let columns = [ColumnUpdate { first_column: D, update }];
         let weight = matrix(&mut rng, [D, 3 * D]);
         let x = matrix(&mut rng, [8, D]).reshape([2, 4, D]);
@@ -144,7 +144,7 @@ proptest! {
         let bytes = adapter.clone().into_record().into_bytes().unwrap();
         let (current, past) = ranks.split_last().unwrap();
         let empty = Adapter::with_structure(
-            variant.config(), &[site(Projection::Query)], past, Some(*current), &test_device(),
+            variant.config(), &[site("blocks.0.query")], past, Some(*current), &test_device(),
         ).unwrap();
         let restored = empty.load_record(ModuleRecord::from_bytes(bytes).unwrap());
         prop_assert_eq!(host(dense(&restored)), host(dense(&adapter)));
@@ -157,7 +157,7 @@ proptest! {
         ranks in prop::collection::vec(1usize..=D, 1..4), seed: u64,
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let sites = [site(Projection::Query), site(Projection::Value)];
+        let sites = [site("blocks.0.query"), site("blocks.0.value")];
         let mut adapter = Adapter::new(Variant::Carry.config(), &sites).unwrap();
         for &rank in &ranks {
             let (q, v) = (factors(&mut rng, rank), factors(&mut rng, rank));
@@ -167,9 +167,9 @@ proptest! {
         }
         let before = adapter.updates();
         let after = adapter.finish_task(&test_device()).updates();
-        for projection in [Projection::Query, Projection::Value] {
-            let expected = host(before.get(0, projection).unwrap().dense());
-            let out = after.get(0, projection).unwrap().dense();
+        for projection in ["blocks.0.query", "blocks.0.value"] {
+            let expected = host(before.get(projection).unwrap().dense());
+            let out = after.get(projection).unwrap().dense();
             assert_close(out, &expected, Tolerance::RelMax(1e-5), "after the boundary");
         }
     }
@@ -217,7 +217,7 @@ fn reference_resets_all_magnitudes_and_paper_keeps_the_learned_ones() {
 
 #[test]
 fn a_rank_that_does_not_fit_names_the_site() {
-    let adapter = Adapter::new(Variant::Paper.config(), &[site(Projection::Value)]).unwrap();
+    let adapter = Adapter::new(Variant::Paper.config(), &[site("blocks.0.value")]).unwrap();
     for rank in [0, D + 1] {
         let message = adapter.check_rank(rank).unwrap_err().to_string();
         assert!(message.contains("blocks.0.value"), "{message}");

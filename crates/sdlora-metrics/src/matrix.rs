@@ -151,7 +151,6 @@ impl AccuracyMatrix {
         }
         Ok(self.n_rows())
     }
-
 }
 
 /// The matrix as it is written, before its checks.

@@ -38,7 +38,7 @@ impl Recompute {
     /// If the images do not have the size of the backbone.
     pub fn features(model: &Model, images: &Tensor<4>) -> Option<(Tensor<2>, Self)> {
         let trains_backbone = n_trained(&model.backbone) > 0;
-        let adapted = model.adapter.sites.iter().map(|bank| bank.site().block_idx);
+        let adapted = model.adapter.sites.iter().map(|bank| bank.site().group);
         let first = match trains_backbone {
             true => 0,
             false if n_trained(&model.adapter) == 0 => return None,
@@ -81,7 +81,7 @@ impl Recompute {
         while let Some(input) = self.inputs.pop() {
             let block_idx = self.first + self.inputs.len();
             let input = Tensor::from_inner(input).require_grad();
-            let updates = model.adapter.block_updates(block_idx);
+            let updates = model.adapter.group_updates(block_idx);
             let block = &model.backbone.blocks[block_idx];
             let output = block.forward(input.clone(), block_idx, &updates);
             let mut gradients = pulled(output, gradient).backward();

@@ -218,7 +218,12 @@ pub(crate) fn restore(
     let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
         TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))
     })?;
-    let sites: Vec<Site> = fresh.adapter.sites.iter().map(|s| s.site()).collect();
+    let sites: Vec<Site> = fresh
+        .adapter
+        .sites
+        .iter()
+        .map(|s| s.site().clone())
+        .collect();
     let learned = Learned {
         adapter: Adapter::with_structure(
             fresh.adapter.config(),

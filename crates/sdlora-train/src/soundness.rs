@@ -168,9 +168,9 @@ mod tests {
     use burn::tensor::TensorData;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
-    use sdlora_core::{Adapter, Projection, Variant};
+    use sdlora_core::{Adapter, Variant};
     use sdlora_testkit::test_device_autodiff;
-    use sdlora_vit::{Vit, VitConfig};
+    use sdlora_vit::{Projection, Vit, VitConfig};
 
     use crate::heads::TrainedHead;
 

@@ -197,7 +197,7 @@ fn the_scale_is_that_of_the_update_and_only_adapted_sites_are_listed() {
     let (model, _) = run.model_after(1).unwrap();
     let updates = model.adapter.updates();
     for site in &scale.sites {
-        let update = updates.get(site.block_idx, site.projection).unwrap();
+        let update = updates.get(&site.projection.site(site.block_idx)).unwrap();
         let values = update.dense().into_data();
         let norm = values.iter::<f32>().map(|v| f64::from(v).powi(2));
         let norm = norm.sum::<f64>().sqrt();

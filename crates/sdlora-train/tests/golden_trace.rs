@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
+use sdlora_core::{Adapter, Direction, Site, Updates, Variant};
 use sdlora_data::{
     Cache, DataError, Dataset, Group, ImageSource, Loader, LoaderConfig, Sample, SampleSet, Split,
     StreamConfig, TaskSplit, TaskStream,
@@ -28,7 +28,7 @@ use sdlora_train::{
     Model, OptimizerConfig, Precision, Rule, Silent, TaskData, TaskLoader, TaskLog, TrainedHead,
     Trainer, evaluate,
 };
-use sdlora_vit::{Checkpoint, Hints, Vit, VitConfig};
+use sdlora_vit::{Checkpoint, Hints, Projection, Vit, VitConfig};
 
 // What a trace does not say of itself is as in the golden README, section 3; its metadata may say otherwise.
 const BATCH: usize = 16;
@@ -213,11 +213,7 @@ impl Trace {
             .iter()
             .map(|bank| {
                 let site = bank.site();
-                let name = format!(
-                    "init.task{t}.block{}.A_{}",
-                    site.block_idx,
-                    letter(site.projection)
-                );
+                let name = format!("init.task{t}.block{}.A_{}", site.group, letter(site));
                 let a = self.transposed(&name);
                 let b = TensorData::zeros::<f32, _>([a.shape()[1], site.d_output]);
                 Direction::from_factors(a, b, &device)
@@ -265,8 +261,8 @@ impl Trace {
             let site = bank.site();
             let current = bank.current.as_ref().unwrap();
             for (factor, param) in [("A", &current.a), ("B", &current.b)] {
-                let letter = letter(site.projection);
-                let name = format!("task{t}.block{}.{factor}_{letter}_final", site.block_idx);
+                let letter = letter(site);
+                let name = format!("task{t}.block{}.{factor}_{letter}_final", site.group);
                 let values = param.val().inner().transpose();
                 assert_close(values, self.golden.f32(&name), WEIGHTS, &name);
             }
@@ -305,11 +301,10 @@ impl Trace {
     }
 }
 
-fn letter(projection: Projection) -> &'static str {
-    if projection == Projection::Query {
-        "q"
-    } else {
-        "v"
+fn letter(site: &Site) -> &'static str {
+    match Projection::of_site(&site.name) {
+        Some((_, Projection::Query)) => "q",
+        _ => "v",
     }
 }
 

@@ -490,10 +490,7 @@ fn update(adapter: &Adapter) -> Vec<f32> {
     let updates = adapter.updates();
     let dense = adapter.sites.iter().map(|bank| {
         let site = bank.site();
-        updates
-            .get(site.block_idx, site.projection)
-            .unwrap()
-            .dense()
+        updates.get(&site.name).unwrap().dense()
     });
     dense
         .flat_map(|update| update.into_data().iter::<f32>().collect::<Vec<_>>())
@@ -541,10 +538,7 @@ fn a_step_of_a_relative_magnitude_moves_the_weight_by_the_squared_norm_of_what_c
         let mut pull = SplitMix64::new(8);
         let loss = adapter.sites.iter().map(|bank| {
             let site = bank.site();
-            let update = updates
-                .get(site.block_idx, site.projection)
-                .unwrap()
-                .dense();
+            let update = updates.get(&site.name).unwrap().dense();
             let [rows, columns] = update.dims();
             let pull = TensorData::new(pull.fill(rows * columns, 1.0), [rows, columns]);
             (update * Tensor::from_data(pull, &device)).sum()

@@ -3,10 +3,11 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
-use sdlora_core::{ColumnUpdate, Projection, Update, Updates, cast};
+use sdlora_core::{ColumnUpdate, Update, Updates, cast};
 
 use crate::config::VitConfig;
 use crate::layers::Linear;
+use crate::projection::Projection;
 use crate::prompting::Prefix;
 
 /// `softmax(q kᵀ / √d_head) v`, concatenated over the heads and projected.
@@ -75,8 +76,10 @@ impl Attention {
                 )
             }
         };
-        self.proj
-            .forward(attended, &whole(updates.get(block_idx, Projection::Output)))
+        self.proj.forward(
+            attended,
+            &whole(updates.get(&Projection::Output.site(block_idx))),
+        )
     }
 
     /// The layer with the updates inside its weights.
@@ -85,7 +88,7 @@ impl Attention {
         self.qkv = self.qkv.merged(&columns);
         self.proj = self
             .proj
-            .merged(&whole(updates.get(block_idx, Projection::Output)));
+            .merged(&whole(updates.get(&Projection::Output.site(block_idx))));
         self
     }
 
@@ -96,7 +99,7 @@ impl Attention {
             .enumerate()
             .filter_map(|(part, projection)| {
                 updates
-                    .get(block_idx, projection)
+                    .get(&projection.site(block_idx))
                     .map(|update| ColumnUpdate {
                         first_column: part * d_model,
                         update,

@@ -4,12 +4,13 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
-use sdlora_core::{Projection, Updates, cast};
+use sdlora_core::{Updates, cast};
 
 use crate::activation::Activation;
 use crate::attention::{Attention, whole};
 use crate::config::VitConfig;
 use crate::layers::{LayerNorm, Linear};
+use crate::projection::Projection;
 use crate::prompting::Prefix;
 
 /// Two linear maps with a GELU between them: the exact one, unless the shape says otherwise.
@@ -46,8 +47,8 @@ impl Mlp {
 
     /// Maps `x: [batch, n_tokens, d_model]` to the same shape.
     pub fn forward(&self, x: Tensor<3>, block_idx: usize, updates: &Updates) -> Tensor<3> {
-        let fc1 = whole(updates.get(block_idx, Projection::Fc1));
-        let fc2 = whole(updates.get(block_idx, Projection::Fc2));
+        let fc1 = whole(updates.get(&Projection::Fc1.site(block_idx)));
+        let fc2 = whole(updates.get(&Projection::Fc2.site(block_idx)));
         let hidden = self.activation.of(self.fc1.forward(x, &fc1));
         self.fc2.forward(hidden, &fc2)
     }
@@ -127,8 +128,8 @@ impl Block {
     /// The block with the updates inside its weights.
     pub fn merged(mut self, block_idx: usize, updates: &Updates) -> Self {
         self.attn = self.attn.merged(block_idx, updates);
-        let fc1 = whole(updates.get(block_idx, Projection::Fc1));
-        let fc2 = whole(updates.get(block_idx, Projection::Fc2));
+        let fc1 = whole(updates.get(&Projection::Fc1.site(block_idx)));
+        let fc2 = whole(updates.get(&Projection::Fc2.site(block_idx)));
         self.mlp.fc1 = self.mlp.fc1.merged(&fc1);
         self.mlp.fc2 = self.mlp.fc2.merged(&fc2);
         self

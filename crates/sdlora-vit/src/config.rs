@@ -1,10 +1,11 @@
 //! The shape of a Vision Transformer.
 
-use sdlora_core::{Projection, Site};
+use sdlora_core::Site;
 use serde::{Deserialize, Serialize};
 
 use crate::activation::Activation;
 use crate::error::VitError;
+use crate::projection::Projection;
 
 /// Metadata key under which a file keeps the [`VitConfig`] of its model.
 pub const CONFIG_KEY: &str = "sdlora.vit";
@@ -215,8 +216,8 @@ impl VitConfig {
                     _ => (self.d_model, self.d_model),
                 };
                 sites.push(Site {
-                    block_idx,
-                    projection,
+                    name: projection.site(block_idx).into(),
+                    group: block_idx,
                     d_input,
                     d_output,
                 });

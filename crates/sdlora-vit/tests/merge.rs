@@ -4,9 +4,9 @@
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
-use sdlora_core::{Adapter, Direction, Projection, Updates, Variant};
+use sdlora_core::{Adapter, Direction, Updates, Variant};
 use sdlora_testkit::{Tolerance, assert_close, test_device};
-use sdlora_vit::{Pooling, Vit, VitConfig};
+use sdlora_vit::{Pooling, Projection, Vit, VitConfig};
 
 #[test]
 fn merged_equals_unmerged_on_every_projection_and_pooling() {

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{Adapter, Projection, Updates, Variant};
+use sdlora_core::{Adapter, Updates, Variant};
 use sdlora_testkit::test_device;
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_vit::{Projection, Vit, VitConfig};
 
 struct Counting;
 

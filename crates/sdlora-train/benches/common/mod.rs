@@ -4,9 +4,9 @@ use burn::module::Param;
 use burn::tensor::Device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{Adapter, Direction, Projection, Variant};
+use sdlora_core::{Adapter, Direction, Variant};
 use sdlora_train::{Model, TrainedHead};
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_vit::{Projection, Vit, VitConfig};
 
 pub const N_CLASSES: usize = 10;
 #[allow(dead_code, reason = "one of the benchmarks counts with it")]

@@ -124,7 +124,7 @@ fn with_rate_times(optimizer: &OptimizerConfig, factor: f64) -> OptimizerConfig 
     scaled
 }
 
-type Matrices = [(usize, sdlora_core::Projection, Vec<f32>)];
+type Matrices = [(usize, sdlora_vit::Projection, Vec<f32>)];
 
 fn total_distance(a: &Matrices, b: &Matrices) -> f64 {
     a.iter()

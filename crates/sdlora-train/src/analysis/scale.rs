@@ -1,8 +1,7 @@
 //! How large the update of the weights is against the weights it changes.
 
 use burn::tensor::Tensor;
-use sdlora_core::Projection;
-use sdlora_vit::Vit;
+use sdlora_vit::{Projection, Vit};
 
 use super::trained::TrainedRun;
 use crate::error::TrainError;

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{
-    HostFactors, MagnitudeSharing, Projection, ScaledFactors, SdLoraConfig, Site, Update, Updates,
+    HostFactors, MagnitudeSharing, ScaledFactors, SdLoraConfig, Site, Update, Updates,
 };
-use sdlora_vit::{Vit, VitConfig};
+use sdlora_vit::{Projection, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use super::FinishedRun;
@@ -46,6 +46,10 @@ struct Manifest {
 #[derive(Debug, Clone)]
 pub(super) struct SiteBank {
     pub site: Site,
+    /// Block of the site, from 0.
+    pub block_idx: usize,
+    /// The projection inside the block.
+    pub projection: Projection,
     /// Factors, and the sum of magnitude and offset times the inverse norm.
     pub directions: Vec<(HostFactors, f64)>,
 }
@@ -71,15 +75,12 @@ impl Bank {
             let Some(prefix) = name.strip_suffix(".task0.lora_A") else {
                 continue;
             };
-            let mut parts = prefix.split('.').skip(1);
-            let block_idx: Option<usize> = parts.next().and_then(|i| i.parse().ok());
-            let projection = parts.next().and_then(Projection::from_name);
-            let (Some(block_idx), Some(projection)) = (block_idx, projection) else {
+            let Some((block_idx, projection)) = Projection::of_site(prefix) else {
                 return Err(TrainError::export(path, format!("`{name}` names no site")));
             };
             let group = match config.sharing {
                 MagnitudeSharing::Shared => 0,
-                MagnitudeSharing::PerBlock => block_idx,
+                MagnitudeSharing::PerGroup => block_idx,
             };
             let row = magnitudes
                 .get(group * n_tasks..(group + 1) * n_tasks)
@@ -88,8 +89,8 @@ impl Bank {
                     TrainError::export(path, format!("block {block_idx} has no magnitudes"))
                 })?;
             let mut site = Site {
-                block_idx,
-                projection,
+                name: prefix.into(),
+                group: block_idx,
                 d_input: 0,
                 d_output: 0,
             };
@@ -117,7 +118,13 @@ impl Bank {
                 let weight = f64::from(magnitude) + f64::from(offset);
                 directions.push((factors, weight * f64::from(inverse[0])));
             }
-            sites.insert((block_idx, projection), SiteBank { site, directions });
+            let bank = SiteBank {
+                site,
+                block_idx,
+                projection,
+                directions,
+            };
+            sites.insert((block_idx, projection), bank);
         }
         let sites: Vec<SiteBank> = sites.into_values().collect();
         if sites.is_empty() {
@@ -129,7 +136,10 @@ impl Bank {
     /// The updates of one forward pass.
     pub(super) fn updates(&self, device: &Device) -> Updates {
         let mut updates = Updates::default();
-        for SiteBank { site, directions } in &self.sites {
+        for SiteBank {
+            site, directions, ..
+        } in &self.sites
+        {
             let terms = directions.iter().map(|(factors, scale)| {
                 let tensor = |values: &[f32], shape: [usize; 2]| {
                     Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), device)
@@ -140,7 +150,7 @@ impl Bank {
                     b: tensor(&factors.b, [rank, site.d_output]),
                 }
             });
-            updates.insert(*site, Update::new(terms.collect()));
+            updates.insert(site, Update::new(terms.collect()));
         }
         updates
     }

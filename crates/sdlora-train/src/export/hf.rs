@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sdlora_core::Projection;
-use sdlora_vit::{Pooling, PosEmbed, Vit, VitConfig};
+use sdlora_vit::{Pooling, PosEmbed, Projection, Vit, VitConfig};
 use serde_json::{Map, Value, json};
 
 use super::preparation::{Filter, Preparation, Resized, normalisation};

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use sdlora_core::Projection;
+use sdlora_vit::Projection;
 use serde_json::json;
 
 use super::adapter::{Bank, SiteBank, transposed};
@@ -48,11 +48,11 @@ pub(super) fn write(run: &FinishedRun, out: &Path, place: &Path) -> Result<(), T
     let mut targets = BTreeSet::new();
     let mut rank = 0;
     for site in &bank.sites {
-        let (block, module) = (site.site.block_idx, module(site.site.projection));
+        let (block, module) = (site.block_idx, module(site.projection));
         let name = format!("base_model.model.vit.layers.{block}.{module}");
         let (d_input, d_output) = (site.site.d_input, site.site.d_output);
         let (a, mut b, r) = concatenated(site);
-        if let Some(scale) = scales.get(&(block, site.site.projection)) {
+        if let Some(scale) = scales.get(&(block, site.projection)) {
             b = hf::scaled_rows(b, scale);
         }
         file.insert(format!("{name}.lora_A.weight"), vec![r, d_input], a);
@@ -103,7 +103,11 @@ fn module(projection: Projection) -> &'static str {
 }
 
 /// `lora_A` `[Σ rank, d_input]`, `lora_B` `[d_output, Σ rank]` and `Σ rank` of a site.
-fn concatenated(SiteBank { site, directions }: &SiteBank) -> (Vec<f32>, Vec<f32>, usize) {
+fn concatenated(
+    SiteBank {
+        site, directions, ..
+    }: &SiteBank,
+) -> (Vec<f32>, Vec<f32>, usize) {
     let mut a = Vec::new();
     let mut rows = Vec::new();
     let mut total = 0;

@@ -16,8 +16,8 @@
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
-use sdlora_core::{Direction, Projection, SdLoraConfig};
-use sdlora_vit::Vit;
+use sdlora_core::{Direction, SdLoraConfig};
+use sdlora_vit::{Projection, Vit};
 use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;
@@ -162,7 +162,7 @@ impl Method for InfLora {
             let mut a = vec![0.0f32; site.d_input * rank];
             // Where fewer directions than the rank are free, the last columns stay 0 and so does
             // what they add.
-            let directions = designed[site.block_idx].chunks_exact(site.d_input);
+            let directions = designed[site.group].chunks_exact(site.d_input);
             for (j, direction) in directions.enumerate() {
                 for (i, v) in direction.iter().enumerate() {
                     a[i * rank + j] = (v * COLUMN_LENGTH) as f32;

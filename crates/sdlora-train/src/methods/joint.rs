@@ -3,7 +3,8 @@
 //! Not continual learning: it sees every image of every task in every epoch, all shuffled together, in
 //! steps of `batch_size` images; each looks as it does in its task.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 
 use super::lora::Lora;
 use super::{Method, MethodEntry, TaskContext};

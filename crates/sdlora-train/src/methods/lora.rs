@@ -1,8 +1,7 @@
 //! One LoRA for all tasks, fine-tuned in sequence: `W = W0 + A B`, nothing rescaled, nothing kept.
 
-use sdlora_core::{
-    CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig,
-};
+use sdlora_core::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig};
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{

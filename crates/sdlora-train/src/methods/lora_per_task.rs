@@ -2,7 +2,8 @@
 //!
 //! What SD-LoRA adds to it are norms and trained magnitudes.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 
 use super::lora::{Lora, constant_coefficient};
 use super::{Method, MethodEntry, TaskContext};

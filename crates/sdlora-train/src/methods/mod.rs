@@ -31,8 +31,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{Projection, SdLoraConfig};
-use sdlora_vit::VitConfig;
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::{Projection, VitConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -5,7 +5,8 @@
 //! "Orthogonal Subspace Learning for Language Model Continual Learning", equations 5 and 6).
 
 use burn::tensor::Tensor;
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;

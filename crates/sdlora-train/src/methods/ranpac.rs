@@ -9,7 +9,8 @@
 //! Deviates: the paper adapts by AdaptFormer, SSF or VPT, whichever did best on a data set; here it
 //! is the LoRA of the other methods, so that what differs from them is what is named here.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::lora::constant_coefficient;

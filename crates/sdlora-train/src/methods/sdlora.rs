@@ -3,7 +3,8 @@
 //! `W = W0 + Σ_{k<t} α_k D_k + α_t A_t B_t`; trained in task t: A_t, B_t, α_1..α_t and the head.
 //! The variants differ in norms and starts only, see [`Variant`].
 
-use sdlora_core::{Projection, SdLoraConfig, Variant};
+use sdlora_core::{SdLoraConfig, Variant};
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{

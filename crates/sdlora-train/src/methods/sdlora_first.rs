@@ -1,7 +1,8 @@
 //! Ablation (a) of the paper's Table 4: the direction of the first task only, frozen after it; its
 //! magnitude is trained in every task.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;

@@ -3,7 +3,8 @@
 //! They are fixed at the value a task starts with: the reset value in `reference`, what was
 //! learned in `paper` and `carry`.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;

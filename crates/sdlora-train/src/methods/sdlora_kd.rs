@@ -7,7 +7,8 @@
 //! count by the magnitude `α_t` it was trained to, so that absorbing changes the function by the
 //! residual alone; see `crates/sdlora-core/src/absorb.rs`.
 
-use sdlora_core::{Projection, ResidualNorm, SdLoraConfig};
+use sdlora_core::{ResidualNorm, SdLoraConfig};
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;

@@ -13,9 +13,8 @@
 //! different tasks were never compared with each other, and with a hundred tasks that alone costs
 //! more than anything the backbone does (`docs/decisions/0015-long-streams.md`).
 
-use sdlora_core::{
-    CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, Projection, SdLoraConfig,
-};
+use sdlora_core::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig};
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -4,7 +4,8 @@
 //! tasks, 8 for the next four and 6 from then on; `reference` is the published code, whose steps
 //! come one task later.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;

@@ -3,7 +3,8 @@
 //! With the variant `paper` the direction is normalised while it is trained, which decouples it
 //! from its magnitude; with `reference` and `carry` the running direction is raw.
 
-use sdlora_core::{Projection, SdLoraConfig};
+use sdlora_core::SdLoraConfig;
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::sdlora::Family;

@@ -42,9 +42,9 @@ mod tests {
     use burn::module::{Module, ModuleVisitor, Param, ParamId};
     use burn::tensor::Tensor;
     use rand::SeedableRng;
-    use sdlora_core::{Adapter, Projection, Variant};
+    use sdlora_core::{Adapter, Variant};
     use sdlora_testkit::test_device;
-    use sdlora_vit::{Vit, VitConfig};
+    use sdlora_vit::{Projection, Vit, VitConfig};
 
     use crate::model::Model;
 
