@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
 use crate::files::read_file;
+use crate::hex::hex;
 use crate::manifest::{Manifest, ManifestFile};
 
 /// Name of a list of sums, as `sha256sum` writes it.
@@ -159,11 +160,7 @@ fn hexadecimal<D: Digest>(path: &Path) -> std::io::Result<String> {
             n => hasher.update(&buffer[..n]),
         }
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::dataset::{Content, Dataset};
+use crate::hex::hex;
 use crate::split::Split;
 
 /// The fingerprint of a data set.
@@ -223,11 +224,7 @@ fn text(digest: &mut Sha256, text: &str) {
 
 /// The first half of a digest, which is enough to tell what changed by accident, in a file of thousands of them.
 fn hexadecimal(digest: Sha256) -> String {
-    let bytes = digest.finalize();
-    bytes[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&digest.finalize()[..16])
 }
 
 #[cfg(test)]

@@ -53,6 +53,7 @@ mod epoch;
 mod error;
 mod files;
 mod fingerprint;
+mod hex;
 mod loader;
 mod manifest;
 mod panics;

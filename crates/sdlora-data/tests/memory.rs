@@ -4,58 +4,20 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{encoded, idx_labels, write};
 use image::ImageFormat;
 use sdlora_data::{Options, Split, datasets};
-
-/// The allocator of the system, which counts.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-fn grow(n_bytes: usize) {
-    let now = NOW.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes;
-    MOST.fetch_max(now, Ordering::Relaxed);
-}
-
-// SAFETY: every call goes to the allocator of the system as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(start, layout) }
-    }
-
-    unsafe fn realloc(&self, start: *mut u8, layout: Layout, n_bytes: usize) -> *mut u8 {
-        // Large blocks are moved by the system without a copy, so old and new are not there at a time.
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        grow(n_bytes);
-        // SAFETY: as above.
-        unsafe { System.realloc(start, layout, n_bytes) }
-    }
-}
+use sdlora_testkit::allocator::{Counting, peak_of};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::moving();
 
 /// Most bytes that `work` had at a time, beyond those before.
 fn most(work: impl FnOnce()) -> usize {
-    let before = NOW.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    work();
-    MOST.load(Ordering::Relaxed) - before
+    peak_of(work).0
 }
 
 const MIB: usize = 1 << 20;

@@ -1,10 +1,10 @@
 //! Attention on `flex` against its generic form in `f64`.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use sdlora_kernels::{generic, qkv_attention};
 
 mod common;
-use common::{assert_near, bits, precise, random, values};
+use common::{assert_near, assert_same_on_threads, bits, plain, precise, random, tracking, values};
 
 const TOLERANCE: f64 = 2e-6;
 
@@ -20,14 +20,6 @@ const SIZES: [[usize; 4]; 9] = [
     [1, 197, 2, 64],
     [5, 4, 1, 70],
 ];
-
-fn plain() -> Device {
-    Device::flex()
-}
-
-fn tracking() -> Device {
-    Device::flex().autodiff()
-}
 
 #[test]
 fn values_and_gradients_agree() {
@@ -137,14 +129,5 @@ fn any_number_of_threads_gives_the_same_bits() {
         let grads = y.clone().powi_scalar(2).sum().backward();
         (bits(y), bits(qkv.grad(&grads).unwrap()))
     };
-    let pool = |n| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build()
-            .unwrap()
-    };
-    let expected = pool(1).install(run);
-    for n in [2, 3, 7] {
-        assert!(pool(n).install(run) == expected, "{n} threads");
-    }
+    assert_same_on_threads(run);
 }

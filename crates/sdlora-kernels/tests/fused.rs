@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use sdlora_kernels::{gelu, generic, layer_norm, linear, qkv_attention};
 
 mod common;
-use common::{assert_near, bits, precise, random, values};
+use common::{assert_near, assert_same_on_threads, bits, plain, precise, random, tracking, values};
 
 /// Rounding of `f32` in the operation and in its inputs.
 const TOLERANCE: f64 = 2e-6;
@@ -20,14 +20,6 @@ const SHAPES: [[usize; 3]; 6] = [
     [3, 17, 128],
     [2, 65, 192],
 ];
-
-fn plain() -> Device {
-    Device::flex()
-}
-
-fn tracking() -> Device {
-    Device::flex().autodiff()
-}
 
 #[test]
 fn gelu_values_and_gradients_agree() {
@@ -222,16 +214,7 @@ fn any_number_of_threads_gives_the_same_bits() {
             bits(beta.grad(&grads).unwrap()),
         ]
     };
-    let pool = |n| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build()
-            .unwrap()
-    };
-    let expected = pool(1).install(run);
-    for n in [2, 3, 7] {
-        assert!(pool(n).install(run) == expected, "{n} threads");
-    }
+    assert_same_on_threads(run);
 }
 
 /// One pre-norm block from the operations of this crate.

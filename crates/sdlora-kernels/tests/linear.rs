@@ -1,10 +1,10 @@
 //! The linear map on `flex` against its generic form in `f64`.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use sdlora_kernels::{generic, linear};
 
 mod common;
-use common::{assert_near, bits, precise, random};
+use common::{assert_near, assert_same_on_threads, bits, plain, precise, random, tracking};
 
 const TOLERANCE: f64 = 2e-6;
 
@@ -18,14 +18,6 @@ const SIZES: [[usize; 4]; 7] = [
     [2, 65, 192, 50],
     [1, 197, 24, 768],
 ];
-
-fn plain() -> Device {
-    Device::flex()
-}
-
-fn tracking() -> Device {
-    Device::flex().autodiff()
-}
 
 #[test]
 fn values_and_gradients_agree() {
@@ -176,14 +168,5 @@ fn any_number_of_threads_gives_the_same_bits() {
             bits(bias.grad(&grads).unwrap()),
         ]
     };
-    let pool = |n| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build()
-            .unwrap()
-    };
-    let expected = pool(1).install(run);
-    for n in [2, 3, 7] {
-        assert!(pool(n).install(run) == expected, "{n} threads");
-    }
+    assert_same_on_threads(run);
 }

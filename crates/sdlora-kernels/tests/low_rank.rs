@@ -1,10 +1,10 @@
 //! The linear map with low-rank updates on `flex` against its generic form in `f64`.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use sdlora_kernels::{GradientPath, LowRank, generic, linear, low_rank_linear};
 
 mod common;
-use common::{assert_near, bits, precise, random};
+use common::{assert_near, bits, precise, random, tracking};
 
 const TOLERANCE: f64 = 3e-6;
 const PATHS: [GradientPath; 2] = [GradientPath::Weight, GradientPath::Rows];
@@ -16,10 +16,6 @@ const UPDATES: [&[(usize, &[usize])]; 4] = [
     &[(12, &[1, 2, 3])],
     &[(0, &[4]), (12, &[7, 1]), (24, &[2, 2])],
 ];
-
-fn tracking() -> Device {
-    Device::flex().autodiff()
-}
 
 struct Leaves {
     x: Tensor<3>,

@@ -5,6 +5,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`allocator`] | an allocator that counts bytes and blocks |
 //! | [`golden`] | the golden folder, and safetensors opened |
 //! | [`discover`] | finds golden files by what they hold, and counts what was compared |
 //! | [`cases`] | the cases of accuracy matrices and optimisers |
@@ -25,6 +26,7 @@
 //! }
 //! ```
 
+pub mod allocator;
 pub mod cases;
 pub mod close;
 pub mod device;

@@ -9,58 +9,19 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sdlora_testkit::allocator::{Counting, peak_of};
 use sdlora_train::{Model, OptimizerConfig, cross_entropy};
 use sdlora_vit::VitConfig;
 
 use common::{N_CLASSES, RANK, model};
 
-struct Counting;
-
-static ALIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn grow(bytes: usize) {
-    let alive = ALIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    PEAK.fetch_max(alive, Ordering::Relaxed);
-}
-
-// SAFETY: every call is passed on unchanged to the system's allocator; only counters are kept.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        ALIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size);
-        ALIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 const BATCH: usize = 32;
 const PAST: [usize; 6] = [0, 1, 5, 10, 20, 50];
@@ -99,21 +60,21 @@ fn main() {
         .collect();
     for round in 0..=rounds {
         for case in &mut cases {
-            let before = ALIVE.load(Ordering::Relaxed);
-            PEAK.store(before, Ordering::Relaxed);
             let start = Instant::now();
-            for _ in 0..STEPS {
-                let model = case.model.take().unwrap();
-                let features = model.features(images.clone());
-                let logits = model.head.trained.as_ref().unwrap().linear(features);
-                let loss = cross_entropy(logits, labels.clone());
-                case.model = Some(config.step(&mut case.optimizer, model, &loss, 1.0));
-            }
+            let (peak, ()) = peak_of(|| {
+                for _ in 0..STEPS {
+                    let model = case.model.take().unwrap();
+                    let features = model.features(images.clone());
+                    let logits = model.head.trained.as_ref().unwrap().linear(features);
+                    let loss = cross_entropy(logits, labels.clone());
+                    case.model = Some(config.step(&mut case.optimizer, model, &loss, 1.0));
+                }
+            });
             // The first round warms up.
             if round > 0 {
                 case.seconds
                     .push(start.elapsed().as_secs_f64() / STEPS as f64);
-                case.peak = case.peak.max(PEAK.load(Ordering::Relaxed) - before);
+                case.peak = case.peak.max(peak);
             }
         }
     }

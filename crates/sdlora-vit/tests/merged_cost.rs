@@ -4,66 +4,24 @@
 //! alone in its program because it counts for all threads.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Updates, Variant};
+use sdlora_testkit::allocator::{Counting, large_blocks};
 use sdlora_testkit::test_device;
 use sdlora_vit::{Projection, Vit, VitConfig};
 
-struct Counting;
-
-/// Smaller than any activation or weight below, larger than the lists of the thread pool.
-const SMALLEST_TENSOR: usize = 4096;
-
-static TENSORS: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-fn count(bytes: usize) {
-    if bytes >= SMALLEST_TENSOR {
-        TENSORS.fetch_add(1, Ordering::Relaxed);
-        BYTES.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on unchanged to the system's allocator; only counters are kept.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 /// Number and bytes of the tensors a forward pass makes, after one that fills what is kept.
 fn cost(vit: &Vit, images: &Tensor<4>, updates: &dyn Fn() -> Updates) -> (usize, usize) {
     vit.forward(images.clone(), &updates());
-    let before = (
-        TENSORS.load(Ordering::Relaxed),
-        BYTES.load(Ordering::Relaxed),
-    );
+    let before = large_blocks();
     vit.forward(images.clone(), &updates());
-    (
-        TENSORS.load(Ordering::Relaxed) - before.0,
-        BYTES.load(Ordering::Relaxed) - before.1,
-    )
+    let after = large_blocks();
+    (after.0 - before.0, after.1 - before.1)
 }
 
 #[test]

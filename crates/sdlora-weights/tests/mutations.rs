@@ -3,41 +3,19 @@
 //! Deterministic: case `i` is always the same file, and a failure names it. `SDLORA_MUTATIONS` makes more of them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Cursor, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use sdlora_testkit::allocator::{Counting, peak_of};
 use sdlora_testkit::mutations::count as count_of;
 use sdlora_weights::WeightFile;
 
 /// Far more than reading a file of 1 to 3 KB needs: none of these takes more than 70 KB.
 const MAX_BYTES: usize = 1 << 20;
 
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; only sizes are counted beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = IN_USE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 /// SplitMix64.
 struct Rng(u64);
@@ -156,10 +134,7 @@ fn read_all(file: Result<WeightFile, sdlora_weights::WeightsError>) -> bool {
 
 /// Runs a case and checks the bounds; `true` when the file was accepted.
 fn check(what: &str, case: usize, run: impl FnOnce() -> bool) -> bool {
-    let before = IN_USE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    let outcome = catch_unwind(AssertUnwindSafe(run));
-    let n_bytes = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+    let (n_bytes, outcome) = peak_of(|| catch_unwind(AssertUnwindSafe(run)));
     assert!(outcome.is_ok(), "{what}, case {case} panics");
     assert!(
         n_bytes < MAX_BYTES,

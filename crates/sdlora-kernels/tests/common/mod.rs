@@ -1,8 +1,33 @@
-//! Random inputs and the comparison of two tensors.
+//! Devices, random inputs, the comparison of two tensors, and of runs on several threads.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// The backend with fused kernels.
+pub fn plain() -> Device {
+    Device::flex()
+}
+
+/// The same with gradients.
+pub fn tracking() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Asserts that `run` gives the same on one thread and on several.
+#[track_caller]
+pub fn assert_same_on_threads<T: PartialEq + Send>(run: impl Fn() -> T + Sync) {
+    let pool = |n| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build()
+            .unwrap()
+    };
+    let expected = pool(1).install(&run);
+    for n in [2, 3, 7] {
+        assert!(pool(n).install(&run) == expected, "{n} threads");
+    }
+}
 
 /// Values between −2 and 2 from a fixed seed (a linear congruential generator: the device's
 /// generator is shared by all tests of a process).
