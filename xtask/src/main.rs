@@ -4,6 +4,7 @@
 //! the process it started: 0 done, 1 failed, 2 wrong command or settings.
 #![allow(clippy::print_stderr)]
 
+mod api;
 #[cfg(test)]
 mod architecture;
 mod bench;
@@ -57,6 +58,7 @@ enum Command {
     Features(sdlora::Args),
     /// Check what the paper says of its method in a run, with pictures and tables
     Analyse(sdlora::Args),
+    Api(api::Args),
     Golden(golden::Args),
     Interop(interop::Args),
     Check(check::Args),
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Features(args) => sdlora::run("features", &args),
         Command::Analyse(args) => sdlora::run("analyse", &args),
         Command::Bench(args) => bench::run(&args),
+        Command::Api(args) => api::run(&args),
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Check(args) => check::run(&args),
