@@ -76,6 +76,10 @@ impl Metadata {
             .unwrap_or_else(|| panic!("no package {name}"))
     }
 
+    pub(crate) fn packages(&self) -> impl Iterator<Item = &Value> {
+        self.0.iter()
+    }
+
     fn names(&self) -> BTreeSet<&str> {
         self.0.iter().filter_map(|p| p["name"].as_str()).collect()
     }

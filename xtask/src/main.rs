@@ -2,6 +2,7 @@
 //!
 //! Links neither burn nor a crate of the workspace, so it builds in seconds. Exit codes are those of
 //! the process it started: 0 done, 1 failed, 2 wrong command or settings.
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stderr)]
 
 mod api;
@@ -16,6 +17,7 @@ mod cuda;
 mod documents;
 mod golden;
 mod interop;
+mod package;
 mod process;
 mod sdlora;
 mod software_vulkan;
@@ -39,50 +41,56 @@ struct Cli {
 enum Command {
     /// Learn a stream of tasks one after another; without arguments the main job
     Train(sdlora::Args),
-    /// Make the backbone from its recipe
-    Pretrain(sdlora::Args),
-    /// Compare methods on one stream over several seeds, as one table
-    Compare(sdlora::Args),
-    /// Name the class of images with a finished run
-    Predict(sdlora::Args),
-    /// Show what a checkpoint, a model of the Hub or a run is
-    Inspect(sdlora::Args),
-    /// List the configurations inside the binary, or print one
-    Presets(sdlora::Args),
-    /// List data sets, verify their files, or show what is in one
-    Data(sdlora::Args),
-    Bench(bench::Args),
-    /// Write the model of a run for timm, Hugging Face or peft
-    Export(sdlora::Args),
-    /// Write features of images
-    Features(sdlora::Args),
-    /// Check what the paper says of its method in a run, with pictures and tables
-    Analyse(sdlora::Args),
+    /// Run any command of `sdlora`, built for the device that it names
+    Sdlora(sdlora::Args),
     Api(api::Args),
+    Bench(bench::Args),
+    Check(check::Args),
     Golden(golden::Args),
     Interop(interop::Args),
-    Check(check::Args),
+    Package(package::Args),
     Torture(torture::Args),
+    // The names by which older pages call commands of `sdlora`.
+    #[command(hide = true)]
+    Pretrain(sdlora::Args),
+    #[command(hide = true)]
+    Compare(sdlora::Args),
+    #[command(hide = true)]
+    Predict(sdlora::Args),
+    #[command(hide = true)]
+    Inspect(sdlora::Args),
+    #[command(hide = true)]
+    Presets(sdlora::Args),
+    #[command(hide = true)]
+    Data(sdlora::Args),
+    #[command(hide = true)]
+    Export(sdlora::Args),
+    #[command(hide = true)]
+    Features(sdlora::Args),
+    #[command(hide = true)]
+    Analyse(sdlora::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Train(args) => sdlora::run("train", &args),
-        Command::Pretrain(args) => sdlora::run("pretrain", &args),
-        Command::Compare(args) => sdlora::run("compare", &args),
-        Command::Predict(args) => sdlora::run("predict", &args),
-        Command::Inspect(args) => sdlora::run("inspect", &args),
-        Command::Presets(args) => sdlora::run("presets", &args),
-        Command::Data(args) => sdlora::run("data", &args),
-        Command::Export(args) => sdlora::run("export", &args),
-        Command::Features(args) => sdlora::run("features", &args),
-        Command::Analyse(args) => sdlora::run("analyse", &args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Train(args) => sdlora::run(Some("train"), &args),
+        Command::Sdlora(args) => sdlora::run(None, &args),
         Command::Api(args) => api::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
-        Command::Check(args) => check::run(&args),
+        Command::Package(args) => package::run(&args),
         Command::Torture(args) => torture::run(&args),
+        Command::Pretrain(args) => sdlora::run(Some("pretrain"), &args),
+        Command::Compare(args) => sdlora::run(Some("compare"), &args),
+        Command::Predict(args) => sdlora::run(Some("predict"), &args),
+        Command::Inspect(args) => sdlora::run(Some("inspect"), &args),
+        Command::Presets(args) => sdlora::run(Some("presets"), &args),
+        Command::Data(args) => sdlora::run(Some("data"), &args),
+        Command::Export(args) => sdlora::run(Some("export"), &args),
+        Command::Features(args) => sdlora::run(Some("features"), &args),
+        Command::Analyse(args) => sdlora::run(Some("analyse"), &args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -101,14 +109,14 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "pretrain", "compare", "predict", "inspect", "presets", "data", "export",
-            "features", "analyse", "bench", "golden", "interop", "check", "torture",
+            "train", "sdlora", "api", "bench", "check", "golden", "interop", "package", "torture",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),
                 "{name} is not in\n{help}"
             );
         }
+        assert!(!help.contains("\n  compare "), "{help}");
     }
 
     #[test]

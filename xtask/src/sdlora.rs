@@ -17,12 +17,12 @@ pub struct Args {
     pub args: Vec<OsString>,
 }
 
-/// Builds and runs `sdlora <command> <args>`.
+/// Builds and runs `sdlora <command> <args>`; without a command, the arguments start with one.
 ///
 /// # Errors
 ///
 /// When cargo cannot be started.
-pub fn run(command: &str, args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(command: Option<&str>, args: &Args) -> anyhow::Result<ExitCode> {
     if !backends_of(&args.args).contains(&"cuda") {
         return process::run(&mut process::cargo(cargo_args(command, &args.args)));
     }
@@ -36,7 +36,7 @@ pub fn run(command: &str, args: &Args) -> anyhow::Result<ExitCode> {
         .join("release")
         .join(format!("sdlora{}", std::env::consts::EXE_SUFFIX));
     let mut sdlora = Command::new(program);
-    process::run(sdlora.arg(command).args(&args.args))
+    process::run(sdlora.args(command).args(&args.args))
 }
 
 /// How `sdlora` is built with CUDA; the second package brings the feature for NVRTC.
@@ -62,7 +62,7 @@ fn cuda_build_args(args: &[OsString]) -> Vec<OsString> {
     .into()
 }
 
-fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
+fn cargo_args(command: Option<&str>, args: &[OsString]) -> Vec<OsString> {
     let mut all: Vec<OsString> = ["run", "--quiet", "--release", "-p", "sdlora-cli"]
         .map(Into::into)
         .into();
@@ -75,7 +75,8 @@ fn cargo_args(command: &str, args: &[OsString]) -> Vec<OsString> {
             features.into(),
         ]);
     }
-    all.extend(["--".into(), command.into()]);
+    all.push("--".into());
+    all.extend(command.map(Into::into));
     all.extend(args.iter().cloned());
     all
 }
@@ -114,7 +115,7 @@ mod tests {
 
     fn line(command: &str, args: &[&str]) -> String {
         let args: Vec<OsString> = args.iter().map(Into::into).collect();
-        let all = cargo_args(command, &args);
+        let all = cargo_args(Some(command), &args);
         all.iter()
             .map(|arg| arg.to_string_lossy())
             .collect::<Vec<_>>()

@@ -30,7 +30,8 @@ pub fn open(name: &str) -> Result<Device, UsageError> {
     let Some(found) = devices_of(backend) else {
         let advice = match BACKENDS.contains(&backend) {
             true => format!(
-                ", or build with `--features {backend}` (`cargo xtask` does that for `--device`)"
+                ", or install sdlora with it: `cargo install --locked --path crates/sdlora-cli \
+                 --features {backend}`"
             ),
             false => String::new(),
         };
@@ -170,6 +171,9 @@ mod tests {
     #[test]
     fn a_backend_that_was_not_compiled_says_how_to_get_it() {
         let error = open("cuda:1").unwrap_err().to_string();
-        assert!(error.contains("build with `--features cuda`"), "{error}");
+        assert!(
+            error.contains("crates/sdlora-cli --features cuda`"),
+            "{error}"
+        );
     }
 }

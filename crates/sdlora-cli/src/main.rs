@@ -15,6 +15,8 @@ mod known;
 #[cfg(test)]
 mod mutations;
 mod output;
+#[cfg(test)]
+mod pages;
 mod pilot;
 mod preprocess;
 mod progress;

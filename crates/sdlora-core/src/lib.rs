@@ -39,6 +39,8 @@
 //! # Ok::<(), sdlora_core::CoreError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod absorb;
 mod adapter;
 mod config;

@@ -26,6 +26,8 @@
 //! # Ok::<(), sdlora_fetch::FetchError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod cache;
 mod config;
 mod download;

@@ -38,6 +38,8 @@
 //! # Ok::<(), sdlora_metrics::MetricsError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod accuracy_curve;
 mod anytime_accuracy;
 mod backward_transfer;

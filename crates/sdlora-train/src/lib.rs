@@ -112,3 +112,13 @@ pub use run::{Finished, RunLog, Start, run, run_on_devices};
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
 pub use sdlora_core::Precision;
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
+
+/// The Rust code of README.md and docs/adding.md, which rustdoc compiles as doctests.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../../docs/adding.md")]
+    struct Adding;
+}

@@ -23,6 +23,8 @@
 //! # Ok::<(), sdlora_vit::VitError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod activation;
 mod architectures;
 mod attention;

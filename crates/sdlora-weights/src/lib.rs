@@ -37,6 +37,8 @@
 //! # Ok::<(), sdlora_weights::WeightsError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod container;
 mod contents;
 mod entry;

@@ -185,7 +185,7 @@ fn model_card(config: &PretrainConfig, log: &PretrainLog, ncm: f64, recipe: &str
     format!(
         "# Backbone pre-trained on `{dataset}`\n\n\
          A ViT of width {d}, depth {depth}, {heads} heads, patch {patch} at {size} x {size} pixels, \
-         written by `cargo xtask pretrain`.\n\n\
+         written by `sdlora pretrain`.\n\n\
          | | |\n|---|---|\n\
          | data | `{dataset}`, {options} |\n\
          | recipe | below; cosine classifier, thrown away |\n\

@@ -20,7 +20,7 @@ use crate::files::{Files, MAX_FILES, Place, locate};
 pub(super) const CIFAR10: DatasetEntry = DatasetEntry {
     name: "cifar10",
     summary: "CIFAR-10: 60,000 photographs of 32x32 pixels, 10 classes",
-    manifest: include_str!("../../../../datasets/cifar10.toml"),
+    manifest: include_str!("../../manifests/cifar10.toml"),
     open: |data_dir, options| open(&CIFAR10, &TEN, data_dir, options),
 };
 
@@ -28,7 +28,7 @@ pub(super) const CIFAR10: DatasetEntry = DatasetEntry {
 pub(super) const CIFAR100: DatasetEntry = DatasetEntry {
     name: "cifar100",
     summary: "CIFAR-100: 60,000 photographs of 32x32 pixels, 100 classes in 20 superclasses",
-    manifest: include_str!("../../../../datasets/cifar100.toml"),
+    manifest: include_str!("../../manifests/cifar100.toml"),
     open: |data_dir, options| open(&CIFAR100, &HUNDRED, data_dir, options),
 };
 

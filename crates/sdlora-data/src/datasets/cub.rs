@@ -20,7 +20,7 @@ use crate::split::Split;
 pub(super) const CUB200: DatasetEntry = DatasetEntry {
     name: "cub200",
     summary: "CUB-200-2011: 11,788 photographs of 200 species of birds",
-    manifest: include_str!("../../../../datasets/cub200.toml"),
+    manifest: include_str!("../../manifests/cub200.toml"),
     open,
 };
 

@@ -25,7 +25,7 @@ use crate::split::Split;
 pub(super) const DOMAINNET: DatasetEntry = DatasetEntry {
     name: "domainnet",
     summary: "DomainNet: 586,575 images of 345 classes in six domains (option `by_domain`)",
-    manifest: include_str!("../../../../datasets/domainnet.toml"),
+    manifest: include_str!("../../manifests/domainnet.toml"),
     open,
 };
 

@@ -32,7 +32,7 @@ use crate::manifest::Manifest;
 pub(super) const FOLDER: DatasetEntry = DatasetEntry {
     name: "folder",
     summary: "images of your own: a folder or archive with a folder for each class (option `root`)",
-    manifest: include_str!("../../../../datasets/folder.toml"),
+    manifest: include_str!("../../manifests/folder.toml"),
     open: |data_dir, options| open(&FOLDER, &[], data_dir, options),
 };
 
@@ -40,7 +40,7 @@ pub(super) const FOLDER: DatasetEntry = DatasetEntry {
 pub(super) const IMAGENET_R: DatasetEntry = DatasetEntry {
     name: "imagenet-r",
     summary: "ImageNet-R: 30,000 renditions of 200 ImageNet classes",
-    manifest: include_str!("../../../../datasets/imagenet-r.toml"),
+    manifest: include_str!("../../manifests/imagenet-r.toml"),
     open: |data_dir, options| open(&IMAGENET_R, &["imagenet-r.tar"], data_dir, options),
 };
 
@@ -48,7 +48,7 @@ pub(super) const IMAGENET_R: DatasetEntry = DatasetEntry {
 pub(super) const IMAGENET_A: DatasetEntry = DatasetEntry {
     name: "imagenet-a",
     summary: "ImageNet-A: 7,500 photographs of 200 ImageNet classes that networks get wrong",
-    manifest: include_str!("../../../../datasets/imagenet-a.toml"),
+    manifest: include_str!("../../manifests/imagenet-a.toml"),
     open: |data_dir, options| open(&IMAGENET_A, &["imagenet-a.tar"], data_dir, options),
 };
 
@@ -56,7 +56,7 @@ pub(super) const IMAGENET_A: DatasetEntry = DatasetEntry {
 pub(super) const IMAGENET_SUBSET: DatasetEntry = DatasetEntry {
     name: "imagenet-subset",
     summary: "ImageNet or a subset of its classes, `train/<wnid>` and `val/<wnid>` (option `classes`)",
-    manifest: include_str!("../../../../datasets/imagenet-subset.toml"),
+    manifest: include_str!("../../manifests/imagenet-subset.toml"),
     open: |data_dir, options| {
         open(
             &IMAGENET_SUBSET,
@@ -71,7 +71,7 @@ pub(super) const IMAGENET_SUBSET: DatasetEntry = DatasetEntry {
 pub(super) const VTAB: DatasetEntry = DatasetEntry {
     name: "vtab",
     summary: "VTAB for class-incremental learning: 50 classes of five data sets",
-    manifest: include_str!("../../../../datasets/vtab.toml"),
+    manifest: include_str!("../../manifests/vtab.toml"),
     open: |data_dir, options| open(&VTAB, &["vtab-cil"], data_dir, options),
 };
 

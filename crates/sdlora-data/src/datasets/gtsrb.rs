@@ -27,7 +27,7 @@ use crate::split::Split;
 pub(super) const GTSRB: DatasetEntry = DatasetEntry {
     name: "gtsrb",
     summary: "GTSRB: 51,839 photographs of 43 German traffic signs",
-    manifest: include_str!("../../../../datasets/gtsrb.toml"),
+    manifest: include_str!("../../manifests/gtsrb.toml"),
     open,
 };
 

@@ -17,7 +17,7 @@ use crate::files::{Files, MAX_FILES, Place, locate, place_of};
 pub(super) const MNIST: DatasetEntry = DatasetEntry {
     name: "mnist",
     summary: "MNIST: 70,000 handwritten digits of 28x28 pixels, 10 classes",
-    manifest: include_str!("../../../../datasets/mnist.toml"),
+    manifest: include_str!("../../manifests/mnist.toml"),
     open: |data_dir, options| {
         open(
             &MNIST,
@@ -33,7 +33,7 @@ pub(super) const MNIST: DatasetEntry = DatasetEntry {
 pub(super) const FASHION_MNIST: DatasetEntry = DatasetEntry {
     name: "fashion-mnist",
     summary: "Fashion-MNIST: 70,000 articles of clothing of 28x28 pixels, 10 classes",
-    manifest: include_str!("../../../../datasets/fashion-mnist.toml"),
+    manifest: include_str!("../../manifests/fashion-mnist.toml"),
     open: |data_dir, options| {
         let names = Names {
             classes: &CLOTHES,
@@ -53,7 +53,7 @@ pub(super) const FASHION_MNIST: DatasetEntry = DatasetEntry {
 pub(super) const KMNIST: DatasetEntry = DatasetEntry {
     name: "kmnist",
     summary: "Kuzushiji-MNIST: 70,000 cursive Japanese characters of 28x28 pixels, 10 classes",
-    manifest: include_str!("../../../../datasets/kmnist.toml"),
+    manifest: include_str!("../../manifests/kmnist.toml"),
     open: |data_dir, options| {
         let names = Names {
             classes: &["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"],
@@ -109,7 +109,7 @@ pub(super) const EMNIST_BYCLASS: DatasetEntry = DatasetEntry {
     },
 };
 
-const EMNIST: &str = include_str!("../../../../datasets/emnist.toml");
+const EMNIST: &str = include_str!("../../manifests/emnist.toml");
 const CLOTHES: [&str; 10] = [
     "T-shirt/top",
     "trouser",

@@ -18,7 +18,7 @@ use crate::error::DataError;
 use crate::manifest::Manifest;
 use crate::split::Split;
 
-const MANIFEST: &str = include_str!("../../../../datasets/omniglot.toml");
+const MANIFEST: &str = include_str!("../../manifests/omniglot.toml");
 
 /// 964 characters of 30 alphabets, for pre-training.
 pub(super) const BACKGROUND: DatasetEntry = DatasetEntry {

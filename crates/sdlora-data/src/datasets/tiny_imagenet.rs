@@ -21,7 +21,7 @@ use crate::split::Split;
 pub(super) const TINY_IMAGENET: DatasetEntry = DatasetEntry {
     name: "tiny-imagenet",
     summary: "Tiny-ImageNet: 110,000 photographs of 64x64 pixels, 200 classes",
-    manifest: include_str!("../../../../datasets/tiny-imagenet.toml"),
+    manifest: include_str!("../../manifests/tiny-imagenet.toml"),
     open,
 };
 
