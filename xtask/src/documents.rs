@@ -183,7 +183,7 @@ fn a_page_says_sdlora_for_a_command_of_the_program() {
 /// Crates whose code outside tests may be unsafe, with the reason.
 const UNSAFE: [(&str, &str); 5] = [
     ("sdlora-cli", "settings of the allocator"),
-    ("sdlora-data", "vector instructions found at run time"),
+    ("sdlora-image", "vector instructions found at run time"),
     ("sdlora-kernels", "fused kernels"),
     ("sdlora-testkit", "an allocator that counts"),
     ("sdlora-train", "the matrix product of `gemm`"),

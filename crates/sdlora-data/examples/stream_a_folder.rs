@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sdlora_data::{
-    Cache, Channels, DataError, Dataset, ImageSource, LoaderConfig, Options, StreamConfig,
-    TaskSplit, TaskStream, TransformConfig, datasets, encode_png,
+    Cache, Dataset, ImageSource, LoaderConfig, Options, StreamConfig, TaskSplit, TaskStream,
+    datasets,
 };
+use sdlora_image::{Channels, TransformConfig, encode_png};
 
 #[expect(clippy::print_stdout, reason = "an example shows what happens")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -45,6 +45,8 @@
 //! # Ok::<(), sdlora_pickle::PickleError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod error;
 pub mod limits;
 mod machine;
