@@ -1,7 +1,7 @@
 //! The files of a crate use each other without circles: what a file needs can be read before the file.
 //!
-//! A file uses another one when a path in its code leads to an item of the other file. A `pub use` is a signpost and not
-//! a use, and paths through it lead to where the item is. Code of tests may use anything.
+//! A file uses another one when a path in its code leads to an item of the other file. A `pub use` is a
+//! signpost and not a use, and paths through it lead to where the item is. Code of tests may use anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -110,3 +110,35 @@ fn a_line_is_split_as_a_shell_splits_it() {
     let page = "a\n\n```sh\nsdlora train \\\n  --quiet\n```\n\n```console\n$ sdlora presets\nsdlora\n```\n";
     assert_eq!(lines(page), ["sdlora train    --quiet", "sdlora presets"]);
 }
+
+#[test]
+fn pages_count_methods_and_heads_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let n_methods = sdlora_train::methods::METHODS.len();
+    let n_heads = sdlora_train::heads::HEADS.len();
+    for page in ["README.md", "crates/sdlora-train/README.md"] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        for count in [format!("{n_methods} methods"), format!("{n_heads} heads")] {
+            assert!(text.contains(&count), "{page} does not say {count}");
+        }
+    }
+    let methods = std::fs::read_to_string(root.join("docs/methods.md")).unwrap();
+    let heads = std::fs::read_to_string(root.join("docs/heads.md")).unwrap();
+    // `sdlora` itself has the page on the method.
+    let names = sdlora_train::methods::METHODS
+        .iter()
+        .map(|entry| entry.name);
+    for name in names.filter(|name| *name != "sdlora") {
+        assert!(
+            methods.contains(&format!("| `{name}` |")),
+            "docs/methods.md lacks {name}"
+        );
+    }
+    for entry in sdlora_train::heads::HEADS {
+        assert!(
+            heads.contains(&format!("| `{}` |", entry.name)),
+            "docs/heads.md lacks {}",
+            entry.name
+        );
+    }
+}

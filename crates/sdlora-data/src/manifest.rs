@@ -9,7 +9,7 @@ use crate::error::DataError;
 use crate::files::ARCHIVES;
 use crate::split::Split;
 
-/// Contents of `<data dir>/<name>.toml`.
+/// Contents of `manifests/<name>.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {

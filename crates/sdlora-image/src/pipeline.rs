@@ -6,8 +6,9 @@
 //! test = [{ resize = { size = 256, interpolation = "bicubic" } }, { center_crop = 224 }]
 //! ```
 //!
-//! Steps have torchvision's names and defaults, and each draws what torchvision's draws. What follows the last step is fixed: bytes become fractions of 255 and are
-//! normalised. A list may be any length; the last step that changes the size must give `side` x `side`.
+//! Steps have torchvision's names and defaults, and each draws what torchvision's draws. What follows the
+//! last step is fixed: bytes become fractions of 255 and are normalised. A list may be any length; the last
+//! step that changes the size must give `side` x `side`.
 //!
 //! Deviates: random numbers come from the generator of (seed, task, epoch, sample), not from torch's; the
 //! distributions are the same, the draws are not.

@@ -20,8 +20,8 @@ pub fn golden_dir() -> PathBuf {
     }
 }
 
-/// The golden folder of the repository, whatever the variable says: for what is not compared with values, such as files to
-/// damage.
+/// The golden folder of the repository, whatever the variable says: for what is not compared with values,
+/// such as files to damage.
 pub fn repository_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }

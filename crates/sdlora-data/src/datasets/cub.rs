@@ -1,7 +1,7 @@
 //! CUB-200-2011: 200 species of birds (Wah et al. 2011), `images/<class>/*`.
 //!
-//! The halves are those of `images.txt` and `train_test_split.txt` where they are, `train/` and `test/` where the images
-//! were sorted into those, and else drawn at random.
+//! The halves are those of `images.txt` and `train_test_split.txt` where they are, `train/` and `test/` where
+//! the images were sorted into those, and else drawn at random.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

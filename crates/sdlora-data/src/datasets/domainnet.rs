@@ -1,9 +1,9 @@
 //! DomainNet: 345 classes in six domains (Peng et al. 2019), `<domain>/<class>/*`.
 //!
-//! The halves are those of the authors' lists `<domain>_train.txt` and `<domain>_test.txt` (a path and a number a line)
-//! where they lie beside the images, else each class of each domain is split at random. The six archives are read as
-//! they are. A class is that of all domains, so that a stream can have a task for each domain; or, with `by_domain`, that
-//! of one: then there are 2,070, and the domains are groups.
+//! The halves are those of the authors' lists `<domain>_train.txt` and `<domain>_test.txt` (a path and a
+//! number a line) where they lie beside the images, else each class of each domain is split at random. The
+//! six archives are read as they are. A class is that of all domains, so that a stream can have a task for
+//! each domain; or, with `by_domain`, that of one: then there are 2,070, and the domains are groups.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

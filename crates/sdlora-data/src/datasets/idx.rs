@@ -123,7 +123,8 @@ const CLOTHES: [&str; 10] = [
     "ankle boot",
 ];
 const DIGITS: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-/// Characters of EMNIST in the order of its labels; letters that look alike in both cases are merged (its mapping files).
+/// Characters of EMNIST in the order of its labels; letters that look alike in both cases are merged (its
+/// mapping files).
 const BY_CLASS: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const BALANCED: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt";
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz";

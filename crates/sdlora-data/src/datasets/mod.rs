@@ -1,6 +1,6 @@
 //! The data sets that can be opened by name.
 //!
-//! A new one is a file in this folder with its manifest in `datasets/`, and one line in [`DATASETS`].
+//! A new one is a file in this folder with its manifest in `manifests/`, and one line in [`DATASETS`].
 
 use std::path::Path;
 
@@ -78,7 +78,7 @@ pub fn find(name: &str) -> Result<&'static DatasetEntry, DataError> {
         })
 }
 
-/// Opens the data set called `name` from `data_dir`, the folder that holds the manifests.
+/// Opens the data set called `name` from the data folder `data_dir`.
 ///
 /// # Errors
 ///

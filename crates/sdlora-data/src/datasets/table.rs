@@ -79,8 +79,8 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// [`DataError::Setting`] when it is not there, [`DataError::Content`] with the line when it cannot be read, when an
-    /// image is not there or is named twice, and when some rows name a split and some do not.
+    /// [`DataError::Setting`] when it is not there, [`DataError::Content`] with the line when it cannot be
+    /// read, when an image is not there or is named twice, and when some rows name a split and some do not.
     pub(super) fn read(files: &Files, csv: &str) -> Result<Self, DataError> {
         let root = files.common_folder(|_| true);
         let Some(table_idx) = files

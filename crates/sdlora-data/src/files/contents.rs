@@ -8,8 +8,8 @@ use super::member::Problem;
 use super::read::{gunzip, gunzip_start, open_file, read_file, read_to_end};
 use crate::error::DataError;
 
-/// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known, the training
-/// images of CIFAR-100, have 154 MB.
+/// Largest file that is read where its kind sets no other limit, in bytes, once unpacked; the largest known,
+/// the training images of CIFAR-100, have 154 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Largest text (a table, a list), in bytes, once unpacked; that of two million images has about 200 MB.
 const MAX_TEXT_BYTES: u64 = 256 << 20;

@@ -64,9 +64,9 @@ impl Files {
     ///
     /// # Errors
     ///
-    /// [`DataError::Io`], [`DataError::Archive`] for a damaged zip, and [`DataError::Content`] for more than `max_files`
-    /// files, a name that leaves the folder, names that differ in case only and an unknown archive. What cannot be
-    /// listed is one of the [`problems`](Self::problems).
+    /// [`DataError::Io`], [`DataError::Archive`] for a damaged zip, and [`DataError::Content`] for more than
+    /// `max_files` files, a name that leaves the folder, names that differ in case only and an unknown
+    /// archive. What cannot be listed is one of the [`problems`](Self::problems).
     pub(crate) fn open(path: &Path, max_files: usize) -> Result<Self, DataError> {
         let (listing, store) = if path.is_dir() {
             (folder::list(path, max_files)?, None)

@@ -33,8 +33,8 @@ impl TaskStream {
     /// # Errors
     ///
     /// [`DataError::Setting`] for settings out of range or a data set without groups or domains, and
-    /// [`DataError::EmptyClass`] when a class of a task has no training images, or no test images in a data set that has
-    /// some; in a task of one domain only the task as a whole must have test images.
+    /// [`DataError::EmptyClass`] when a class of a task has no training images, or no test images in a data
+    /// set that has some; in a task of one domain only the task as a whole must have test images.
     pub fn new(dataset: &dyn Dataset, config: &StreamConfig) -> Result<Self, DataError> {
         let cuts = cut(dataset, config)?;
         let n_tasks = match config.n_tasks {

@@ -9,8 +9,8 @@ use crate::resample::Interpolation;
 
 /// Settings of a [`Transform`](super::Transform).
 ///
-/// Files have one table of them all. A pipeline excludes `fit`, `oversample`, `background` and `augment`, so a table that
-/// has one of these beside `pipeline`, and not at its default, is refused.
+/// Files have one table of them all. A pipeline excludes `fit`, `oversample`, `background` and `augment`, so
+/// a table that has one of these beside `pipeline`, and not at its default, is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct TransformConfig {

@@ -3,10 +3,11 @@
 //! [`Process`] says how: [`PipelineConfig`](crate::PipelineConfig) lists steps equal to torchvision's, and [`Drawing`]
 //! is made for drawings such as Omniglot's, which change cheaply in every epoch.
 //!
-//! Both have two stages. The first makes a *base image* once for every image: channels, polarity, its appearance, and
-//! for drawings a size of at most [`Drawing::oversample`] times the output, so that it can be cached. The second runs in
-//! every epoch: for drawings one affine map (fit, then crop, flip and affine augmentation together) is sampled bilinearly from
-//! the base image straight into normalised numbers, `[channels, side, side]`.
+//! Both have two stages. The first makes a *base image* once for every image: channels, polarity, its
+//! appearance, and for drawings a size of at most [`Drawing::oversample`] times the output, so that it can be
+//! cached. The second runs in every epoch: for drawings one affine map (fit, then crop, flip and affine
+//! augmentation together) is sampled bilinearly from the base image straight into normalised numbers,
+//! `[channels, side, side]`.
 
 mod config;
 

@@ -55,9 +55,9 @@ impl Classifier {
         self.bias.len()
     }
 
-    /// Rows `[n_classes, d_model]` and biases `[n_classes]`, where the logits are linear in the
-    /// features: `None` behind a projection. Where cosines classify, these logits are the cosines times the length of the
-    /// feature: every prediction is the same, a softmax over them is not.
+    /// Rows `[n_classes, d_model]` and biases `[n_classes]`, where the logits are linear in the features:
+    /// `None` behind a projection. Where cosines classify, these logits are the cosines times the length of
+    /// the feature: every prediction is the same, a softmax over them is not.
     pub fn as_linear(&self) -> Option<(&[f32], &[f32])> {
         match self.projection {
             None => Some((&self.weight.values, &self.bias)),

@@ -69,7 +69,8 @@ impl Global {
     }
 }
 
-/// PyTorch's name of a dtype, of its storage class (without `Storage`, empty where there is none), and the name safetensors gives it.
+/// PyTorch's name of a dtype, of its storage class (without `Storage`, empty where there is none), and the
+/// name safetensors gives it.
 const DTYPES: [(&str, &str, &str); 17] = [
     ("float32", "Float", "F32"),
     ("float16", "Half", "F16"),
