@@ -1,6 +1,6 @@
 //! Adapts a frozen linear map to two tasks, one after the other.
 //!
-//! `cargo run -p sdlora-core -p sdlora-testkit --example adapt_any_module`
+//! `cargo run --example adapt_any_module`
 
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
@@ -26,7 +26,8 @@ fn main() -> Result<(), CoreError> {
     let weight = Tensor::<2>::random([16, 8], Distribution::Default, &device);
     let mut adapter = Adapter::new(Variant::Reference.config(), &[SITE])?;
     for task in 1..=2 {
-        // Every task moves the map by another matrix of rank 1.
+        // Every task wants another matrix of rank 1 added to the map, so the second one has no use
+        // for the first direction: its magnitude falls to 0.
         let a = Tensor::<2>::random([16, 1], Distribution::Normal(0.0, 0.5), &device);
         let b = Tensor::<2>::random([1, 8], Distribution::Normal(0.0, 0.5), &device);
         let wanted = weight.clone() + a.matmul(b);
@@ -52,7 +53,7 @@ fn main() -> Result<(), CoreError> {
                 );
             }
             let gradients = GradientsParams::from_grads(loss.backward(), &adapter);
-            adapter = optimizer.step(0.1.into(), adapter, gradients);
+            adapter = optimizer.step(0.1, adapter, gradients);
         }
     }
     Ok(())

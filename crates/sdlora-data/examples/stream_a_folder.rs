@@ -1,6 +1,6 @@
 //! Cuts a folder of images into tasks and reads their batches.
 //!
-//! `cargo run -p sdlora-data --example stream_a_folder -- photos`, with the layout
+//! `cargo run --example stream_a_folder -- photos`, with the layout
 //! `photos/<class>/*.jpg`; without a folder, it writes a few pictures and streams those.
 
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         increment: 2,
     };
     let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::new(split))?;
-    for (idx, task) in stream.tasks().iter().enumerate() {
+    for (task, idx) in stream.tasks().iter().zip(0..) {
         let transform = TransformConfig::new(32, Channels::Rgb).init()?;
         let images = ImageSource::new(Arc::clone(&dataset), &task.train, transform, Cache::None)?;
         let loader = LoaderConfig::training(8).init(Arc::new(images), idx)?;

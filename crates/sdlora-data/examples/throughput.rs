@@ -1,6 +1,6 @@
 //! Images a second of the pre-training pipeline: Omniglot background, random affine, 28 pixels.
 //!
-//! `cargo run --release -p sdlora-data --example throughput`
+//! `cargo run --release --example throughput`
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A whole run as a library: three tasks of five characters, and the class of an image.
 //!
-//! `cargo run --release -p sdlora-train --example whole_run`
+//! `cargo run --release --example whole_run`
 
 use std::path::Path;
 

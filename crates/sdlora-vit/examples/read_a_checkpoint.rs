@@ -1,6 +1,6 @@
 //! Reads a checkpoint, says what it is, and computes the features of an image.
 //!
-//! `cargo run -p sdlora-vit -p sdlora-testkit --example read_a_checkpoint -- vit_base.safetensors`;
+//! `cargo run --example read_a_checkpoint -- vit_base.safetensors`;
 //! without a path, it reads the backbone that the repository ships.
 
 use std::path::Path;
@@ -23,7 +23,10 @@ fn main() -> Result<(), VitError> {
     let checkpoint = Checkpoint::open(Path::new(&path), &Hints::default())?;
     println!("{}", checkpoint.describe());
     for tensor in checkpoint.mapping().iter().take(3) {
-        println!("{tensor:?}");
+        println!(
+            "{} {:?} {}: {}",
+            tensor.name, tensor.shape, tensor.dtype, tensor.status
+        );
     }
 
     let device = Device::default();
