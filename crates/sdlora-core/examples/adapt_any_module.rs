@@ -6,17 +6,7 @@ use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::{
-    Adapter, ColumnUpdate, CoreError, Projection, Site, UpdateForm, Variant, adapted_linear,
-};
-
-/// Where the map is in its model; the names are labels, and any module will do.
-const SITE: Site = Site {
-    block_idx: 0,
-    projection: Projection::Query,
-    d_input: 16,
-    d_output: 8,
-};
+use sdlora_core::{Adapter, ColumnUpdate, CoreError, Site, UpdateForm, Variant, adapted_linear};
 
 #[expect(clippy::print_stdout, reason = "an example shows what happens")]
 fn main() -> Result<(), CoreError> {
@@ -24,7 +14,13 @@ fn main() -> Result<(), CoreError> {
     device.seed(1993);
     let mut rng = ChaCha8Rng::seed_from_u64(1993);
     let weight = Tensor::<2>::random([16, 8], Distribution::Default, &device);
-    let mut adapter = Adapter::new(Variant::Reference.config(), &[SITE])?;
+    let site = Site {
+        name: "my map".into(),
+        group: 0,
+        d_input: 16,
+        d_output: 8,
+    };
+    let mut adapter = Adapter::new(Variant::Reference.config(), &[site])?;
     for task in 1..=2 {
         // Every task wants another matrix of rank 1 added to the map, so the second one has no use
         // for the first direction: its magnitude falls to 0.
@@ -36,9 +32,7 @@ fn main() -> Result<(), CoreError> {
         for step in 0..=300 {
             let x = Tensor::<3>::random([1, 32, 16], Distribution::Normal(0.0, 1.0), &device);
             let updates = adapter.updates();
-            let update = updates
-                .get(0, Projection::Query)
-                .expect("the site of the adapter");
+            let update = updates.get("my map").expect("the site of the adapter");
             let columns = [ColumnUpdate {
                 first_column: 0,
                 update,
