@@ -220,7 +220,7 @@ impl Crate {
     }
 
     /// A path as it is seen from the root of the crate; nothing for paths that lead out of it.
-    fn from_root(&self, module: &[String], path: &[String]) -> Option<Module> {
+    fn to_root(&self, module: &[String], path: &[String]) -> Option<Module> {
         let (first, rest) = path.split_first()?;
         let start = match first.as_str() {
             "crate" => Vec::new(),
@@ -228,7 +228,7 @@ impl Crate {
             "super" => {
                 let parent = module.split_last().map(|(_, parent)| parent)?;
                 if rest.first().is_some_and(|next| next == "super") {
-                    return self.from_root(parent, rest);
+                    return self.to_root(parent, rest);
                 }
                 parent.to_vec()
             }
@@ -255,7 +255,7 @@ impl Crate {
                 .hands_on
                 .iter()
                 .find(|there| there.last() == Some(name))
-            && let Some(there) = self.from_root(module, there)
+            && let Some(there) = self.to_root(module, there)
             && there != path
         {
             return self.home(&[there.as_slice(), inner].concat(), n_hops - 1);
@@ -274,7 +274,7 @@ impl Crate {
             let mentions = mentions.map(|path| path.split("::").map(str::to_owned).collect());
             let all = file.imports.iter().chain(own).cloned().chain(mentions);
             let homes = all.filter_map(|path: Module| {
-                let path = self.from_root(module, &path)?;
+                let path = self.to_root(module, &path)?;
                 Some(self.home(&path, 8))
             });
             homes.filter(|home| home != module).collect()

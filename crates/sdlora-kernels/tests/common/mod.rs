@@ -1,6 +1,7 @@
 //! Devices, random inputs, the comparison of two tensors, and of runs on several threads.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests end the test")]
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
