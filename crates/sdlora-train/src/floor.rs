@@ -1,15 +1,13 @@
 //! The floor under every backbone: nearest class mean on the pixels themselves.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use sdlora_data::{Dataset, TaskStream};
 use sdlora_metrics::AccuracyMatrix;
 
 use crate::config::Plan;
 use crate::error::TrainError;
 use crate::features::unit;
-use crate::rooms::Rooms;
+use crate::run_data::RunData;
 
 /// Accuracy after every task when an image is given the class whose mean is nearest by cosine, both
 /// taken of the prepared pixels (size, channels and normalisation of the plan, no augmentation).
@@ -23,32 +21,21 @@ use crate::rooms::Rooms;
 /// Those of the data set, the stream and its images, and [`TrainError::Setting`] for a stream with
 /// classes that come again.
 pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, TrainError> {
-    let config = plan.config();
-    let dataset: Arc<dyn Dataset> =
-        sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
-    let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
-    let rooms = Rooms::split(plan, &stream)?;
-    if rooms.has_repeats() {
+    let data = RunData::open(plan, data_dir)?;
+    if data.has_repeats() {
         return Err(TrainError::setting(
             "stream",
             "one with classes that come again",
             "a stream whose classes come once, because the floor takes the mean of a class for final",
         ));
     }
-    let n_tasks = rooms.n_tasks();
-    let n_seen: Vec<usize> = rooms
-        .class_counts()
-        .iter()
-        .scan(0, |seen, n| {
-            *seen += n;
-            Some(*seen)
-        })
-        .collect();
+    let n_tasks = data.tasks.len();
+    let n_seen: Vec<usize> = data.tasks.iter().map(|task| task.new_labels().end).collect();
 
     // Rows of unit length, by label. Images come batch by batch: a whole task may not fit.
     let mut means: Vec<Vec<f64>> = vec![Vec::new(); n_seen.last().copied().unwrap_or(0)];
     for task in 0..n_tasks {
-        let loader = rooms.plain_train_loader(task, &dataset, config)?;
+        let loader = data.plain_train_loader(task)?;
         for batch in loader.host_epoch(0) {
             let batch = batch?;
             let d = batch.shape.iter().product();
@@ -73,7 +60,7 @@ pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, Train
     // A mean never changes once its task is over, so one pass over the test images is enough: what is
     // predicted after a task is the best of the classes seen by then.
     let mut hits = vec![vec![0usize; n_tasks]; n_tasks];
-    for (on, loader) in rooms.test_loaders(&dataset, config)?.iter().enumerate() {
+    for (on, loader) in data.test_loaders()?.iter().enumerate() {
         for batch in loader.host_epoch(0) {
             let batch = batch?;
             let d = batch.shape.iter().product();
@@ -95,7 +82,7 @@ pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, Train
             }
         }
     }
-    let counts = rooms.test_counts();
+    let counts = data.test_counts();
     let mut matrix = AccuracyMatrix::new(n_tasks).with_test_counts(counts.clone())?;
     for (after, hits) in hits.iter().enumerate() {
         let row = hits[..=after].iter().zip(&counts);

@@ -75,10 +75,11 @@ pub mod pretrain;
 mod prompts;
 mod recompute;
 mod resume;
-mod rooms;
-mod rounds;
 mod run;
+mod run_data;
 mod run_folder;
+mod run_log;
+mod session;
 mod soundness;
 mod trainer;
 
@@ -108,8 +109,10 @@ pub use prompts::{
     TaskIdentity, TaskPromptLayout, TaskPrompts,
 };
 pub use recompute::Recompute;
-pub use run::{Finished, RunLog, Start, run, run_on_devices};
+pub use run::{Finished, RunOptions, Start, run};
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
+pub use run_log::RunLog;
+pub use session::Session;
 pub use sdlora_core::Precision;
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
 

@@ -4,7 +4,7 @@ use crate::config::Plan;
 use crate::error::TrainError;
 use crate::heads;
 use crate::methods::LossOver;
-use crate::rooms::Rooms;
+use crate::run_data::Round;
 
 /// Refuses a head that learns by steps alone where a loss compares a single class: such a loss is exactly
 /// 0, and so is its gradient.
@@ -12,14 +12,15 @@ use crate::rooms::Rooms;
 /// # Errors
 ///
 /// [`TrainError::Setting`] naming the first task with one class.
-pub(crate) fn check(plan: &Plan, rooms: &Rooms) -> Result<(), TrainError> {
+pub(crate) fn check(plan: &Plan, rounds: &[Round]) -> Result<(), TrainError> {
     let config = plan.config();
     if !plan.head().needs_steps() {
         return Ok(());
     }
+    let n_first = rounds.first().map_or(0, Round::n_seen_classes);
     let lonely = match config.loss {
-        LossOver::NewClasses => (0..rooms.n_rounds()).find(|&round| rooms.labels(round).len() == 1),
-        LossOver::SeenClasses => (rooms.n_seen_classes(0) == 1).then_some(0),
+        LossOver::NewClasses => rounds.iter().position(|round| round.labels.len() == 1),
+        LossOver::SeenClasses => (n_first == 1).then_some(0),
     };
     let Some(task_idx) = lonely else {
         return Ok(());
@@ -30,7 +31,7 @@ pub(crate) fn check(plan: &Plan, rooms: &Rooms) -> Result<(), TrainError> {
     );
     // The loss over all seen classes has something to compare from the second class on.
     let other_loss = match config.loss {
-        LossOver::NewClasses if rooms.n_seen_classes(0) > 1 => "; or set `loss = \"seen-classes\"`",
+        LossOver::NewClasses if n_first > 1 => "; or set `loss = \"seen-classes\"`",
         _ => "",
     };
     Err(TrainError::setting(

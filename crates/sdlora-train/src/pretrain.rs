@@ -34,7 +34,7 @@ use crate::folder_lock::FolderLock;
 use crate::heads::{CosineHead, cross_entropy};
 use crate::observer::{Event, Observer};
 use crate::optimizer::OptimizerConfig;
-use crate::rooms::EVAL_BATCH;
+use crate::run_data::EVAL_BATCH;
 use crate::soundness::unsound_parameter;
 
 /// Everything a pre-training run depends on.

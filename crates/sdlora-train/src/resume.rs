@@ -18,8 +18,8 @@ use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::methods::LossOver;
 use crate::model::Model;
 use crate::prompts::{PromptLayout, Prompts};
-use crate::run::RunLog;
 use crate::run_folder::RunFolder;
+use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
 
 /// What the names of checkpoints inside a round have; each makes the earlier ones superfluous.

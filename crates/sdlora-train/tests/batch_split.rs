@@ -5,7 +5,8 @@ mod toy;
 
 use std::num::NonZeroUsize;
 
-use sdlora_train::{MixConfig, RunConfig, Silent, Start, TrainError, run_on_devices};
+use sdlora_train::{MixConfig, RunConfig, RunOptions, Silent, TrainError, run};
+use sdlora_testkit::test_device;
 use toy::{Bench, bits, data_dir, difference, losses};
 
 /// Methods with everything a loss is made of, and the settings of the run.
@@ -89,7 +90,11 @@ fn no_device_and_no_image_are_refused_by_name() {
     let config = bench.config("name = \"sdlora\"\nrank = 4");
     let folder = bench.path("none");
     let plan = config.check().unwrap();
-    let error = run_on_devices(&plan, &data_dir(), &[], &folder, Start::Fresh, &mut Silent);
+    let options = RunOptions {
+        devices: Vec::new(),
+        ..RunOptions::new(&data_dir(), &test_device(), &folder)
+    };
+    let error = run(&plan, &options, &mut Silent);
     assert!(matches!(error, Err(TrainError::Setting { .. })));
     assert!(!folder.exists());
 

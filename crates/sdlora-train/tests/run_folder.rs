@@ -17,8 +17,8 @@ use sdlora_image::encode_png;
 use sdlora_testkit::test_device;
 use sdlora_train::files::faults::{self, Kind};
 use sdlora_train::{
-    Event, Finished, HeadConfig, Observer, Plan, RunConfig, Silent, Start, TrainError, checkpoint,
-    run, write_model,
+    Event, Finished, HeadConfig, Observer, Plan, RunConfig, RunOptions, Silent, Start, TrainError,
+    checkpoint, run, write_model,
 };
 use toy::{Bench, bits, copy_folder, losses};
 
@@ -110,7 +110,8 @@ fn go(
     observer: &mut dyn Observer,
 ) -> Result<Finished, TrainError> {
     let (data, folder) = (bench.path(""), bench.path(name));
-    run(plan, &data, &test_device(), &folder, start, observer)
+    let options = RunOptions::new(&data, &test_device(), &folder);
+    run(plan, &options.with_start(start), observer)
 }
 
 /// A run on images that was stopped in its second task.

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
-use sdlora_train::{Finished, Observer, Plan, Start, TrainError};
+use sdlora_train::{Finished, Observer, Plan, RunOptions, Start, TrainError};
 
 use crate::UsageError;
 use crate::commands::Common;
@@ -130,8 +130,13 @@ pub fn execute(
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Finished> {
     let mut log = RunLogger::new(folder, observer);
-    let finished =
-        sdlora_train::run_on_devices(plan, data_dir, &devices.opened, folder, start, &mut log)?;
+    let options = RunOptions {
+        data_dir: data_dir.into(),
+        devices: devices.opened.clone(),
+        folder: folder.into(),
+        start,
+    };
+    let finished = sdlora_train::run(plan, &options, &mut log)?;
     results::write(folder, plan, &finished, &devices.names).with_context(|| {
         format!(
             "the run in {} is complete, its files are not",

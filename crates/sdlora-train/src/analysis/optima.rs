@@ -54,7 +54,7 @@ pub fn task_optima(
     let head = heads::build("linear", &toml::Table::new())?;
     let method = methods::build("finetune", &toml::Table::new())?;
     let optimizer = with_rate_times(&config.optimizer, lr_factor);
-    let (rooms, dataset) = run.rooms();
+    let run_data = run.data();
     let trainer = Trainer {
         method: method.as_ref(),
         head: head.as_ref(),
@@ -72,10 +72,10 @@ pub fn task_optima(
     };
     let base = matrices(&run.base().merged_backbone());
     let mut optima = Vec::new();
-    for task_idx in 0..n_tasks.min(rooms.n_tasks()) {
+    for task_idx in 0..n_tasks.min(run.n_tasks()) {
         let context = TaskContext {
             task_idx,
-            n_tasks: rooms.n_tasks(),
+            n_tasks: run.n_tasks(),
             // Labels count over all tasks: columns of earlier classes are there and take no part.
             n_new_classes: run.labels_of(task_idx).end,
             seed: config.seed,
@@ -84,7 +84,7 @@ pub fn task_optima(
             start: method.column_start(),
         };
         let model = method.before_task(run.base().clone(), &context)?;
-        let loader = rooms.task_loader(task_idx, dataset, config)?;
+        let loader = run_data.task_loader(task_idx)?;
         let labels: Vec<usize> = run.labels_of(task_idx).collect();
         let data = TaskData {
             task_idx,

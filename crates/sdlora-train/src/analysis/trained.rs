@@ -1,10 +1,9 @@
 //! A run read back from its folder, with the model it had at the end of every task.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use burn::tensor::Device;
-use sdlora_data::{Dataset, Loader, TaskStream};
+use sdlora_data::Loader;
 
 use crate::checkpoint;
 use crate::config::Plan;
@@ -14,15 +13,15 @@ use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, Head};
 use crate::model::Model;
 use crate::resume::{restore, task_end_name};
-use crate::rooms::Rooms;
-use crate::run::{RunLog, new_model};
+use crate::run_data::RunData;
+use crate::run_log::RunLog;
+use crate::session::new_model;
 
 /// A run whose checkpoints at the ends of tasks can be read.
 pub struct TrainedRun {
     plan: Plan,
     device: Device,
-    dataset: Arc<dyn Dataset>,
-    rooms: Rooms,
+    data: RunData,
     fresh: Model,
     folder: PathBuf,
     rounds: Vec<usize>,
@@ -44,16 +43,12 @@ impl TrainedRun {
         data_dir: &Path,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let config = plan.config();
         let device = device.clone().inner().autodiff();
-        let dataset: Arc<dyn Dataset> =
-            sdlora_data::datasets::open(&config.dataset, data_dir, &config.dataset_options)?.into();
-        let stream = TaskStream::new(dataset.as_ref(), &config.stream)?;
-        let rooms = Rooms::split(&plan, &stream)?;
+        let data = RunData::open(&plan, data_dir)?;
         let fresh = new_model(&plan, data_dir, &device)?;
-        Fingerprint::of(dataset.as_ref(), Some(&fresh.backbone)).check(folder)?;
+        Fingerprint::of(data.dataset.as_ref(), Some(&fresh.backbone)).check(folder)?;
         let kept = checkpoint::names(&folder.join("checkpoints"));
-        let rounds: Vec<usize> = (0..rooms.n_rounds())
+        let rounds: Vec<usize> = (0..data.rounds.len())
             .filter(|&round| kept.contains(&task_end_name(round)))
             .collect();
         if rounds.is_empty() {
@@ -62,21 +57,18 @@ impl TrainedRun {
                 what: "of the end of a task".into(),
             });
         }
-        if rooms.has_repeats() {
+        if data.has_repeats() {
             return Err(TrainError::setting(
                 "stream",
                 "tasks whose classes come again",
                 "a class-incremental stream: what is measured here asks which task a class is of",
             ));
         }
-        let names = dataset.class_names();
-        let class_names = stream.class_order().iter();
-        let class_names = class_names.map(|&id| names[id].clone()).collect();
+        let class_names = data.class_names();
         Ok(Self {
             plan,
             device,
-            dataset,
-            rooms,
+            data,
             fresh,
             folder: folder.into(),
             rounds,
@@ -115,7 +107,7 @@ impl TrainedRun {
 
     /// Tasks of the stream.
     pub fn n_tasks(&self) -> usize {
-        self.rooms.n_tasks()
+        self.data.tasks.len()
     }
 
     /// Rounds of training that have a checkpoint of their end, ascending: one per task, or a single
@@ -126,7 +118,7 @@ impl TrainedRun {
 
     /// Rounds of training of the whole stream, with those that have no checkpoint.
     pub fn n_rounds(&self) -> usize {
-        self.rooms.n_rounds()
+        self.data.rounds.len()
     }
 
     /// Rounds up to the last kept one whose checkpoint is gone, ascending.
@@ -137,7 +129,7 @@ impl TrainedRun {
 
     /// The round that learns a task.
     pub fn round_of(&self, task_idx: usize) -> usize {
-        let rounds = 0..self.rooms.n_rounds();
+        let rounds = 0..self.data.rounds.len();
         rounds
             .take_while(|&round| self.n_seen_tasks(round) <= task_idx)
             .count()
@@ -150,13 +142,12 @@ impl TrainedRun {
 
     /// Tasks seen after a round.
     pub fn n_seen_tasks(&self, round: usize) -> usize {
-        self.rooms.n_seen_tasks(round)
+        self.data.rounds[round].n_seen_tasks()
     }
 
     /// Labels of a task.
     pub fn labels_of(&self, task_idx: usize) -> std::ops::Range<usize> {
-        let first = self.rooms.first_label(task_idx);
-        first..first + self.rooms.class_counts()[task_idx]
+        self.data.tasks[task_idx].new_labels()
     }
 
     /// Labels of every task seen after a round, in order.
@@ -200,7 +191,7 @@ impl TrainedRun {
     ///
     /// Those of the data set.
     pub fn test_loaders(&self) -> Result<Vec<Loader>, TrainError> {
-        self.rooms.test_loaders(&self.dataset, self.plan.config())
+        self.data.test_loaders()
     }
 
     /// Features of test images in a model, one table for each of the loaders.
@@ -227,13 +218,12 @@ impl TrainedRun {
     ///
     /// Those of the data set.
     pub fn train_features(&self, round: usize, model: &Model) -> Result<FeatureTable, TrainError> {
-        let config = self.plan.config();
-        self.rooms
-            .train_features(round, model, &self.dataset, config, &self.device)
+        let round = &self.data.rounds[round];
+        self.data.train_features(round, model, &self.device)
     }
 
     /// The sets of the run, for what trains anew.
-    pub(super) fn rooms(&self) -> (&Rooms, &Arc<dyn Dataset>) {
-        (&self.rooms, &self.dataset)
+    pub(super) fn data(&self) -> &RunData {
+        &self.data
     }
 }

@@ -11,8 +11,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
 use sdlora_train::{
-    Finished, Observer, OptimizerConfig, Plan, RunConfig, Silent, Start, TrainError, run,
-    run_on_devices,
+    Finished, Observer, OptimizerConfig, Plan, RunConfig, RunOptions, Silent, Start,
+    TrainError, run,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;
@@ -118,30 +118,18 @@ impl Bench {
         start: Start,
         observer: &mut dyn Observer,
     ) -> Result<Finished, TrainError> {
-        run(
-            plan,
-            &data_dir(),
-            &test_device(),
-            &self.path(name),
-            start,
-            observer,
-        )
+        let options = RunOptions::new(&data_dir(), &test_device(), &self.path(name));
+        run(plan, &options.with_start(start), observer)
     }
 
     /// Runs a configuration on the same device several times over.
     pub fn run_on(&self, name: &str, config: &RunConfig, n_devices: usize) -> Finished {
         let plan = config.clone().check().unwrap();
-        let devices = vec![test_device(); n_devices];
-        let folder = self.path(name);
-        run_on_devices(
-            &plan,
-            &data_dir(),
-            &devices,
-            &folder,
-            Start::Fresh,
-            &mut Silent,
-        )
-        .unwrap()
+        let options = RunOptions {
+            devices: vec![test_device(); n_devices],
+            ..RunOptions::new(&data_dir(), &test_device(), &self.path(name))
+        };
+        run(&plan, &options, &mut Silent).unwrap()
     }
 }
 

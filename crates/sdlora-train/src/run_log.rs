@@ -1,0 +1,58 @@
+//! The log of a run: its accuracies, losses and seconds.
+
+use sdlora_metrics::AccuracyMatrix;
+use serde::{Deserialize, Serialize};
+
+use crate::heads::FloatsStored;
+use crate::trainer::TaskLog;
+
+/// Everything a run learned besides its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunLog {
+    /// Accuracy after each task on each task seen.
+    pub matrix: AccuracyMatrix,
+    /// Losses and seconds of every task; the last may be in progress.
+    pub tasks: Vec<TaskLog>,
+    /// Seconds of evaluation after every task.
+    pub eval_seconds: Vec<f64>,
+    /// Magnitudes after every task, one row per group.
+    pub magnitudes: Vec<Vec<Vec<f64>>>,
+    /// Parameters that received gradients in every task.
+    pub n_trained: Vec<usize>,
+    /// Numbers that head and method keep of old tasks, after every task; absent in logs of earlier versions.
+    #[serde(default)]
+    pub floats_stored: Vec<FloatsStored>,
+}
+
+impl RunLog {
+    pub(crate) fn new(matrix: AccuracyMatrix) -> Self {
+        Self {
+            matrix,
+            tasks: Vec::new(),
+            eval_seconds: Vec::new(),
+            magnitudes: Vec::new(),
+            n_trained: Vec::new(),
+            floats_stored: Vec::new(),
+        }
+    }
+
+    /// Checks that as many entries are there as rounds are over, or one more of what is known before the end.
+    pub(crate) fn check(&self, n_done: usize) -> Result<(), String> {
+        let begun = [self.tasks.len(), self.n_trained.len()];
+        let is_whole = begun[0] == begun[1]
+            && (begun[0] == n_done || begun[0] == n_done + 1)
+            && self.eval_seconds.len() == n_done
+            && (self.magnitudes.len() == n_done || self.magnitudes.len() == begun[0]);
+        match is_whole {
+            true => Ok(()),
+            false => Err(format!(
+                "its log does not fit the {n_done} tasks it says are done"
+            )),
+        }
+    }
+
+    /// Whether only the evaluation of a round is missing.
+    pub(crate) fn is_trained(&self, round: usize) -> bool {
+        self.magnitudes.len() > round
+    }
+}
