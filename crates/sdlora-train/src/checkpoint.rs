@@ -28,7 +28,9 @@ const OPTIMIZER: &str = "optimizer.bpk";
 const ARRAYS: &str = "head.safetensors";
 const STATE: &str = "state.json";
 /// Version of the layout; raised when an earlier program would misread it.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
+/// The layout before, which kept prompts and input subspaces in another form.
+const BEFORE: u32 = 3;
 /// The oldest layout that is read: it has no `SHA256SUMS`, and the hashes of all but the state in the state.
 const OLDEST: u32 = 2;
 
@@ -133,8 +135,10 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
     }
     let version: Version = serde_json::from_slice(&json).map_err(unreadable)?;
     match (version.version, &sums) {
-        (VERSION, Some(_)) | (OLDEST, None) => {}
-        (VERSION, None) => return Err(damaged(format!("it has no {}", files::sums::FILE))),
+        (VERSION | BEFORE, Some(_)) | (OLDEST, None) => {}
+        (VERSION | BEFORE, None) => {
+            return Err(damaged(format!("it has no {}", files::sums::FILE)));
+        }
         (newer, _) if newer > VERSION => return Err(TrainError::newer(path, newer, VERSION)),
         (older, _) => {
             return Err(damaged(format!(

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::expected::Expected;
 use crate::heads::{self, ColumnStart, Head, HeadConfig};
-use crate::methods::{self, LossOver, Method};
+use crate::methods::{self, LossOver, METHODS, Method, MethodEntry};
 use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
 
@@ -241,7 +241,16 @@ impl RunConfig {
     ///
     /// [`TrainError::Setting`] naming the first one that does not, [`TrainError::Data`] when the file
     /// of a class order cannot be read.
-    pub fn check(mut self) -> Result<Plan, TrainError> {
+    pub fn check(self) -> Result<Plan, TrainError> {
+        self.check_with(METHODS)
+    }
+
+    /// As [`check`](Self::check), with methods of another crate: `methods` are all that there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check).
+    pub fn check_with(mut self, methods: &[MethodEntry]) -> Result<Plan, TrainError> {
         for (name, value) in [
             ("n_epochs", self.n_epochs),
             ("first_task.n_epochs", self.n_epochs_of(0)),
@@ -266,8 +275,9 @@ impl RunConfig {
         // A plan does not change with a file.
         self.stream = self.stream.inlined()?;
         self.stream.check()?;
-        let method = methods::build(&self.method.name, &self.method.options)?;
-        if self.gradient_checkpointing && method.has_prompts() {
+        let entry = *methods::find(methods, &self.method.name)?;
+        let method = (entry.build)(&self.method.options)?;
+        if self.gradient_checkpointing && entry.second_pass.is_some() {
             return Err(TrainError::setting(
                 "gradient_checkpointing",
                 true,
@@ -316,6 +326,7 @@ impl RunConfig {
         }
         Ok(Plan {
             config: self,
+            entry,
             method,
             head,
             start,
@@ -328,6 +339,7 @@ impl RunConfig {
 #[derive(Debug)]
 pub struct Plan {
     config: RunConfig,
+    entry: MethodEntry,
     method: Box<dyn Method>,
     head: Arc<dyn Head>,
     start: ColumnStart,
@@ -343,6 +355,11 @@ impl Plan {
     /// The method.
     pub fn method(&self) -> &dyn Method {
         self.method.as_ref()
+    }
+
+    /// How the method is registered.
+    pub fn method_entry(&self) -> &MethodEntry {
+        &self.entry
     }
 
     /// The head.

@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use sdlora_core::Updates;
 use sdlora_vit::Vit;
 
-use crate::prompts::Prompts;
+use crate::second_pass;
+use crate::state::MethodState;
 
 /// A model without its classifier and without autodiff: what turns images into features.
 ///
@@ -12,19 +13,22 @@ use crate::prompts::Prompts;
 #[derive(Debug, Clone)]
 pub struct Extractor {
     vit: Vit,
-    prompts: Option<Prompts>,
+    state: MethodState,
 }
 
 impl From<Vit> for Extractor {
     fn from(vit: Vit) -> Self {
-        Self { vit, prompts: None }
+        Self {
+            vit,
+            state: MethodState::default(),
+        }
     }
 }
 
 impl Extractor {
-    /// The same backbone with prompts.
-    pub(crate) fn with_prompts(mut self, prompts: Option<Prompts>) -> Self {
-        self.prompts = prompts;
+    /// The same backbone with the state of a method, without autodiff.
+    pub(crate) fn with_state(mut self, state: MethodState) -> Self {
+        self.state = state;
         self
     }
 
@@ -35,10 +39,7 @@ impl Extractor {
     /// If the images do not have the size of the backbone.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let none = Updates::default();
-        match &self.prompts {
-            None => self.vit.forward(images, &none),
-            Some(prompts) => prompts.features(&self.vit, images, &none),
-        }
+        second_pass::features(&self.state, &self.vit, images, &none)
     }
 
     /// The backbone, directions inside, without prompts.
@@ -46,8 +47,8 @@ impl Extractor {
         &self.vit
     }
 
-    /// The prompts; none for a method without.
-    pub fn prompts(&self) -> Option<&Prompts> {
-        self.prompts.as_ref()
+    /// Whether features come from a second pass over the images.
+    pub fn has_second_pass(&self) -> bool {
+        self.state.second_pass().is_some()
     }
 }

@@ -30,7 +30,11 @@ pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, Train
         ));
     }
     let n_tasks = data.tasks.len();
-    let n_seen: Vec<usize> = data.tasks.iter().map(|task| task.new_labels().end).collect();
+    let n_seen: Vec<usize> = data
+        .tasks
+        .iter()
+        .map(|task| task.new_labels().end)
+        .collect();
 
     // Rows of unit length, by label. Images come batch by batch: a whole task may not fit.
     let mut means: Vec<Vec<f64>> = vec![Vec::new(); n_seen.last().copied().unwrap_or(0)];

@@ -61,7 +61,6 @@ pub mod files;
 mod fingerprint;
 mod floor;
 mod folder_lock;
-mod gradient_memory;
 pub mod heads;
 mod linalg;
 pub mod methods;
@@ -72,15 +71,16 @@ mod one_class;
 mod optimizer;
 mod options;
 pub mod pretrain;
-mod prompts;
 mod recompute;
 mod resume;
 mod run;
 mod run_data;
 mod run_folder;
 mod run_log;
+mod second_pass;
 mod session;
 mod soundness;
+mod state;
 mod trainer;
 
 pub use batch_split::BatchSplit;
@@ -97,23 +97,19 @@ pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 pub use fingerprint::Fingerprint;
 pub use floor::pixel_floor;
 pub use folder_lock::FolderLock;
-pub use gradient_memory::{Energy, GradientMemory, Keeps};
 pub use heads::{ColumnStart, CosineHead, HeadConfig, TrainedHead, cross_entropy};
 pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
-pub use prompts::{
-    BlockComponents, ComponentLayout, Components, ExpertStart, HierarchicalLayout,
-    HierarchicalPrompts, PoolLayout, PromptComponents, PromptLayout, PromptPool, Prompts, Review,
-    TaskIdentity, TaskPromptLayout, TaskPrompts,
-};
 pub use recompute::Recompute;
 pub use run::{Finished, RunOptions, Start, run};
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
 pub use run_log::RunLog;
-pub use session::Session;
 pub use sdlora_core::Precision;
+pub use second_pass::{SecondPass, SecondPassEntry};
+pub use session::Session;
+pub use state::{Facts, MethodState, Role};
 pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
 
 /// The Rust code of README.md and docs/adding.md, which rustdoc compiles as doctests.

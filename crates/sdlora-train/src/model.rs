@@ -9,9 +9,9 @@ use sdlora_vit::Vit;
 
 use crate::error::TrainError;
 use crate::extractor::Extractor;
-use crate::gradient_memory::GradientMemory;
 use crate::heads::{Classifier, FloatsStored, Head, HeadState};
-use crate::prompts::Prompts;
+use crate::second_pass;
+use crate::state::MethodState;
 
 /// Backbone, adapter and classifier of a run.
 #[derive(Module, Debug)]
@@ -22,10 +22,8 @@ pub struct Model {
     pub adapter: Adapter,
     /// What the head has learned; empty before the first task.
     pub head: HeadState,
-    /// What a prompt method reads beside the image; absent for all others.
-    pub prompts: Option<Prompts>,
-    /// What old tasks used of the inputs of every block, frozen; only of a method that keeps it.
-    pub memory: Option<GradientMemory>,
+    /// What the method keeps besides: prompts, subspaces; empty for most.
+    pub state: MethodState,
 }
 
 /// A part of a [`Model`] that may have a learning rate of its own.
@@ -39,8 +37,8 @@ pub enum Part {
     Magnitudes,
     /// The trained classifier.
     Head,
-    /// The prompts and their keys.
-    Prompts,
+    /// The state of the method.
+    State,
 }
 
 impl Part {
@@ -50,7 +48,7 @@ impl Part {
         Self::Directions,
         Self::Magnitudes,
         Self::Head,
-        Self::Prompts,
+        Self::State,
     ];
 
     /// Where the parameters of the part lie in a [`Model`].
@@ -60,7 +58,7 @@ impl Part {
             Self::Directions => "adapter.sites",
             Self::Magnitudes => "adapter.magnitudes",
             Self::Head => "head",
-            Self::Prompts => "prompts",
+            Self::State => "state",
         }
     }
 }
@@ -72,30 +70,22 @@ impl Model {
             backbone: backbone.no_grad(),
             adapter,
             head: HeadState::default(),
-            prompts: None,
-            memory: None,
+            state: MethodState::default(),
         }
     }
 
     /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let updates = self.adapter.updates();
-        match &self.prompts {
-            None => self.backbone.forward(images, &updates),
-            Some(prompts) => prompts.features(&self.backbone, images, &updates),
-        }
+        second_pass::features(&self.state, &self.backbone, images, &updates)
     }
 
     /// Features `[batch, d_model]` to train on, and what the model itself adds to the loss `[1]`.
     /// Prompts of the running task may be given to its images where evaluation would have to find
     /// them.
     pub fn training_features(&self, images: Tensor<4>) -> (Tensor<2>, Option<Tensor<1>>) {
-        match &self.prompts {
-            None => (self.features(images), None),
-            Some(prompts) => {
-                prompts.training_features(&self.backbone, images, &self.adapter.updates())
-            }
-        }
+        let updates = self.adapter.updates();
+        second_pass::training_features(&self.state, &self.backbone, images, &updates)
     }
 
     /// Number of parameters that receive gradients.
@@ -103,14 +93,13 @@ impl Model {
         n_trained(self)
     }
 
-    /// What evaluates and predicts: the merged backbone with the prompts, without autodiff.
+    /// What evaluates and predicts: the merged backbone with the state of the method, without autodiff.
     pub fn extractor(&self) -> Extractor {
-        let prompts = self.prompts.as_ref().map(Module::valid);
-        Extractor::from(self.merged_backbone()).with_prompts(prompts)
+        Extractor::from(self.merged_backbone()).with_state(self.state.valid())
     }
 
     /// The backbone with the updates inside its weights, without autodiff: what is exported. It
-    /// knows nothing of prompts; for features see [`Model::extractor`].
+    /// knows nothing of a second pass; for features see [`Model::extractor`].
     pub fn merged_backbone(&self) -> Vit {
         let inner = self.valid();
         let updates = inner.adapter.updates();
@@ -119,14 +108,12 @@ impl Model {
 
     /// Everything that is kept of tasks whose images are gone, the adapter aside.
     pub fn floats_stored(&self) -> FloatsStored {
-        let memory = self.memory.as_ref().map_or(0, GradientMemory::n_floats);
-        let prompts = self.prompts.as_ref().map(Prompts::floats_stored);
-        let prompts = prompts.unwrap_or_default();
-        let mut stored = self.head.floats_stored();
-        stored.per_class += prompts.per_class;
-        stored.shared += memory + prompts.shared;
-        stored.total += memory + prompts.total;
-        stored
+        let (head, state) = (self.head.floats_stored(), self.state.floats_stored());
+        FloatsStored {
+            per_class: head.per_class + state.per_class,
+            shared: head.shared + state.shared,
+            total: head.total + state.total,
+        }
     }
 
     /// What predicts, over all classes seen.

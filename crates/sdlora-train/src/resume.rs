@@ -8,19 +8,19 @@ use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Adapter, Site};
 use sdlora_vit::{Vit, VitConfig};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
-use crate::config::RunConfig;
+use crate::config::Plan;
 use crate::error::TrainError;
-use crate::gradient_memory::{GradientMemory, Keeps};
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::methods::LossOver;
 use crate::model::Model;
-use crate::prompts::{PromptLayout, Prompts};
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
+use crate::state::{MethodState, StateShape};
 
 /// What the names of checkpoints inside a round have; each makes the earlier ones superfluous.
 const INSIDE: &str = "-step";
@@ -46,8 +46,7 @@ pub(crate) fn task_end_name(round: usize) -> String {
 struct Learned {
     adapter: Adapter,
     head: HeadState,
-    prompts: Option<Prompts>,
-    memory: Option<GradientMemory>,
+    state: MethodState,
     /// Only where the method trains it.
     backbone: Option<Vit>,
 }
@@ -60,9 +59,13 @@ pub(crate) struct Position {
     current_rank: Option<usize>,
     trained_head: Option<TrainedShape>,
     #[serde(default)]
-    prompts: Option<PromptLayout>,
-    #[serde(default)]
-    memory: Option<Vec<(Keeps, usize)>>,
+    state: StateShape,
+    /// What version 3 has in the place of `state`.
+    #[serde(default, skip_serializing)]
+    prompts: Option<IgnoredAny>,
+    /// See `prompts`.
+    #[serde(default, skip_serializing)]
+    memory: Option<IgnoredAny>,
     with_backbone: bool,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
@@ -87,8 +90,9 @@ impl Position {
             past_ranks: ranks,
             current_rank,
             trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
-            prompts: model.prompts.as_ref().map(Prompts::layout),
-            memory: model.memory.as_ref().map(GradientMemory::structure),
+            state: model.state.shape(),
+            prompts: None,
+            memory: None,
             with_backbone: !trained_ids(&model.backbone).is_empty(),
             trained: trained_ids(model),
             log: log.clone(),
@@ -99,8 +103,12 @@ impl Position {
     /// Checks that the structure fits a backbone and a file with that many bytes of parameters, before room
     /// is made for what it says.
     fn check(&self, vit: &VitConfig, n_bytes: usize) -> Result<(), String> {
-        if let Some(layout) = &self.prompts {
-            layout.check(vit.depth)?;
+        if self.prompts.is_some() || self.memory.is_some() {
+            return Err(
+                "it is of an earlier version, which kept prompts and input subspaces in another form: finish \
+                 the run with the version that started it, or start it again"
+                    .into(),
+            );
         }
         let head = self.trained_head;
         if let Some(shape) = head
@@ -110,16 +118,14 @@ impl Position {
                 "its state tells of {shape:?}, more of a task than in all"
             ));
         }
-        let head = head.map(|shape| ("classes", shape.n_classes()));
-        let memory = self.memory.iter().flatten();
-        let vectors = memory.map(|&(_, n_vectors)| ("vectors", n_vectors));
-        for (what, n) in head.into_iter().chain(vectors) {
-            if n.saturating_mul(vit.d_model)
-                .saturating_mul(size_of::<f32>())
-                > n_bytes
-            {
+        let n_classes = head.map_or(0, |shape| shape.n_classes());
+        for (what, n) in [
+            ("classes", n_classes.saturating_mul(vit.d_model)),
+            ("matrices of the method", self.state.n_numbers()),
+        ] {
+            if n.saturating_mul(size_of::<f32>()) > n_bytes {
                 return Err(format!(
-                    "its state tells of {n} {what}, for which its {n_bytes} bytes of parameters have no room"
+                    "its {what} have {n} numbers, for which its {n_bytes} bytes of parameters have no room"
                 ));
             }
         }
@@ -162,8 +168,7 @@ pub(crate) fn save(
     let learned = Learned {
         adapter: model.adapter.clone(),
         head: model.head.clone(),
-        prompts: model.prompts.clone(),
-        memory: model.memory.clone(),
+        state: model.state.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
     };
     let path = checkpoint::save(
@@ -197,9 +202,10 @@ pub(crate) struct Restored {
 pub(crate) fn restore(
     fresh: Model,
     path: &Path,
-    config: &RunConfig,
+    plan: &Plan,
     device: &Device,
 ) -> Result<Restored, TrainError> {
+    let config = plan.config();
     let saved = checkpoint::load::<Position>(path)?;
     let position = saved.state;
     let columns = position.trained_head.and_then(|head| head.n_in_task());
@@ -218,6 +224,14 @@ pub(crate) fn restore(
     let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
         TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))
     })?;
+    let entry = plan.method_entry().second_pass;
+    let state = MethodState::zeros(position.state, entry, device)
+        .map_err(|problem| TrainError::checkpoint(path, problem))?;
+    if let Some(second_pass) = state.second_pass() {
+        second_pass
+            .check(fresh.backbone.config().depth)
+            .map_err(|problem| TrainError::checkpoint(path, problem))?;
+    }
     let sites: Vec<Site> = fresh
         .adapter
         .sites
@@ -239,12 +253,7 @@ pub(crate) fn restore(
             per_class: arrays.per_class,
             shared: arrays.shared,
         },
-        prompts: position
-            .prompts
-            .map(|layout| Prompts::zeros(&layout, d_model, device)),
-        memory: position
-            .memory
-            .map(|structure| GradientMemory::with_structure(&structure, d_model, device)),
+        state,
         backbone: position.with_backbone.then(|| fresh.backbone.clone()),
     };
     let learned = learned
@@ -254,8 +263,7 @@ pub(crate) fn restore(
         backbone: learned.backbone.unwrap_or(fresh.backbone),
         adapter: learned.adapter,
         head: learned.head,
-        prompts: learned.prompts,
-        memory: learned.memory,
+        state: learned.state,
     };
     struct Train(BTreeSet<u64>);
     impl ModuleMapper for Train {

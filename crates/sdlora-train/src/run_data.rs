@@ -72,8 +72,10 @@ impl Round {
         };
         let rounds = ranges.into_iter().enumerate().map(|(idx, range)| {
             let of_round = &tasks[range.clone()];
-            let mut labels: Vec<usize> =
-                of_round.iter().flat_map(|task| task.labels.clone()).collect();
+            let mut labels: Vec<usize> = of_round
+                .iter()
+                .flat_map(|task| task.labels.clone())
+                .collect();
             labels.sort_unstable();
             labels.dedup();
             Self {
@@ -380,7 +382,10 @@ mod tests {
         let apart: Vec<_> = rounds("sdlora").iter().map(parts).collect();
         assert_eq!(apart, [(0, 0..1, 0, 5), (1, 1..2, 5, 6), (2, 2..3, 6, 8)]);
         let joint = rounds("joint");
-        assert_eq!(joint.iter().map(parts).collect::<Vec<_>>(), [(0, 0..3, 0, 8)]);
+        assert_eq!(
+            joint.iter().map(parts).collect::<Vec<_>>(),
+            [(0, 0..3, 0, 8)]
+        );
         assert_eq!(joint[0].labels, [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 }

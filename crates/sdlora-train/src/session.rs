@@ -123,7 +123,7 @@ impl<'a> Session<'a> {
             log: self.log,
             n_done: self.n_done,
             mark,
-        } = restore(self.model, &path, self.plan.config(), &self.device)?;
+        } = restore(self.model, &path, self.plan, &self.device)?;
         let (log, n_done) = (&self.log, self.n_done);
         let (n_before, n_now) = (log.matrix.n_tasks(), self.data.tasks.len());
         if n_before != n_now || n_done > self.data.rounds.len() {
@@ -173,7 +173,9 @@ impl<'a> Session<'a> {
         self.model = method.before_task(self.model, &context)?;
         self.model = method.prepare(self.model, &context, &images)?;
         let n_trained = match method.takes_steps_in(round) {
-            true => self.trainer(round).n_trained(&self.model, &self.round(round).labels),
+            true => self
+                .trainer(round)
+                .n_trained(&self.model, &self.round(round).labels),
             false => 0,
         };
         self.log.tasks.push(TaskLog::default());
@@ -379,7 +381,11 @@ impl<'a> Session<'a> {
         TrainError::Stopped {
             path: checkpoint::latest(&self.folder.checkpoints()),
             task_idx: round,
-            n_steps: self.log.tasks.get(round).map_or(0, |task| task.losses.len()),
+            n_steps: self
+                .log
+                .tasks
+                .get(round)
+                .map_or(0, |task| task.losses.len()),
         }
     }
 
@@ -464,7 +470,10 @@ fn check_devices(plan: &Plan, devices: &[Device]) -> Result<(), TrainError> {
         ));
     }
     let precision = plan.config().precision;
-    match devices.iter().find(|device| !device.supports_dtype(precision.dtype())) {
+    match devices
+        .iter()
+        .find(|device| !device.supports_dtype(precision.dtype()))
+    {
         None => Ok(()),
         Some(device) => Err(TrainError::setting(
             "precision",

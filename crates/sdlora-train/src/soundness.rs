@@ -72,8 +72,7 @@ impl Look {
         self.trained_only = false;
         self.part("adapter", &model.adapter);
         self.part("head", &model.head);
-        self.part("prompts", &model.prompts);
-        self.part("memory", &model.memory);
+        self.part("state", &model.state);
     }
 
     fn part<M: Module>(&mut self, name: &str, module: &M) {

@@ -169,7 +169,6 @@ impl Trainer<'_> {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] for gradient checkpointing of a model with prompts,
     /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Lost`] for one that stays far
     /// above guessing, [`TrainError::GradientRange`] for gradients beyond `f16`,
     /// [`TrainError::Unsound`] for parameters or gradients that are no numbers before a checkpoint or
@@ -184,13 +183,6 @@ impl Trainer<'_> {
         observer: &mut dyn Observer,
         on_checkpoint: &mut OnCheckpoint<'_>,
     ) -> Result<(Model, TaskLog), TrainError> {
-        if self.gradient_checkpointing && model.prompts.is_some() {
-            return Err(TrainError::setting(
-                "gradient_checkpointing",
-                true,
-                "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
-            ));
-        }
         let resting;
         (model.head, resting) = match self.loss {
             LossOver::NewClasses => model.head.of_task(task.labels),

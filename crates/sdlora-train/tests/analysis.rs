@@ -236,15 +236,15 @@ fn the_parts_of_every_kind_of_method_are_all_the_model_stores() {
     for (method, part, n_trained) in [
         (
             "name = \"l2p\"\nn_prompts = 4\nlength = 2\ntop = 2",
-            "prompts",
+            "method state",
             4 * 16 + 4 * 2 * 16,
         ),
         (
             "name = \"hide-prompt\"\nblocks = [0, 1]\nlength = 2",
-            "prompts",
+            "method state",
             2 * 2 * 2 * 16,
         ),
-        ("name = \"inflora\"\nrank = 2", "gradient memory", 0),
+        ("name = \"inflora\"\nrank = 2", "method state", 0),
     ] {
         let name = method.split('"').nth(1).unwrap();
         let (finished, run) = opened(&bench, name, method, |config| config.n_epochs = 1);
@@ -261,9 +261,8 @@ fn the_parts_of_every_kind_of_method_are_all_the_model_stores() {
         assert_eq!(stored, parameters + arrays, "{name}: {found:?}");
         let trained: usize = found.iter().map(|p| p.n_trained).sum();
         assert_eq!(trained, log.n_trained[1], "{name}: {found:?}");
-        let memory = finished.model.memory.as_ref();
-        if let Some(memory) = memory {
-            assert_eq!(of.n_stored, memory.n_floats());
+        if name == "inflora" {
+            assert_eq!(of.n_stored, finished.model.state.floats_stored().shared);
         }
     }
 }

@@ -5,8 +5,8 @@ mod toy;
 
 use std::num::NonZeroUsize;
 
-use sdlora_train::{MixConfig, RunConfig, RunOptions, Silent, TrainError, run};
 use sdlora_testkit::test_device;
+use sdlora_train::{MixConfig, RunConfig, RunOptions, Silent, TrainError, run};
 use toy::{Bench, bits, data_dir, difference, losses};
 
 /// Methods with everything a loss is made of, and the settings of the run.

@@ -16,7 +16,7 @@ use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
 use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::methods::{self, METHODS, TaskContext};
-use sdlora_train::{ColumnStart, Finished, HeadConfig, Keeps, Model, Plan, Start};
+use sdlora_train::{ColumnStart, Finished, HeadConfig, Model, Plan, Start};
 use sdlora_vit::Vit;
 use toy::{Bench, bits};
 
@@ -388,15 +388,22 @@ fn the_memory_of_inflora_grows_and_frozen_factors_stay() {
     let held = |n_tasks: usize| {
         let run = run(&bench, &format!("run-{n_tasks}"), method, n_tasks);
         let d_model = toy::shape().d_model;
-        let memory = run.model.memory.as_ref().unwrap();
+        let state = &run.model.state;
+        let keeps = state.fact("keeps").unwrap().as_array().unwrap();
+        let n_vectors: Vec<usize> = state
+            .names()
+            .map(|name| state.get(name).unwrap().val().dims()[0])
+            .collect();
         let stored = run.log.floats_stored.last().unwrap();
-        assert_eq!(stored.shared, memory.n_floats(), "reported as stored");
-        let structure = memory.structure();
-        let used: Vec<usize> = structure
+        let kept = d_model * n_vectors.iter().sum::<usize>();
+        assert_eq!(stored.shared, kept, "reported as stored");
+        let used: Vec<usize> = n_vectors
             .iter()
-            .map(|&(keeps, n)| match keeps {
-                Keeps::Used => n,
-                Keeps::Free => d_model - n,
+            .zip(keeps)
+            .map(|(&n, keeps)| match keeps.as_str().unwrap() {
+                "used" => n,
+                "free" => d_model - n,
+                other => panic!("{other}"),
             })
             .collect();
         (used, run.model.adapter)

@@ -14,8 +14,8 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::Updates;
 use sdlora_testkit::{Tolerance, assert_close, test_device, toy::SplitMix64};
 use sdlora_train::{
-    Finished, FinishedRun, Format, HeadConfig, Predictor, Prompts, RunConfig, Start, TensorFile,
-    export, extract_features, write_model,
+    Finished, FinishedRun, Format, HeadConfig, MethodState, Predictor, RunConfig, Start,
+    TensorFile, export, extract_features, write_model,
 };
 use toy::{Bench, bits, data_dir, shape};
 
@@ -44,6 +44,19 @@ fn run(bench: &Bench, folder: &str, method: &str, n_tasks: usize) -> Finished {
     })
 }
 
+/// The state of the method after some tasks.
+fn state(bench: &Bench, method: &str, n_tasks: usize) -> MethodState {
+    run(bench, &n_tasks.to_string(), method, n_tasks)
+        .model
+        .state
+}
+
+/// The bits of a matrix, row by row.
+fn matrix(state: &MethodState, name: &str) -> Vec<u32> {
+    let values = state.get(name);
+    bits(values.unwrap_or_else(|| panic!("no {name}"))).concat()
+}
+
 /// Four images.
 fn pixels() -> Vec<f32> {
     let side = shape().image_size;
@@ -65,23 +78,20 @@ fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 #[test]
 fn experts_and_keys_of_earlier_tasks_do_not_move() {
     let bench = Bench::new();
-    let prompts = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), DUAL, n_tasks)
-        .model
-        .prompts
-    {
-        Some(Prompts::PerTask(prompts)) => prompts,
-        other => panic!("{other:?}"),
-    };
+    let prompts = |n_tasks: usize| state(&bench, DUAL, n_tasks);
     let (one, two, three) = (prompts(1), prompts(2), prompts(3));
-    let past = |of: &Option<_>| bits::<burn::module::Param<Tensor<2>>>(of.as_ref().unwrap());
-    assert_eq!(past(&two.past_experts), bits(&one.expert));
-    assert_eq!(past(&two.past_keys), bits(&one.key));
-    assert_ne!(bits(&two.expert), bits(&one.expert), "it was trained");
-    let both = [bits(&one.expert), bits(&two.expert)].concat().concat();
-    assert_eq!(past(&three.past_experts).concat(), both);
+    assert_eq!(matrix(&two, "past_experts"), matrix(&one, "expert"));
+    assert_eq!(matrix(&two, "past_keys"), matrix(&one, "key"));
     assert_ne!(
-        bits(two.general.as_ref().unwrap()),
-        bits(one.general.as_ref().unwrap()),
+        matrix(&two, "expert"),
+        matrix(&one, "expert"),
+        "it was trained"
+    );
+    let both = [matrix(&one, "expert"), matrix(&two, "expert")].concat();
+    assert_eq!(matrix(&three, "past_experts"), both);
+    assert_ne!(
+        matrix(&two, "general"),
+        matrix(&one, "general"),
         "the general prefix is trained in every task"
     );
 }
@@ -89,18 +99,14 @@ fn experts_and_keys_of_earlier_tasks_do_not_move() {
 #[test]
 fn components_of_earlier_tasks_do_not_move() {
     let bench = Bench::new();
-    let blocks = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), CODA, n_tasks)
-        .model
-        .prompts
-    {
-        Some(Prompts::Components(prompts)) => prompts.blocks,
-        other => panic!("{other:?}"),
-    };
-    let (one, two) = (blocks(1), blocks(2));
-    assert_eq!(one.len(), shape().depth);
-    for (one, two) in one.iter().zip(&two) {
-        assert_eq!(bits(two.past.as_ref().unwrap()), bits(&one.current));
-        assert_eq!(two.current.keys.val().dims(), [3, shape().d_model]);
+    let (one, two) = (state(&bench, CODA, 1), state(&bench, CODA, 2));
+    for block in 0..shape().depth {
+        for part in ["keys", "attention", "prompts"] {
+            let before = matrix(&one, &format!("blocks.{block}.current.{part}"));
+            assert_eq!(matrix(&two, &format!("blocks.{block}.past.{part}")), before);
+        }
+        let keys = two.get(&format!("blocks.{block}.current.keys")).unwrap();
+        assert_eq!(keys.val().dims(), [3, shape().d_model]);
     }
 }
 
@@ -109,26 +115,16 @@ fn prefixes_and_classes_of_earlier_tasks_do_not_move_and_are_counted() {
     let bench = Bench::new();
     let run = |n_tasks: usize| run(&bench, &n_tasks.to_string(), HIDE, n_tasks);
     let (one, two) = (run(1), run(2));
-    let prompts = |run: &Finished| match run.model.prompts.clone() {
-        Some(Prompts::Hierarchical(prompts)) => prompts,
-        other => panic!("{other:?}"),
-    };
-    let (first, second) = (prompts(&one), prompts(&two));
-    assert_eq!(
-        bits(second.past_experts.as_ref().unwrap()),
-        bits(&first.expert)
-    );
-    assert_ne!(bits(&second.expert), bits(&first.expert));
-    let (old, new) = (first.identity.unwrap(), second.identity.clone().unwrap());
-    for (old, new) in [
-        (&old.means, &new.means),
-        (&old.prompted_means, &new.prompted_means),
-    ] {
-        let (old, new) = (bits(old).concat(), bits(new).concat());
+    let (first, second) = (&one.model.state, &two.model.state);
+    assert_eq!(matrix(second, "past_experts"), matrix(first, "expert"));
+    assert_ne!(matrix(second, "expert"), matrix(first, "expert"));
+    let (means, prompted) = ("identity.means", "identity.prompted_means");
+    for name in [means, prompted] {
+        let (old, new) = (matrix(first, name), matrix(second, name));
         assert!(new.len() > old.len());
         assert_eq!(new[..old.len()], old);
     }
-    assert_ne!(bits(&new.means), bits(&new.prompted_means));
+    assert_ne!(matrix(second, means), matrix(second, prompted));
     let (own, all) = (second.floats_stored(), two.model.floats_stored());
     let head = two.model.head.floats_stored();
     assert_eq!(all.per_class, head.per_class + own.per_class);
@@ -140,22 +136,17 @@ fn prefixes_and_classes_of_earlier_tasks_do_not_move_and_are_counted() {
 #[test]
 fn a_pool_is_trained_on_and_stays_one_pool() {
     let bench = Bench::new();
-    let pool = |n_tasks: usize| match run(&bench, &n_tasks.to_string(), L2P, n_tasks)
-        .model
-        .prompts
-    {
-        Some(Prompts::Pool(pool)) => pool,
-        other => panic!("{other:?}"),
-    };
-    let (one, two) = (pool(1), pool(2));
-    assert_eq!(one.prompts.val().dims(), two.prompts.val().dims());
-    assert_eq!(one.keys.val().dims(), two.keys.val().dims());
-    assert_ne!(
-        bits(&one.prompts),
-        bits(&two.prompts),
-        "the prompts are trained on"
-    );
-    assert_ne!(bits(&one.keys), bits(&two.keys), "so are the keys");
+    let (one, two) = (state(&bench, L2P, 1), state(&bench, L2P, 2));
+    assert_eq!(one.names().collect::<Vec<_>>(), ["keys", "prompts"]);
+    for name in ["keys", "prompts"] {
+        let dims = |state: &MethodState| state.get(name).unwrap().val().dims();
+        assert_eq!(dims(&one), dims(&two), "{name}");
+        assert_ne!(
+            matrix(&one, name),
+            matrix(&two, name),
+            "{name} are trained on"
+        );
+    }
 }
 
 /// The start is drawn alike, so what more epochs leave as it was gets no gradient.
@@ -177,7 +168,7 @@ fn every_part_of_the_prompts_that_is_said_to_be_trained_moves_with_every_epoch()
                 config.n_epochs = n_epochs;
             });
             let mut trained = Trained(Vec::new());
-            run.model.prompts.unwrap().visit(&mut trained);
+            run.model.state.visit(&mut trained);
             trained.0
         };
         let (one, two) = (parts(1), parts(2));
@@ -278,7 +269,7 @@ fn a_damaged_file_of_prompts_says_what_is_wrong() {
     // A folder without sums is taken as it is, so that the reader of the file itself has to refuse.
     std::fs::remove_file(folder.join("model").join("SHA256SUMS")).unwrap();
     let whole = TensorFile::read(&path).unwrap();
-    let keys = "Components.blocks.1.past.keys";
+    let keys = "blocks.1.past.keys";
     assert_eq!(whole.tensors[keys].shape, [3, shape().d_model]);
     for (part, damage) in [
         (

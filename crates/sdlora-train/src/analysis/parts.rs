@@ -23,8 +23,7 @@ pub fn parts(model: &Model) -> Vec<Part> {
         backbone,
         adapter,
         head,
-        prompts,
-        memory,
+        state,
     } = model;
     let mut directions = Count::default();
     adapter.sites.visit(&mut directions);
@@ -37,8 +36,7 @@ pub fn parts(model: &Model) -> Vec<Part> {
             n_trained: directions.trained,
         },
         of("magnitudes", adapter.magnitudes.as_ref()),
-        of("prompts", prompts.as_ref()),
-        of("gradient memory", memory.as_ref()),
+        of("method state", Some(state)),
         head_part(model),
         Part {
             name: "head statistics",

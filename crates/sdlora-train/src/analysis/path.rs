@@ -42,7 +42,8 @@ pub fn straight_path(
     let (from, _) = run.model_after(from)?;
     let (to, _) = run.model_after(to)?;
     // A mean of prompts that were chosen for an image is no prompt.
-    if from.prompts.is_some() || to.prompts.is_some() {
+    let has_second_pass = |model: &Model| model.state.second_pass().is_some();
+    if has_second_pass(&from) || has_second_pass(&to) {
         return Ok(None);
     }
     let ends = [run.classifier(&from)?, run.classifier(&to)?];

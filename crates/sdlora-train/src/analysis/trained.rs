@@ -181,7 +181,7 @@ impl TrainedRun {
             });
         }
         let path = self.folder.join("checkpoints").join(task_end_name(round));
-        let run = restore(self.fresh.clone(), &path, self.plan.config(), &self.device)?;
+        let run = restore(self.fresh.clone(), &path, &self.plan, &self.device)?;
         Ok((run.model, run.log))
     }
 

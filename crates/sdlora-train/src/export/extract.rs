@@ -26,7 +26,7 @@ pub fn extract_features(
 ) -> Result<TensorFile, TrainError> {
     let vit = extractor.vit();
     let c = vit.config();
-    if extractor.prompts().is_some() && !block_indices.is_empty() {
+    if extractor.has_second_pass() && !block_indices.is_empty() {
         return Err(TrainError::setting(
             "layer",
             format!("{block_indices:?}"),

@@ -34,8 +34,9 @@ use crate::extractor::Extractor;
 use crate::files::sums::check_files;
 use crate::files::write_file;
 use crate::heads::Classifier;
-use crate::prompts::Prompts;
+use crate::methods::METHODS;
 use crate::run_folder::{PLAN_FILE, read_plan};
+use crate::state::MethodState;
 
 /// A form to export to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +89,8 @@ pub struct FinishedRun {
     vit: Vit,
     classifier: Classifier,
     class_names: Vec<String>,
-    /// Only of a prompt method.
-    prompts: Option<Prompts>,
+    /// Empty where features need one pass.
+    state: MethodState,
 }
 
 impl FinishedRun {
@@ -139,7 +140,7 @@ impl FinishedRun {
             vit,
             classifier,
             class_names,
-            prompts: model_folder::read_prompts(&model, d_model, depth, device)?,
+            state: model_folder::read_state(&model, d_model, depth, METHODS, device)?,
         })
     }
 
@@ -161,10 +162,10 @@ impl FinishedRun {
         &self.vit
     }
 
-    /// What turns images into the features of the run: the backbone, and the prompts of a method
-    /// that has any.
+    /// What turns images into the features of the run: the backbone, and what a second pass
+    /// reads.
     pub fn extractor(&self) -> Extractor {
-        Extractor::from(self.vit.clone()).with_prompts(self.prompts.clone())
+        Extractor::from(self.vit.clone()).with_state(self.state.clone())
     }
 
     /// Rows `[n_classes, d_model]` and biases `[n_classes]` of the head, for formats that know no
@@ -261,7 +262,7 @@ pub fn export(
     out: &Path,
     force: bool,
 ) -> Result<Vec<String>, TrainError> {
-    if run.prompts.is_some() {
+    if run.state.second_pass().is_some() {
         return Err(TrainError::export(
             &run.folder,
             format!(

@@ -27,9 +27,10 @@ use crate::features::FeatureTable;
 use crate::files::sums::check_files;
 use crate::files::{NewFolder, write_file};
 use crate::heads::Classifier;
+use crate::methods::{METHODS, MethodEntry};
 use crate::model::Model;
-use crate::prompts::{self, Prompts};
 use crate::run::Finished;
+use crate::state::{self, MethodState};
 
 /// Version of the adapter file.
 const ADAPTER_VERSION: &str = "1";
@@ -70,8 +71,7 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
     write_file(&folder.join(CLASSES_FILE), &names)?;
-    if let Some(prompts) = &model.prompts {
-        prompts::write(&folder.join(PROMPTS_FILE), prompts)?;
+    if state::write(&folder.join(PROMPTS_FILE), &model.state)? {
         written.push(PROMPTS_FILE);
     }
     if model.adapter.n_tasks() > 0 {
@@ -81,19 +81,20 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
     Ok(written)
 }
 
-/// The prompts of a model folder; none where the method has none.
-pub(super) fn read_prompts(
+/// The state that the second pass of a model folder reads; empty where its method needs one pass.
+pub(super) fn read_state(
     folder: &Path,
     d_model: usize,
     depth: usize,
+    methods: &[MethodEntry],
     device: &Device,
-) -> Result<Option<Prompts>, TrainError> {
+) -> Result<MethodState, TrainError> {
     let path = folder.join(PROMPTS_FILE);
     if !path.is_file() {
-        return Ok(None);
+        return Ok(MethodState::default());
     }
     check_files(folder, &[PROMPTS_FILE])?;
-    prompts::read(&path, d_model, depth, device).map(Some)
+    state::read(&path, d_model, depth, methods, device)
 }
 
 /// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`
@@ -173,7 +174,7 @@ impl Predictor {
         check_files(folder, &[VIT_FILE, HEAD_FILE, CLASSES_FILE])?;
         let (vit, _) = Vit::load(&folder.join(VIT_FILE), None, device)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
-        let prompts = read_prompts(folder, d_model, depth, device)?;
+        let state = read_state(folder, d_model, depth, METHODS, device)?;
         let head_file = folder.join(HEAD_FILE);
         let classifier = Classifier::read(&head_file, d_model)?;
         let path = folder.join(CLASSES_FILE);
@@ -191,7 +192,7 @@ impl Predictor {
             });
         }
         Ok(Self {
-            extractor: Extractor::from(vit).with_prompts(prompts),
+            extractor: Extractor::from(vit).with_state(state),
             classifier,
             class_names,
             device: device.clone(),

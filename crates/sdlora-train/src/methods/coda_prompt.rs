@@ -14,6 +14,8 @@
 //! New components are made orthogonal by Gram and Schmidt, as the published code does; so the penalty
 //! of the paper (`λ = 0.1`) is 0 by default, as in the published scripts.
 
+mod components;
+
 use burn::tensor::Tensor;
 use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
@@ -24,7 +26,7 @@ use super::{
 };
 use crate::error::TrainError;
 use crate::model::Model;
-use crate::prompts::{ComponentLayout, PromptComponents, Prompts};
+use components::{ComponentLayout, PromptComponents, SECOND_PASS};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "coda-prompt",
@@ -39,6 +41,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         check_block_list("blocks", method.blocks.as_deref())?;
         Ok(Box::new(method))
     },
+    second_pass: Some(SECOND_PASS),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,22 +90,16 @@ impl CodaPrompt {
 impl Method for CodaPrompt {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         let mut rng = task.prompt_rng();
-        let prompts = match model.prompts.take() {
-            Some(Prompts::Components(prompts)) => {
-                prompts.grown(self.n_components, &mut rng, &task.device)
-            }
-            _ => {
+        let prompts = match PromptComponents::of(&model.state) {
+            Some(prompts) => prompts.grown(self.n_components, &mut rng, &task.device),
+            None => {
                 let vit = model.backbone.config();
                 let layout = self.layout(vit.depth)?;
                 PromptComponents::init(&layout, vit.d_model, &mut rng, &task.device)
             }
         };
-        model.prompts = Some(Prompts::Components(prompts));
+        model.state = prompts.into_state();
         Ok(task.grow_head(model))
-    }
-
-    fn has_prompts(&self) -> bool {
-        true
     }
 
     fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {
@@ -113,12 +110,7 @@ impl Method for CodaPrompt {
         if self.orthogonality == 0.0 {
             return None;
         }
-        match &model.prompts {
-            Some(Prompts::Components(prompts)) => {
-                let overlap = prompts.overlap()?;
-                Some(overlap.mul_scalar(self.orthogonality))
-            }
-            _ => None,
-        }
+        let overlap = PromptComponents::of(&model.state)?.overlap()?;
+        Some(overlap.mul_scalar(self.orthogonality))
     }
 }

@@ -8,6 +8,8 @@
 //! A length counts keys, with as many values, as in the published code; the paper's text halves a
 //! prompt into the two. As there, prefixes stand behind the projections of a block.
 
+mod prompts;
+
 use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +20,8 @@ use super::{
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
-use crate::prompts::{ExpertStart, Prompts, TaskPromptLayout, TaskPrompts};
+use crate::second_pass::PrefixStart;
+use prompts::{SECOND_PASS, TaskPromptLayout, TaskPrompts};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "dualprompt",
@@ -28,6 +31,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         method.check()?;
         Ok(Box::new(method))
     },
+    second_pass: Some(SECOND_PASS),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,7 +55,7 @@ struct DualPrompt {
     pull: f64,
     /// Where the expert of a new task starts: `previous` or `fresh`.
     #[serde(default)]
-    start: ExpertStart,
+    start: PrefixStart,
     /// Prefixes and keys start in U(-spread, spread).
     #[serde(default = "default_spread")]
     spread: f32,
@@ -112,26 +116,20 @@ impl DualPrompt {
 impl Method for DualPrompt {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         let (spread, mut rng) = (self.spread, task.prompt_rng());
-        let prompts = match model.prompts.take() {
-            Some(Prompts::PerTask(prompts)) => {
-                prompts.grown(self.start, spread, &mut rng, &task.device)
-            }
-            _ => {
+        let prompts = match TaskPrompts::of(&model.state) {
+            Some(prompts) => prompts.grown(self.start, spread, &mut rng, &task.device),
+            None => {
                 let vit = model.backbone.config();
                 let layout = self.layout(vit.depth)?;
                 TaskPrompts::init(&layout, vit.d_model, spread, &mut rng, &task.device)
             }
         };
-        model.prompts = Some(Prompts::PerTask(prompts));
+        model.state = prompts.into_state();
         Ok(task.grow_head(model))
     }
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Zeros
-    }
-
-    fn has_prompts(&self) -> bool {
-        true
     }
 
     fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {

@@ -11,6 +11,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "finetune",
     summary: "the whole backbone, fine-tuned in sequence",
     build: |options| Ok(Box::new(parse::<Finetune>("finetune", options)?)),
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -12,6 +12,9 @@
 //! samples come from one Gaussian a class, where the published settings have ten centroids; and an
 //! epoch of alignment shows all samples, not as many steps as there are old classes.
 
+mod prompts;
+mod task_identity;
+
 use sdlora_vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +25,9 @@ use super::{
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::Model;
-use crate::prompts::{ExpertStart, HierarchicalLayout, HierarchicalPrompts, Prompts, Review};
+use crate::second_pass::PrefixStart;
+use prompts::{HierarchicalLayout, HierarchicalPrompts, SECOND_PASS};
+use task_identity::Review;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "hide-prompt",
@@ -32,6 +37,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         method.check()?;
         Ok(Box::new(method))
     },
+    second_pass: Some(SECOND_PASS),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,7 +61,7 @@ struct HidePrompt {
     momentum: f64,
     /// Where the prefix of a new task starts: `previous` or `fresh`.
     #[serde(default)]
-    start: ExpertStart,
+    start: PrefixStart,
     /// Prefixes start in U(-spread, spread).
     #[serde(default = "default_spread")]
     spread: f32,
@@ -116,17 +122,15 @@ impl HidePrompt {
 impl Method for HidePrompt {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         let (spread, mut rng) = (self.spread, task.prompt_rng());
-        let prompts = match model.prompts.take() {
-            Some(Prompts::Hierarchical(prompts)) => {
-                prompts.grown(self.start, spread, &mut rng, &task.device)
-            }
-            _ => {
+        let prompts = match HierarchicalPrompts::of(&model.state) {
+            Some(prompts) => prompts.grown(self.start, spread, &mut rng, &task.device),
+            None => {
                 let vit = model.backbone.config();
                 let layout = self.layout(vit.depth)?;
                 HierarchicalPrompts::init(&layout, vit.d_model, spread, &mut rng, &task.device)
             }
         };
-        model.prompts = Some(Prompts::Hierarchical(prompts));
+        model.state = prompts.into_state();
         Ok(task.grow_head(model))
     }
 
@@ -137,24 +141,16 @@ impl Method for HidePrompt {
         images: &dyn TaskImages,
     ) -> Result<Model, TrainError> {
         let vit = model.merged_backbone();
-        let prompts = match model.prompts.take() {
-            Some(Prompts::Hierarchical(prompts)) => prompts.blended(self.momentum),
-            others => {
-                model.prompts = others;
-                return Ok(model);
-            }
+        let Some(prompts) = HierarchicalPrompts::of(&model.state) else {
+            return Ok(model);
         };
+        let prompts = prompts.blended(self.momentum);
         let mut review = Review::default();
         images.each_batch(&mut |images, labels| {
             prompts.review(&vit, images, labels, &mut review);
         })?;
-        let prompts = prompts.reviewed(&review, &task.device);
-        model.prompts = Some(Prompts::Hierarchical(prompts));
+        model.state = prompts.reviewed(&review, &task.device).into_state();
         Ok(model)
-    }
-
-    fn has_prompts(&self) -> bool {
-        true
     }
 
     fn check_shape(&self, vit: &VitConfig) -> Result<(), TrainError> {

@@ -4,7 +4,7 @@
 //!
 //! `W = W0 + Σ_k A_k B_k`; trained in task t: `B_t` and the head. Before the task the covariance `C`
 //! of what the projections of a block see over the new images is taken; `A_t` are the strongest
-//! directions of `C` among those orthogonal to the [`GradientMemory`] of the block. So the update
+//! directions of `C` among those orthogonal to the input subspace of old tasks. So the update
 //! of a task leaves the outputs on old inputs as they were, up to the share 1 − ε that the memory
 //! leaves out, with `ε_t = lamb + (lame − lamb) · t / T` for task t of T, from 0. With the energy of the
 //! published code the first task keeps one direction less than hold its share, see [`Energy`].
@@ -13,6 +13,8 @@
 //! both passes see the images as evaluation does, so that a resumed run finds the same directions.
 //! It also keeps the used instead of the free basis where the first task alone uses more than half of
 //! the width; here the basis that is named is kept.
+
+mod input_subspaces;
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
@@ -27,8 +29,8 @@ use super::{
     parse,
 };
 use crate::error::TrainError;
-use crate::gradient_memory::{Energy, GradientMemory, Space};
 use crate::model::Model;
+use input_subspaces::{Energy, Space, into_state, of_state};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "inflora",
@@ -38,6 +40,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         method.check()?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -131,12 +134,12 @@ fn covariances(vit: &Vit, images: &dyn TaskImages) -> Result<Vec<Vec<f64>>, Trai
     Ok(sums)
 }
 
-/// The memory of a model, or an empty one.
-fn spaces(model: &Model) -> Vec<Space> {
+/// The input subspaces of a model, or empty ones.
+fn spaces(model: &Model) -> Result<Vec<Space>, TrainError> {
     let vit = model.backbone.config();
-    match &model.memory {
-        Some(memory) => memory.to_host(),
-        None => vec![Space::new(vit.d_model); vit.depth],
+    match model.state.is_empty() {
+        true => Ok(vec![Space::new(vit.d_model); vit.depth]),
+        false => of_state(&model.state),
     }
 }
 
@@ -152,7 +155,7 @@ impl Method for InfLora {
         images: &dyn TaskImages,
     ) -> Result<Model, TrainError> {
         let covariances = covariances(&model.merged_backbone(), images)?;
-        let designed = spaces(&model)
+        let designed = spaces(&model)?
             .par_iter()
             .zip(&covariances)
             .map(|(space, covariance)| space.strongest_free(covariance, self.energy, self.rank))
@@ -187,12 +190,12 @@ impl Method for InfLora {
     ) -> Result<Model, TrainError> {
         let covariances = covariances(&model.merged_backbone(), images)?;
         let threshold = self.threshold(task);
-        let extended = spaces(&model)
+        let extended = spaces(&model)?
             .into_par_iter()
             .zip(&covariances)
             .map(|(space, covariance)| space.extended(covariance, self.energy, threshold))
             .collect::<Result<Vec<_>, _>>()?;
-        model.memory = Some(GradientMemory::of(&extended, &task.device));
+        model.state = into_state(&extended, &task.device);
         Ok(model)
     }
 

@@ -15,6 +15,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "joint",
     summary: "one LoRA on the data of all tasks at once: the upper bound",
     build: |options| Ok(Box::new(Joint(Lora::read("joint", options)?))),
+    second_pass: None,
 };
 
 /// The adapter and the options are those of [`Lora`].

@@ -9,6 +9,8 @@
 //! adds positions to prompts; they are learned anyway. It trains with Adam at a constant rate; the
 //! optimiser is a setting of the run.
 
+mod pool;
+
 use sdlora_vit::ReadOut;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use super::{Method, MethodEntry, TaskContext, check_counts, check_number, defaul
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
-use crate::prompts::{PoolLayout, PromptPool, Prompts};
+use pool::{PoolLayout, PromptPool, SECOND_PASS};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "l2p",
@@ -26,6 +28,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         method.check()?;
         Ok(Box::new(method))
     },
+    second_pass: Some(SECOND_PASS),
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,7 +84,7 @@ impl L2p {
 
 impl Method for L2p {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        if model.prompts.is_none() {
+        if model.state.is_empty() {
             let layout = PoolLayout {
                 n_prompts: self.n_prompts,
                 length: self.length,
@@ -92,16 +95,12 @@ impl Method for L2p {
             let d_model = model.backbone.config().d_model;
             let (spread, mut rng) = (self.spread, task.prompt_rng());
             let pool = PromptPool::init(&layout, d_model, spread, &mut rng, &task.device);
-            model.prompts = Some(Prompts::Pool(pool));
+            model.state = pool.into_state();
         }
         Ok(task.grow_head(model))
     }
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Zeros
-    }
-
-    fn has_prompts(&self) -> bool {
-        true
     }
 }

@@ -10,6 +10,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "linear",
     summary: "frozen backbone, linear head",
     build: |options| Ok(Box::new(parse::<Linear>("linear", options)?)),
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

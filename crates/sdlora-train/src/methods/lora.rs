@@ -15,6 +15,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora",
     summary: "one LoRA, fine-tuned in sequence",
     build: |options| Ok(Box::new(Lora::read("lora", options)?)),
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora-per-task",
     summary: "a LoRA per task, summed, nothing rescaled",
     build: |options| Ok(Box::new(LoraPerTask(Lora::read("lora-per-task", options)?))),
+    second_pass: None,
 };
 
 /// The options are those of [`Lora`].

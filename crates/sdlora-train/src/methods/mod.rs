@@ -39,6 +39,7 @@ use serde::de::DeserializeOwned;
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, Head, HeadConfig};
 use crate::model::{Model, Part, generator};
+use crate::second_pass::SecondPassEntry;
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
@@ -179,11 +180,6 @@ pub trait Method: Debug + Send + Sync {
         Vec::new()
     }
 
-    /// Whether blocks read prompts.
-    fn has_prompts(&self) -> bool {
-        false
-    }
-
     /// Refuses settings that do not fit the shape of the backbone, before anything of a run is written.
     /// The ranks are checked apart.
     ///
@@ -238,7 +234,7 @@ pub trait Method: Debug + Send + Sync {
 }
 
 /// A registered method.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct MethodEntry {
     /// Name in configuration files.
     pub name: &'static str,
@@ -246,6 +242,8 @@ pub struct MethodEntry {
     pub summary: &'static str,
     /// Reads the options of the method.
     pub build: fn(&toml::Table) -> Result<Box<dyn Method>, TrainError>,
+    /// How a second forward pass reads its state; `None` for a method that needs one pass.
+    pub second_pass: Option<SecondPassEntry>,
 }
 
 /// Every method there is.
@@ -274,17 +272,25 @@ pub const METHODS: &[MethodEntry] = &[
     joint::ENTRY,
 ];
 
+/// The method of that name among some.
+///
+/// # Errors
+///
+/// [`TrainError::Setting`] for an unknown name.
+pub fn find<'a>(methods: &'a [MethodEntry], name: &str) -> Result<&'a MethodEntry, TrainError> {
+    methods.iter().find(|m| m.name == name).ok_or_else(|| {
+        let known: Vec<_> = methods.iter().map(|m| m.name).collect();
+        TrainError::setting("method.name", name, format!("one of {}", known.join(", ")))
+    })
+}
+
 /// Builds the method of that name with its options.
 ///
 /// # Errors
 ///
 /// [`TrainError::Setting`] for an unknown name or option.
 pub fn build(name: &str, options: &toml::Table) -> Result<Box<dyn Method>, TrainError> {
-    let entry = METHODS.iter().find(|m| m.name == name).ok_or_else(|| {
-        let known: Vec<_> = METHODS.iter().map(|m| m.name).collect();
-        TrainError::setting("method.name", name, format!("one of {}", known.join(", ")))
-    })?;
-    (entry.build)(options)
+    (find(METHODS, name)?.build)(options)
 }
 
 /// Reads options as the type of a method.

@@ -11,6 +11,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "ncm",
     summary: "frozen backbone, nearest class mean or another head that needs no steps",
     build: |options| Ok(Box::new(parse::<Ncm>("ncm", options)?)),
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -28,6 +28,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         check_number("method.lambda", method.lambda(), true)?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

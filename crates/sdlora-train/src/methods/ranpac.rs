@@ -34,6 +34,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         }
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

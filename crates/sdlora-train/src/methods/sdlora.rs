@@ -24,6 +24,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         check_counts(&[("rank", method.rank)])?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 /// What every method of the SD-LoRA family lets choose.

@@ -20,6 +20,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         check_counts(&[("rank", method.rank)])?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

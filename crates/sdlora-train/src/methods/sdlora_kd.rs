@@ -33,6 +33,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             "a finite number of at least 0",
         ))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

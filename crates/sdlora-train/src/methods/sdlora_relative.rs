@@ -34,6 +34,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         check_projections(&method.projections, &Projection::ALL)?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

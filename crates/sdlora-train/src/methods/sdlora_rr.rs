@@ -23,6 +23,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
         method.ranks.check()?;
         Ok(Box::new(method))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "simplecil",
     summary: "frozen backbone, prototypes that are means of its features",
     build: |options| Ok(Box::new(parse::<SimpleCil>("simplecil", options)?)),
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

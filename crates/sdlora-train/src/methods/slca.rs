@@ -28,6 +28,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             "a finite number greater than 0",
         ))
     },
+    second_pass: None,
 };
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -85,7 +85,7 @@ mod tests {
             Part::Backbone => 0.01,
             Part::Directions => 2.0,
             Part::Magnitudes => 3.0,
-            Part::Head | Part::Prompts => 1.0,
+            Part::Head | Part::State => 1.0,
         });
         let rates = factors.rates(0.5);
         let mut seen = [false; 4];

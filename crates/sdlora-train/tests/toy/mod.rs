@@ -11,8 +11,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
 use sdlora_train::{
-    Finished, Observer, OptimizerConfig, Plan, RunConfig, RunOptions, Silent, Start,
-    TrainError, run,
+    Finished, Observer, OptimizerConfig, Plan, RunConfig, RunOptions, Silent, Start, TrainError,
+    run,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;

@@ -11,14 +11,16 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::eigen::Eigen;
 use crate::error::TrainError;
+use crate::state::{MethodState, Role};
 
 /// What is measured of the inputs `x` of a layer, whose covariance is `C = mean x xᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Energy {
+pub(super) enum Energy {
     /// The squares of the singular values of `C`, as the published code has it: large directions
     /// count for more, so the memory stays smaller. As there, the first task keeps one direction less than
     /// hold the share ε, but at least one.
@@ -50,81 +52,64 @@ impl Energy {
 /// Which of two complementary subspaces a basis spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Keeps {
+pub(super) enum Keeps {
     /// The directions in use.
     Used,
     /// The directions that are left.
     Free,
 }
 
-/// One subspace per block, frozen.
+/// One subspace per block as a state keeps it, frozen.
 #[derive(Module, Debug)]
-pub struct GradientMemory {
+struct Bases {
     /// Orthonormal bases `[n_vectors, d_model]`, one vector per row.
-    pub bases: Vec<Param<Tensor<2>>>,
-    #[module(skip)]
-    keeps: Vec<Keeps>,
+    bases: Vec<Param<Tensor<2>>>,
 }
 
-impl GradientMemory {
-    /// Zeros with the structure of a saved one, to load a record into.
-    pub fn with_structure(structure: &[(Keeps, usize)], d_model: usize, device: &Device) -> Self {
-        let bases = structure.iter().map(|&(keeps, n_vectors)| Space {
+/// The fact that says what every basis spans.
+const KEEPS: &str = "keeps";
+
+/// The state that keeps the subspaces of all blocks.
+pub(super) fn into_state(spaces: &[Space], device: &Device) -> MethodState {
+    let bases = spaces.iter().map(|space| {
+        let shape = [space.n_vectors(), space.width];
+        let values: Vec<f32> = space.basis.iter().map(|&v| v as f32).collect();
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
+            .set_require_grad(false)
+    });
+    let bases = Bases {
+        bases: bases.collect(),
+    };
+    let keeps: Vec<Keeps> = spaces.iter().map(|space| space.keeps).collect();
+    MethodState::of(&bases, |_| Role::Shared).with_fact(KEEPS, json!(keeps))
+}
+
+/// The subspaces of a state, block by block; empty before the first task.
+///
+/// # Errors
+///
+/// [`TrainError::Setting`] for a state that another method keeps.
+pub(super) fn of_state(state: &MethodState) -> Result<Vec<Space>, TrainError> {
+    let keeps = state.fact(KEEPS).cloned().unwrap_or_else(|| json!([]));
+    let keeps: Vec<Keeps> = serde_json::from_value(keeps).map_err(|e| {
+        TrainError::setting("state", KEEPS, format!("bases or what they span: {e}"))
+    })?;
+    let bases = state.names().filter_map(|name| state.get(name));
+    let spaces = bases.zip(keeps).map(|(basis, keeps)| {
+        let [_, width] = basis.lazy_shape().dims();
+        let values = basis.val().into_data();
+        Space {
             keeps,
-            basis: vec![0.0; n_vectors * d_model],
-            width: d_model,
-        });
-        Self::of(&bases.collect::<Vec<_>>(), device)
-    }
-
-    /// What every basis spans, and its number of vectors.
-    pub fn structure(&self) -> Vec<(Keeps, usize)> {
-        let rows = self.bases.iter().map(|basis| {
-            let [n_vectors, _] = basis.lazy_shape().dims();
-            n_vectors
-        });
-        self.keeps.iter().copied().zip(rows).collect()
-    }
-
-    /// How many numbers are kept.
-    pub fn n_floats(&self) -> usize {
-        let sizes = self.bases.iter().map(|b| b.lazy_shape().num_elements());
-        sizes.sum()
-    }
-
-    pub(crate) fn of(spaces: &[Space], device: &Device) -> Self {
-        let bases = spaces.iter().map(|space| {
-            let shape = [space.n_vectors(), space.width];
-            let values: Vec<f32> = space.basis.iter().map(|&v| v as f32).collect();
-            Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
-                .set_require_grad(false)
-        });
-        Self {
-            bases: bases.collect(),
-            keeps: spaces.iter().map(|space| space.keeps).collect(),
+            basis: values.iter::<f32>().map(f64::from).collect(),
+            width,
         }
-    }
-
-    /// The subspaces on the host.
-    pub(crate) fn to_host(&self) -> Vec<Space> {
-        let bases = self.bases.iter().zip(&self.keeps);
-        bases
-            .map(|(basis, &keeps)| {
-                let [_, width] = basis.lazy_shape().dims();
-                let values = basis.val().into_data();
-                Space {
-                    keeps,
-                    basis: values.iter::<f32>().map(f64::from).collect(),
-                    width,
-                }
-            })
-            .collect()
-    }
+    });
+    Ok(spaces.collect())
 }
 
 /// The subspace of one block, on the host.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Space {
+pub(super) struct Space {
     keeps: Keeps,
     /// `[n_vectors, width]`, orthonormal rows.
     basis: Vec<f64>,
@@ -133,7 +118,7 @@ pub(crate) struct Space {
 
 impl Space {
     /// No direction is in use.
-    pub(crate) fn new(width: usize) -> Self {
+    pub(super) fn new(width: usize) -> Self {
         Self {
             keeps: Keeps::Used,
             basis: Vec::new(),
@@ -160,7 +145,7 @@ impl Space {
     /// # Errors
     ///
     /// [`TrainError::Numbers`] for a covariance that holds no numbers.
-    pub(crate) fn strongest_free(
+    pub(super) fn strongest_free(
         &self,
         covariance: &[f64],
         energy: Energy,
@@ -177,7 +162,7 @@ impl Space {
     /// # Errors
     ///
     /// [`TrainError::Numbers`] for a covariance that holds no numbers.
-    pub(crate) fn extended(
+    pub(super) fn extended(
         self,
         covariance: &[f64],
         energy: Energy,
@@ -498,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_comes_back_and_says_what_it_stores() {
+    fn subspaces_come_back_from_a_state_that_says_what_it_stores() {
         let device = test_device();
         let used = Space::new(4)
             .extended(&diagonal(&[0.0, 1.0, 0.0, 0.0]), Energy::Inputs, 0.9)
@@ -507,12 +492,13 @@ mod tests {
             .extended(&diagonal(&[1.0; 4]), Energy::Inputs, 0.7)
             .unwrap();
         let spaces = [used, free];
-        let memory = GradientMemory::of(&spaces, &device);
-        assert_eq!(memory.structure(), [(Keeps::Used, 1), (Keeps::Free, 1)]);
-        assert_eq!(memory.n_floats(), 8);
-        assert_eq!(memory.to_host(), spaces);
-        let zeros = GradientMemory::with_structure(&memory.structure(), 4, &device);
-        let back = zeros.load_record(memory.into_record());
-        assert_eq!(back.to_host(), spaces);
+        let state = into_state(&spaces, &device);
+        assert_eq!(state.fact(KEEPS), Some(&json!(["used", "free"])));
+        assert_eq!(state.names().collect::<Vec<_>>(), ["bases.0", "bases.1"]);
+        assert_eq!(state.floats_stored().shared, 8);
+        assert_eq!(of_state(&state).unwrap(), spaces);
+        assert!(of_state(&MethodState::default()).unwrap().is_empty());
+        let other = MethodState::default().with_fact(KEEPS, json!("everything"));
+        assert!(of_state(&other).is_err());
     }
 }

@@ -1,14 +1,14 @@
 //! Rows of vectors: drawn, kept as parameters, compared by angle.
 
-use burn::module::{Param, ParamId};
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt};
 
 /// Keeps the length of a zero vector away from 0.
-pub(super) const NORM_EPS: f64 = 1e-12;
+pub(crate) const NORM_EPS: f64 = 1e-12;
 
 /// A trained parameter of values from U(-spread, spread).
-pub(super) fn drawn<const D: usize>(
+pub(crate) fn drawn<const D: usize>(
     shape: [usize; D],
     spread: f32,
     rng: &mut impl Rng,
@@ -21,7 +21,7 @@ pub(super) fn drawn<const D: usize>(
 }
 
 /// A trained parameter of these values.
-pub(super) fn trained<const D: usize>(
+pub(crate) fn trained<const D: usize>(
     values: Vec<f32>,
     shape: [usize; D],
     device: &Device,
@@ -29,21 +29,8 @@ pub(super) fn trained<const D: usize>(
     Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
 }
 
-/// Room for a parameter, which takes memory only once it is read or set.
-pub(super) fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
-    Param::uninitialized(
-        ParamId::new(),
-        move |device, is_require_grad| {
-            Tensor::zeros(shape, device).set_require_grad(is_require_grad)
-        },
-        device.clone(),
-        true,
-        shape.into(),
-    )
-}
-
 /// The rows of both, one after another, frozen.
-pub(super) fn frozen<const D: usize>(
+pub(crate) fn frozen<const D: usize>(
     past: Option<Param<Tensor<D>>>,
     current: Param<Tensor<D>>,
 ) -> Param<Tensor<D>> {
@@ -54,7 +41,7 @@ pub(super) fn frozen<const D: usize>(
 }
 
 /// The rows of both, one after another, as the graph has them.
-pub(super) fn all<const D: usize>(
+pub(crate) fn all<const D: usize>(
     past: Option<&Param<Tensor<D>>>,
     current: &Param<Tensor<D>>,
 ) -> Tensor<D> {
@@ -65,19 +52,19 @@ pub(super) fn all<const D: usize>(
 }
 
 /// Rows of length 1.
-pub(super) fn unit(rows: Tensor<2>) -> Tensor<2> {
+pub(crate) fn unit(rows: Tensor<2>) -> Tensor<2> {
     let squares = rows.clone().square().sum_dim(1);
     rows / squares.add_scalar(NORM_EPS).sqrt()
 }
 
 /// Cosines `[n, m]` of every row of `a: [n, d]` with every row of `b: [m, d]`.
-pub(super) fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+pub(crate) fn cosine(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     unit(a).matmul(unit(b).transpose())
 }
 
 /// `n` rows of length 1 that are orthogonal to each other and to the rows of `past`, row-major, as
 /// long as the width leaves room; drawn ones of length 1 from then on.
-pub(super) fn orthonormal(past: &[f32], n: usize, d: usize, rng: &mut impl Rng) -> Vec<f32> {
+pub(crate) fn orthonormal(past: &[f32], n: usize, d: usize, rng: &mut impl Rng) -> Vec<f32> {
     let mut basis: Vec<Vec<f64>> = Vec::new();
     for row in past.chunks_exact(d.max(1)) {
         let row = row.iter().map(|&v| f64::from(v)).collect();

@@ -12,9 +12,13 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_vit::Prompting;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::rows::{NORM_EPS, all, frozen, orthonormal, trained, unit, zeros};
-use super::with_prefixes;
+use std::sync::Arc;
+
+use crate::second_pass::rows::{NORM_EPS, all, frozen, orthonormal, trained, unit};
+use crate::second_pass::{SecondPass, SecondPassEntry, check_layout, with_prefixes};
+use crate::state::{MethodState, Role, room};
 
 /// Everything about components but their numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +31,40 @@ pub struct ComponentLayout {
     pub n_past: usize,
     /// Components of the last task.
     pub n_current: usize,
+}
+
+pub(super) const SECOND_PASS: SecondPassEntry =
+    SecondPassEntry::of::<ComponentLayout>("components");
+
+impl ComponentLayout {
+    /// The components in a state.
+    fn view(&self, state: &MethodState) -> PromptComponents {
+        let d_model = state.n_columns("blocks.0.current.keys");
+        state.view(PromptComponents::room(self, d_model, &Device::default()))
+    }
+}
+
+impl SecondPass for ComponentLayout {
+    fn kind(&self) -> &'static str {
+        SECOND_PASS.kind()
+    }
+
+    fn layout(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, depth: usize) -> Result<(), String> {
+        let counts = [self.length, self.n_current];
+        check_layout(depth, &self.blocks, &counts, &[self.n_past])
+    }
+
+    fn room(&self, d_model: usize, device: &Device) -> MethodState {
+        PromptComponents::room(self, d_model, device).into_state()
+    }
+
+    fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting {
+        self.view(state).prompting(query)
+    }
 }
 
 /// Components of one block, `n` rows each.
@@ -80,11 +118,11 @@ impl Components {
         }
     }
 
-    fn zeros(n: usize, d_model: usize, n_prompt: usize, device: &Device) -> Self {
+    fn room(n: usize, d_model: usize, n_prompt: usize, device: &Device) -> Self {
         Self {
-            keys: zeros([n, d_model], device),
-            attention: zeros([n, d_model], device),
-            prompts: zeros([n, n_prompt], device),
+            keys: room([n, d_model], device),
+            attention: room([n, d_model], device),
+            prompts: room([n, n_prompt], device),
         }
     }
 
@@ -150,8 +188,8 @@ impl PromptComponents {
         }
     }
 
-    pub(super) fn zeros(layout: &ComponentLayout, d_model: usize, device: &Device) -> Self {
-        let rows = |n: usize| Components::zeros(n, d_model, 2 * layout.length * d_model, device);
+    fn room(layout: &ComponentLayout, d_model: usize, device: &Device) -> Self {
+        let rows = |n: usize| Components::room(n, d_model, 2 * layout.length * d_model, device);
         let blocks = layout.blocks.iter().map(|_| BlockComponents {
             past: (layout.n_past > 0).then(|| rows(layout.n_past)),
             current: rows(layout.n_current),
@@ -162,8 +200,16 @@ impl PromptComponents {
         }
     }
 
-    pub(super) fn layout(&self) -> ComponentLayout {
-        self.layout.clone()
+    /// The state that keeps these components.
+    pub(super) fn into_state(self) -> MethodState {
+        let layout = self.layout.clone();
+        MethodState::of(&self, |_| Role::Parameter).with_second_pass(Arc::new(layout))
+    }
+
+    /// The components in a state; `None` before the first task.
+    pub(super) fn of(state: &MethodState) -> Option<Self> {
+        let layout: &ComponentLayout = state.layout()?;
+        Some(layout.view(state))
     }
 
     /// With `n_new` more components in every block; all earlier ones are frozen.
@@ -203,7 +249,7 @@ impl PromptComponents {
     }
 
     /// The prefixes of every image.
-    pub(super) fn prompting(&self, query: Tensor<2>) -> Prompting {
+    fn prompting(&self, query: Tensor<2>) -> Prompting {
         let blocks = self.blocks.iter().zip(&self.layout.blocks);
         blocks.fold(Prompting::default(), |prompting, (block, &block_idx)| {
             let prefix = block.prefix(query.clone());
@@ -288,6 +334,6 @@ mod tests {
             let grad = new.val().grad(&grads).unwrap();
             assert!(grad.abs().max().into_scalar::<f32>() > 0.0);
         }
-        assert_eq!(components.layout().n_past, 3);
+        assert_eq!(components.layout.n_past, 3);
     }
 }

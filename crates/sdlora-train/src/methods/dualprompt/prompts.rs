@@ -11,9 +11,13 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_vit::Prompting;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::rows::{all, cosine, drawn, frozen, zeros};
-use super::with_prefixes;
+use std::sync::Arc;
+
+use crate::second_pass::rows::{all, cosine, drawn, frozen};
+use crate::second_pass::{PrefixStart, SecondPass, SecondPassEntry, check_layout, with_prefixes};
+use crate::state::{MethodState, Role, room};
 
 /// Everything about prompts per task but their numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,12 +37,53 @@ pub struct TaskPromptLayout {
 }
 
 impl TaskPromptLayout {
+    /// The prompts in a state.
+    fn view(&self, state: &MethodState) -> TaskPrompts {
+        let d_model = state.n_columns("key");
+        state.view(TaskPrompts::room(self, d_model, &Device::default()))
+    }
+
     fn n_general(&self, d_model: usize) -> usize {
         self.general_blocks.len() * 2 * self.general_length * d_model
     }
 
     fn n_expert(&self, d_model: usize) -> usize {
         self.expert_blocks.len() * 2 * self.expert_length * d_model
+    }
+}
+
+pub(super) const SECOND_PASS: SecondPassEntry = SecondPassEntry::of::<TaskPromptLayout>("per-task");
+
+impl SecondPass for TaskPromptLayout {
+    fn kind(&self) -> &'static str {
+        SECOND_PASS.kind()
+    }
+
+    fn layout(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, depth: usize) -> Result<(), String> {
+        let blocks = [&self.general_blocks[..], &self.expert_blocks].concat();
+        let counts = [self.n_tasks, self.expert_length];
+        check_layout(depth, &blocks, &counts, &[self.general_length])
+    }
+
+    fn room(&self, d_model: usize, device: &Device) -> MethodState {
+        TaskPrompts::room(self, d_model, device).into_state()
+    }
+
+    fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting {
+        self.view(state).prompting(query)
+    }
+
+    fn training_prompting(
+        &self,
+        state: &MethodState,
+        query: &dyn Fn() -> Tensor<2>,
+    ) -> (Prompting, Option<Tensor<1>>) {
+        let (prompting, pull) = self.view(state).training_prompting(query());
+        (prompting, Some(pull))
     }
 }
 
@@ -59,33 +104,6 @@ pub struct TaskPrompts {
     pub key: Param<Tensor<2>>,
     #[module(skip)]
     layout: TaskPromptLayout,
-}
-
-/// Where the expert of a new task starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExpertStart {
-    /// From the one before, which the task may not need to learn anew (published code).
-    #[default]
-    Previous,
-    /// Drawn.
-    Fresh,
-}
-
-impl ExpertStart {
-    /// The prefix `[1, width]` of a task after one whose prefix was `previous`.
-    pub(super) fn next(
-        self,
-        previous: &Param<Tensor<2>>,
-        spread: f32,
-        rng: &mut impl Rng,
-        device: &Device,
-    ) -> Param<Tensor<2>> {
-        match self {
-            Self::Previous => Param::from_tensor(previous.val().detach()),
-            Self::Fresh => drawn(previous.lazy_shape().dims::<2>(), spread, rng, device),
-        }
-    }
 }
 
 impl TaskPrompts {
@@ -111,29 +129,37 @@ impl TaskPrompts {
         }
     }
 
-    pub(super) fn zeros(layout: &TaskPromptLayout, d_model: usize, device: &Device) -> Self {
+    fn room(layout: &TaskPromptLayout, d_model: usize, device: &Device) -> Self {
         let (n_general, n_expert) = (layout.n_general(d_model), layout.n_expert(d_model));
         let n_past = layout.n_tasks.saturating_sub(1);
-        let past = |width: usize| (n_past > 0).then(|| zeros([n_past, width], device));
+        let past = |width: usize| (n_past > 0).then(|| room([n_past, width], device));
         Self {
-            general: (n_general > 0).then(|| zeros([1, n_general], device)),
+            general: (n_general > 0).then(|| room([1, n_general], device)),
             past_experts: past(n_expert),
             past_keys: past(d_model),
-            expert: zeros([1, n_expert], device),
-            key: zeros([1, d_model], device),
+            expert: room([1, n_expert], device),
+            key: room([1, d_model], device),
             layout: layout.clone(),
         }
     }
 
-    pub(super) fn layout(&self) -> TaskPromptLayout {
-        self.layout.clone()
+    /// The state that keeps these prompts.
+    pub(super) fn into_state(self) -> MethodState {
+        let layout = self.layout.clone();
+        MethodState::of(&self, |_| Role::Parameter).with_second_pass(Arc::new(layout))
+    }
+
+    /// The prompts in a state; `None` before the first task.
+    pub(super) fn of(state: &MethodState) -> Option<Self> {
+        let layout: &TaskPromptLayout = state.layout()?;
+        Some(layout.view(state))
     }
 
     /// With room for one more task: its expert and key are trained, the earlier ones frozen.
     #[must_use]
     pub fn grown(
         mut self,
-        start: ExpertStart,
+        start: PrefixStart,
         spread: f32,
         rng: &mut impl Rng,
         device: &Device,
@@ -149,7 +175,8 @@ impl TaskPrompts {
     }
 
     /// The task whose key is nearest to each row of `query: [batch, d_model]`.
-    pub fn chosen(&self, query: Tensor<2>) -> Vec<usize> {
+    #[cfg(test)]
+    fn chosen(&self, query: Tensor<2>) -> Vec<usize> {
         let chosen = self.nearest(query).into_data();
         chosen.iter::<i64>().map(|task| task as usize).collect()
     }
@@ -161,7 +188,7 @@ impl TaskPrompts {
     }
 
     /// The general prefix, and the expert of the nearest key for every image.
-    pub(super) fn prompting(&self, query: Tensor<2>) -> Prompting {
+    fn prompting(&self, query: Tensor<2>) -> Prompting {
         let chosen = self.nearest(query);
         let experts = all(self.past_experts.as_ref(), &self.expert);
         self.with_expert(experts.select(0, chosen))
@@ -169,7 +196,7 @@ impl TaskPrompts {
 
     /// The general prefix and the expert of the last task, and the distance of the queries from its
     /// key, which is added to the loss.
-    pub(super) fn training_prompting(&self, query: Tensor<2>) -> (Prompting, Tensor<1>) {
+    fn training_prompting(&self, query: Tensor<2>) -> (Prompting, Tensor<1>) {
         let distance = cosine(query, self.key.val()).neg().add_scalar(1.0).mean();
         let prompting = self.with_expert(self.expert.val());
         (prompting, distance.mul_scalar(self.layout.pull))
@@ -220,16 +247,16 @@ mod tests {
         let (expert, key) = (host(&first.expert), host(&first.key));
         let second = first
             .clone()
-            .grown(ExpertStart::Previous, 0.5, &mut rng, &device);
+            .grown(PrefixStart::Previous, 0.5, &mut rng, &device);
         assert_eq!(host(&second.expert), expert);
         assert_ne!(host(&second.key), key);
         let past = second.past_experts.as_ref().unwrap();
         assert_eq!(host(past), expert);
         assert!(!past.is_require_grad() && second.expert.is_require_grad());
-        let fresh = first.grown(ExpertStart::Fresh, 0.5, &mut rng, &device);
+        let fresh = first.grown(PrefixStart::Fresh, 0.5, &mut rng, &device);
         assert_ne!(host(&fresh.expert), expert);
-        let third = second.grown(ExpertStart::Fresh, 0.5, &mut rng, &device);
-        assert_eq!(third.layout().n_tasks, 3);
+        let third = second.grown(PrefixStart::Fresh, 0.5, &mut rng, &device);
+        assert_eq!(third.layout.n_tasks, 3);
         let past_keys = third.past_keys.as_ref().unwrap();
         assert_eq!(past_keys.val().dims(), [2, 4]);
         assert_eq!(host(past_keys)[..4], key);
@@ -240,7 +267,7 @@ mod tests {
         let device = test_device_autodiff();
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
         let prompts = TaskPrompts::init(&layout(), 2, 0.5, &mut rng, &device);
-        let mut prompts = prompts.grown(ExpertStart::Previous, 0.5, &mut rng, &device);
+        let mut prompts = prompts.grown(PrefixStart::Previous, 0.5, &mut rng, &device);
         let row = |row: [f32; 2]| Param::from_tensor(Tensor::from_data([row], &device));
         (prompts.past_keys, prompts.key) = (Some(row([1.0, 0.0])), row([0.0, 9.0]));
         let query = Tensor::from_data([[3.0f32, 1.0], [0.1, 0.2], [-1.0, -3.0]], &device);

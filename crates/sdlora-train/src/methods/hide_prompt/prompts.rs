@@ -19,12 +19,16 @@ use rand::Rng;
 use sdlora_core::Updates;
 use sdlora_vit::{Prompting, Vit};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::per_task::ExpertStart;
-use super::rows::{all, drawn, frozen, unit, zeros};
+use std::sync::Arc;
+
 use super::task_identity::{Review, TaskIdentity};
-use super::{query, with_prefixes};
-use crate::heads::FloatsStored;
+use crate::second_pass::rows::{all, drawn, frozen, unit};
+use crate::second_pass::{
+    PrefixStart, SecondPass, SecondPassEntry, check_layout, query, with_prefixes,
+};
+use crate::state::{MethodState, Role, room};
 
 /// Everything about these prompts but their numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,8 +50,65 @@ pub struct HierarchicalLayout {
 }
 
 impl HierarchicalLayout {
+    /// The prompts in a state.
+    fn view(&self, state: &MethodState) -> HierarchicalPrompts {
+        let per_width = self.n_expert(1).max(1);
+        let d_model = state.n_columns("expert") / per_width;
+        state.view(HierarchicalPrompts::room(self, d_model, &Device::default()))
+    }
+
     fn n_expert(&self, d_model: usize) -> usize {
         self.blocks.len() * 2 * self.length * d_model
+    }
+}
+
+pub(super) const SECOND_PASS: SecondPassEntry =
+    SecondPassEntry::of::<HierarchicalLayout>("hierarchical");
+
+/// What a matrix of these prompts is counted as: prefixes are parameters, the classes are kept.
+fn role(name: &str) -> Role {
+    match name.strip_prefix("identity.") {
+        None => Role::Parameter,
+        Some("scatter") => Role::Shared,
+        Some(_) => Role::PerClass,
+    }
+}
+
+impl SecondPass for HierarchicalLayout {
+    fn kind(&self) -> &'static str {
+        SECOND_PASS.kind()
+    }
+
+    fn layout(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, depth: usize) -> Result<(), String> {
+        if let Some(task) = self.class_tasks.iter().find(|&&t| t >= self.n_tasks) {
+            return Err(format!("a class of task {task} of {} tasks", self.n_tasks));
+        }
+        check_layout(depth, &self.blocks, &[self.n_tasks, self.length], &[])
+    }
+
+    fn room(&self, d_model: usize, device: &Device) -> MethodState {
+        HierarchicalPrompts::room(self, d_model, device).into_state()
+    }
+
+    fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting {
+        self.view(state).prompting(query)
+    }
+
+    /// The task is known, so there is no query.
+    fn training_prompting(
+        &self,
+        state: &MethodState,
+        _query: &dyn Fn() -> Tensor<2>,
+    ) -> (Prompting, Option<Tensor<1>>) {
+        (self.view(state).training_prompting(), None)
+    }
+
+    fn feature_loss(&self, state: &MethodState, features: Tensor<2>) -> Option<Tensor<1>> {
+        self.view(state).contrast(features)
     }
 }
 
@@ -89,26 +150,34 @@ impl HierarchicalPrompts {
         }
     }
 
-    pub(super) fn zeros(layout: &HierarchicalLayout, d_model: usize, device: &Device) -> Self {
+    fn room(layout: &HierarchicalLayout, d_model: usize, device: &Device) -> Self {
         let (n_past, n_classes) = (layout.n_tasks.saturating_sub(1), layout.class_tasks.len());
         let width = layout.n_expert(d_model);
         Self {
-            past_experts: (n_past > 0).then(|| zeros([n_past, width], device)),
-            expert: zeros([1, width], device),
-            identity: (n_classes > 0).then(|| TaskIdentity::zeros(n_classes, d_model, device)),
+            past_experts: (n_past > 0).then(|| room([n_past, width], device)),
+            expert: room([1, width], device),
+            identity: (n_classes > 0).then(|| TaskIdentity::room(n_classes, d_model, device)),
             layout: layout.clone(),
         }
     }
 
-    pub(super) fn layout(&self) -> HierarchicalLayout {
-        self.layout.clone()
+    /// The state that keeps these prompts.
+    pub(super) fn into_state(self) -> MethodState {
+        let layout = self.layout.clone();
+        MethodState::of(&self, role).with_second_pass(Arc::new(layout))
+    }
+
+    /// The prompts in a state; `None` before the first task.
+    pub(super) fn of(state: &MethodState) -> Option<Self> {
+        let layout: &HierarchicalLayout = state.layout()?;
+        Some(layout.view(state))
     }
 
     /// With a prefix for one more task; the earlier ones are frozen.
     #[must_use]
     pub fn grown(
         mut self,
-        start: ExpertStart,
+        start: PrefixStart,
         spread: f32,
         rng: &mut impl Rng,
         device: &Device,
@@ -173,15 +242,10 @@ impl HierarchicalPrompts {
         self
     }
 
-    /// What is kept of classes whose images are gone; the prefixes are parameters of the model.
-    pub fn floats_stored(&self) -> FloatsStored {
-        let identity = self.identity.as_ref();
-        identity.map_or_else(FloatsStored::default, TaskIdentity::floats_stored)
-    }
-
     /// The task that each row of `query: [batch, d_model]` belongs to; the last one before the first
     /// was reviewed.
-    pub fn chosen(&self, query: Tensor<2>) -> Vec<usize> {
+    #[cfg(test)]
+    fn chosen(&self, query: Tensor<2>) -> Vec<usize> {
         let chosen = self.task_of(query).into_data();
         chosen.iter::<i64>().map(|task| task as usize).collect()
     }
@@ -198,20 +262,20 @@ impl HierarchicalPrompts {
     }
 
     /// For every image the prefix of the task it seems to be of.
-    pub(super) fn prompting(&self, query: Tensor<2>) -> Prompting {
+    fn prompting(&self, query: Tensor<2>) -> Prompting {
         let chosen = self.task_of(query);
         let experts = all(self.past_experts.as_ref(), &self.expert);
         self.with_expert(experts.select(0, chosen))
     }
 
     /// The prefix of the last task for all images.
-    pub(super) fn training_prompting(&self) -> Prompting {
+    fn training_prompting(&self) -> Prompting {
         self.with_expert(self.expert.val())
     }
 
     /// What features `[batch, d_model]` of the task that is trained add to the loss; nothing in the
     /// first task.
-    pub(super) fn contrast(&self, features: Tensor<2>) -> Option<Tensor<1>> {
+    fn contrast(&self, features: Tensor<2>) -> Option<Tensor<1>> {
         let (weight, temperature) = (self.layout.contrast, self.layout.temperature);
         let identity = self.identity.as_ref().filter(|_| weight > 0.0)?;
         let old = unit(identity.prompted_means.val());
@@ -231,11 +295,11 @@ impl HierarchicalPrompts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::task_identity::read_out;
     use super::*;
     use crate::features::FeatureTable;
     use crate::linalg::Symmetric;
-    use crate::prompts::rows::trained;
-    use crate::prompts::task_identity::read_out;
+    use crate::second_pass::rows::trained;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
     use sdlora_testkit::test_device_autodiff;
@@ -284,7 +348,7 @@ mod tests {
         let second = images(2, [[1.0, 0.0], [3.0, 1.0]], rng);
         HierarchicalPrompts::init(&layout(), 2, 0.5, rng, &device)
             .reviewed(&review(&first), &device)
-            .grown(ExpertStart::Previous, 0.5, rng, &device)
+            .grown(PrefixStart::Previous, 0.5, rng, &device)
             .reviewed(&review(&second), &device)
     }
 
@@ -317,7 +381,7 @@ mod tests {
         let again = images(2, [[0.0, 0.0], [2.0, 1.0]], &mut rng);
         let same = HierarchicalPrompts::init(&layout(), 2, 0.5, &mut rng, &device)
             .reviewed(&review(&first), &device)
-            .grown(ExpertStart::Previous, 0.5, &mut rng, &device)
+            .grown(PrefixStart::Previous, 0.5, &mut rng, &device)
             .reviewed(&review(&again), &device);
         let share = share_of(&same, &first, 0);
         assert!((0.2..0.8).contains(&share), "{share}");
@@ -327,14 +391,17 @@ mod tests {
     fn a_class_that_comes_again_belongs_to_the_last_task() {
         let (mut rng, device) = (ChaCha8Rng::seed_from_u64(1), test_device_autodiff());
         let prompts = two_tasks(&mut rng);
-        assert_eq!(prompts.layout().class_tasks, [0, 0, 1, 1]);
-        assert_eq!(prompts.layout().n_images, 80);
-        assert_eq!(prompts.floats_stored().total, 4 * 7 + 3);
+        assert_eq!(prompts.layout.class_tasks, [0, 0, 1, 1]);
+        assert_eq!(prompts.layout.n_images, 80);
+        assert_eq!(
+            prompts.clone().into_state().floats_stored().total,
+            4 * 7 + 3
+        );
         let again = images(1, [[2.0, 1.0], [1.0, 0.0]], &mut rng);
         let prompts = prompts
-            .grown(ExpertStart::Fresh, 0.5, &mut rng, &device)
+            .grown(PrefixStart::Fresh, 0.5, &mut rng, &device)
             .reviewed(&review(&again), &device);
-        assert_eq!(prompts.layout().class_tasks, [0, 2, 2, 1]);
+        assert_eq!(prompts.layout.class_tasks, [0, 2, 2, 1]);
         assert_eq!(prompts.past_experts.unwrap().val().dims()[0], 2);
     }
 
@@ -426,7 +493,7 @@ mod tests {
         let prompts = HierarchicalPrompts::init(&layout(), 2, 0.5, &mut rng, &device);
         let alone = prompts.clone().blended(0.5);
         assert_eq!(host(&alone.expert), host(&prompts.expert), "none before it");
-        let prompts = prompts.grown(ExpertStart::Fresh, 0.5, &mut rng, &device);
+        let prompts = prompts.grown(PrefixStart::Fresh, 0.5, &mut rng, &device);
         let past = prompts.past_experts.clone().unwrap();
         let blended = prompts.clone().blended(0.25);
         let rows = host(&blended.expert).into_iter().zip(host(&prompts.expert));

@@ -7,10 +7,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
-use super::rows::{trained, zeros};
 use crate::features::FeatureTable;
-use crate::heads::FloatsStored;
 use crate::linalg::{Symmetric, packed_len};
+use crate::second_pass::rows::trained;
+use crate::state::room;
 
 /// Added to the diagonal of the covariance, relative to its mean: a first task of few images leaves
 /// most directions unmeasured.
@@ -41,11 +41,11 @@ pub struct Review {
 }
 
 impl TaskIdentity {
-    pub(super) fn zeros(n_classes: usize, d_model: usize, device: &Device) -> Self {
-        let rows = |width: usize| zeros([n_classes, width], device);
+    pub(super) fn room(n_classes: usize, d_model: usize, device: &Device) -> Self {
+        let rows = |width: usize| room([n_classes, width], device);
         Self {
             means: rows(d_model),
-            scatter: zeros([1, packed_len(d_model)], device),
+            scatter: room([1, packed_len(d_model)], device),
             read_out: rows(d_model + 1),
             prompted_means: rows(d_model),
         }
@@ -99,17 +99,6 @@ impl TaskIdentity {
         let weight = read_out.clone().narrow(1, 0, d).transpose();
         let bias = read_out.narrow(1, d, 1).transpose();
         (query.matmul(weight) + bias).argmax(1).reshape([batch])
-    }
-
-    /// What is kept of classes whose images are gone.
-    pub(super) fn floats_stored(&self) -> FloatsStored {
-        let [n_classes, d] = self.means.lazy_shape().dims();
-        let (per_class, shared) = (3 * d + 1, packed_len(d));
-        FloatsStored {
-            per_class,
-            shared,
-            total: per_class * n_classes + shared,
-        }
     }
 }
 

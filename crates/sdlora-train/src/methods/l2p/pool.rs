@@ -10,8 +10,15 @@ use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_vit::{Prompting, ReadOut};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::rows::{cosine, drawn, zeros};
+use std::sync::Arc;
+
+use crate::second_pass::rows::{cosine, drawn};
+use crate::second_pass::{SecondPass, SecondPassEntry, check_layout};
+use crate::state::{MethodState, Role, room};
+
+pub(super) const SECOND_PASS: SecondPassEntry = SecondPassEntry::of::<PoolLayout>("pool");
 
 /// Everything about a pool but its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,20 +63,23 @@ impl PromptPool {
         }
     }
 
-    pub(super) fn zeros(layout: &PoolLayout, d_model: usize, device: &Device) -> Self {
+    fn room(layout: &PoolLayout, d_model: usize, device: &Device) -> Self {
         Self {
-            keys: zeros([layout.n_prompts, d_model], device),
-            prompts: zeros([layout.n_prompts, layout.length * d_model], device),
+            keys: room([layout.n_prompts, d_model], device),
+            prompts: room([layout.n_prompts, layout.length * d_model], device),
             layout: layout.clone(),
         }
     }
 
-    pub(super) fn layout(&self) -> PoolLayout {
-        self.layout.clone()
+    /// The state that keeps this pool.
+    pub(super) fn into_state(self) -> MethodState {
+        let layout = self.layout.clone();
+        MethodState::of(&self, |_| Role::Parameter).with_second_pass(Arc::new(layout))
     }
 
     /// The prompts chosen for `query: [batch, d_model]`, `[batch, top]`, nearest first.
-    pub fn chosen(&self, query: Tensor<2>) -> Vec<Vec<usize>> {
+    #[cfg(test)]
+    fn chosen(&self, query: Tensor<2>) -> Vec<Vec<usize>> {
         let chosen = nearest(cosine(query, self.keys.val()), self.layout.top);
         let flat: Vec<i64> = chosen.into_data().iter::<i64>().collect();
         flat.chunks(self.layout.top.max(1))
@@ -78,7 +88,7 @@ impl PromptPool {
     }
 
     /// Tokens for every image, and the distance that is added to the loss.
-    pub(super) fn prompting(&self, query: Tensor<2>) -> (Prompting, Tensor<1>) {
+    fn prompting(&self, query: Tensor<2>) -> (Prompting, Tensor<1>) {
         let [batch, d_model] = query.dims();
         let PoolLayout {
             length, top, pull, ..
@@ -94,6 +104,48 @@ impl PromptPool {
             .reshape([batch, top * length, d_model]);
         let prompting = Prompting::default().with_tokens(tokens, self.layout.read_out);
         (prompting, distance.mul_scalar(pull))
+    }
+}
+
+impl PoolLayout {
+    /// The pool in a state.
+    fn view(&self, state: &MethodState) -> PromptPool {
+        let d_model = state.n_columns("keys");
+        state.view(PromptPool::room(self, d_model, &Device::default()))
+    }
+}
+
+impl SecondPass for PoolLayout {
+    fn kind(&self) -> &'static str {
+        SECOND_PASS.kind()
+    }
+
+    fn layout(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, depth: usize) -> Result<(), String> {
+        if self.top > self.n_prompts {
+            return Err(format!("{} of {} prompts", self.top, self.n_prompts));
+        }
+        check_layout(depth, &[], &[self.top, self.length], &[self.n_prompts])
+    }
+
+    fn room(&self, d_model: usize, device: &Device) -> MethodState {
+        PromptPool::room(self, d_model, device).into_state()
+    }
+
+    fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting {
+        self.view(state).prompting(query).0
+    }
+
+    fn training_prompting(
+        &self,
+        state: &MethodState,
+        query: &dyn Fn() -> Tensor<2>,
+    ) -> (Prompting, Option<Tensor<1>>) {
+        let (prompting, pull) = self.view(state).prompting(query());
+        (prompting, Some(pull))
     }
 }
 
