@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
-use sdlora_core::Adapter;
 use sdlora_data::Loader;
 use sdlora_metrics::AccuracyMatrix;
 
@@ -20,7 +19,7 @@ use crate::evaluator::evaluate_unless;
 use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
 use crate::heads::HeadTask;
-use crate::methods::TaskContext;
+use crate::methods::{AdapterSpec, TaskContext};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::one_class;
@@ -495,10 +494,7 @@ pub(crate) fn new_model(
     let backbone = config.backbone.load(data_dir, Some(side), device)?;
     let vit = backbone.config();
     check_input(&config.transform, vit, &path)?;
-    let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections()))?;
-    for rank in method.ranks() {
-        adapter.check_rank(rank)?;
-    }
+    let adapter = AdapterSpec::adapter(method.adapter().as_ref(), vit)?;
     method.check_shape(vit)?;
     Ok(Model::new(backbone, adapter))
 }

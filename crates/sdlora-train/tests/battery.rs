@@ -15,10 +15,9 @@ use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
-use sdlora_core::Adapter;
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream, TrainSet};
 use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
-use sdlora_train::methods::{METHODS, TaskContext, TaskImages};
+use sdlora_train::methods::{AdapterSpec, METHODS, TaskContext, TaskImages};
 use sdlora_train::{
     Event, HeadConfig, Model, Observer, Plan, Precision, RunConfig, Silent, Start, TaskData,
     TaskLoader, TaskLog, TrainError, Trainer, checkpoint,
@@ -94,8 +93,8 @@ impl Stage {
         let (method, device) = (self.plan.method(), test_device_autodiff());
         let weights = bench.path("vit.safetensors");
         let (backbone, _) = sdlora_vit::Vit::load(&weights, None, &device).unwrap();
-        let sites = shape().sites(method.projections());
-        Model::new(backbone, Adapter::new(method.adapter(), &sites).unwrap())
+        let adapter = AdapterSpec::adapter(method.adapter().as_ref(), &shape()).unwrap();
+        Model::new(backbone, adapter)
     }
 
     fn context(&self, task_idx: usize) -> TaskContext {

@@ -10,11 +10,11 @@ mod toy;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
-use sdlora_core::{Adapter, Updates};
+use sdlora_core::Updates;
 use sdlora_data::TaskSplit;
 use sdlora_testkit::{Tolerance, assert_close, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::heads;
-use sdlora_train::methods::{self, METHODS, TaskContext};
+use sdlora_train::methods::{self, AdapterSpec, METHODS, TaskContext};
 use sdlora_train::{Finished, HeadConfig, Model, Plan, RunConfig, Start};
 use toy::{Bench, bits, shape};
 
@@ -299,7 +299,7 @@ fn attaching_a_method_changes_no_feature_but_through_its_prompts() {
             .into_data()
             .iter()
             .collect();
-        let adapter = Adapter::new(method.adapter(), &vit.sites(method.projections())).unwrap();
+        let adapter = AdapterSpec::adapter(method.adapter().as_ref(), &vit).unwrap();
         let task = TaskContext {
             task_idx: 0,
             n_tasks: 2,

@@ -15,7 +15,7 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
 use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
-use sdlora_train::methods::{self, METHODS, TaskContext};
+use sdlora_train::methods::{self, AdapterSpec, METHODS, TaskContext};
 use sdlora_train::{ColumnStart, Finished, HeadConfig, Model, Plan, Start};
 use sdlora_vit::Vit;
 use toy::{Bench, bits};
@@ -124,8 +124,7 @@ fn before_inflora_has_seen_images_it_is_a_lora_per_task() {
     let begun = |name: &str| {
         let options = toml::Table::from_iter([("projections".into(), vec!["value"].into())]);
         let method = methods::build(name, &options).unwrap();
-        let sites = toy::shape().sites(method.projections());
-        let adapter = Adapter::new(method.adapter(), &sites).unwrap();
+        let adapter = AdapterSpec::adapter(method.adapter().as_ref(), &toy::shape()).unwrap();
         let backbone = Vit::load(&bench.path("vit.safetensors"), None, &device)
             .unwrap()
             .0;

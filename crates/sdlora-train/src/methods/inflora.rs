@@ -18,15 +18,15 @@ mod input_subspaces;
 
 use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
-use sdlora_core::{Direction, SdLoraConfig};
+use sdlora_core::Direction;
 use sdlora_vit::{Projection, Vit};
 use serde::{Deserialize, Serialize};
 
-use super::lora::constant_coefficient;
+use super::lora::plain_lora;
 use super::lora_per_task::new_slot;
 use super::{
-    Method, MethodEntry, TaskContext, TaskImages, check_counts, check_projections, default_rank,
-    parse,
+    AdapterSpec, Method, MethodEntry, TaskContext, TaskImages, check_counts, check_projections,
+    default_rank, parse,
 };
 use crate::error::TrainError;
 use crate::model::Model;
@@ -199,15 +199,7 @@ impl Method for InfLora {
         Ok(model)
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        constant_coefficient()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
+    fn adapter(&self) -> Option<AdapterSpec> {
+        Some(plain_lora(&self.projections, self.rank))
     }
 }

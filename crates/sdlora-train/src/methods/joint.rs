@@ -3,11 +3,8 @@
 //! Not continual learning: it sees every image of every task in every epoch, all shuffled together, in
 //! steps of `batch_size` images; each looks as it does in its task.
 
-use sdlora_core::SdLoraConfig;
-use sdlora_vit::Projection;
-
 use super::lora::Lora;
-use super::{Method, MethodEntry, TaskContext};
+use super::{AdapterSpec, Method, MethodEntry, TaskContext};
 use crate::error::TrainError;
 use crate::model::Model;
 
@@ -27,16 +24,8 @@ impl Method for Joint {
         self.0.before_task(model, task)
     }
 
-    fn adapter(&self) -> SdLoraConfig {
+    fn adapter(&self) -> Option<AdapterSpec> {
         self.0.adapter()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        self.0.projections()
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        self.0.ranks()
     }
 
     fn is_joint(&self) -> bool {

@@ -5,8 +5,8 @@ use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
-    query_and_value,
+    AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_projections,
+    default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::model::Model;
@@ -39,13 +39,17 @@ impl Lora {
     }
 }
 
-/// Slots of coefficient 1, never rescaled.
-pub(super) fn constant_coefficient() -> SdLoraConfig {
-    SdLoraConfig {
-        past_norm: PastNorm::Unit,
-        current: CurrentForm::Raw,
-        start: MagnitudeStart::Keep { value: 1.0 },
-        sharing: MagnitudeSharing::Shared,
+/// Slots of coefficient 1, never rescaled, of the same rank in every task.
+pub(super) fn plain_lora(projections: &[Projection], rank: usize) -> AdapterSpec {
+    AdapterSpec {
+        settings: SdLoraConfig {
+            past_norm: PastNorm::Unit,
+            current: CurrentForm::Raw,
+            start: MagnitudeStart::Keep { value: 1.0 },
+            sharing: MagnitudeSharing::Shared,
+        },
+        projections: projections.to_vec(),
+        ranks: Ranks::constant(rank),
     }
 }
 
@@ -64,15 +68,7 @@ impl Method for Lora {
         Ok(task.grow_head(one_slot(model, task, self.rank)?))
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        constant_coefficient()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
+    fn adapter(&self) -> Option<AdapterSpec> {
+        Some(plain_lora(&self.projections, self.rank))
     }
 }

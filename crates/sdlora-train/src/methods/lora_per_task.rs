@@ -2,11 +2,8 @@
 //!
 //! What SD-LoRA adds to it are norms and trained magnitudes.
 
-use sdlora_core::SdLoraConfig;
-use sdlora_vit::Projection;
-
-use super::lora::{Lora, constant_coefficient};
-use super::{Method, MethodEntry, TaskContext};
+use super::lora::Lora;
+use super::{AdapterSpec, Method, MethodEntry, TaskContext};
 use crate::error::TrainError;
 use crate::model::Model;
 
@@ -26,16 +23,8 @@ impl Method for LoraPerTask {
         new_slot(model, task, self.0.rank)
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        constant_coefficient()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        self.0.projections()
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        self.0.ranks()
+    fn adapter(&self) -> Option<AdapterSpec> {
+        self.0.adapter()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The methods: what grows, what is trained and how a classifier comes about.
 //!
-//! A method is one file and one line in [`METHODS`]. Help text, configuration check and contract
+//! A method is one file and one line in [`METHODS`]; a family of methods shares a file. Help text, configuration check and contract
 //! tests read the same slice.
 
+mod adapter_spec;
 mod coda_prompt;
 mod dualprompt;
 mod finetune;
@@ -17,12 +18,7 @@ mod ncm;
 mod olora;
 mod ranpac;
 mod sdlora;
-mod sdlora_first;
-mod sdlora_fixed_magnitude;
-mod sdlora_kd;
 mod sdlora_relative;
-mod sdlora_rr;
-mod sdlora_single;
 mod simplecil;
 mod slca;
 
@@ -31,7 +27,6 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::SdLoraConfig;
 use sdlora_vit::{Projection, VitConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,6 +35,7 @@ use crate::error::TrainError;
 use crate::heads::{ColumnStart, Head, HeadConfig};
 use crate::model::{Model, Part, generator};
 use crate::second_pass::SecondPassEntry;
+pub use adapter_spec::{AdapterSpec, RankStep, Ranks};
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
@@ -165,19 +161,9 @@ pub trait Method: Debug + Send + Sync {
         Ok(model)
     }
 
-    /// Settings of the adapter.
-    fn adapter(&self) -> SdLoraConfig {
-        sdlora_core::Variant::Reference.config()
-    }
-
-    /// Projections of every block that are adapted; none leaves the features as they are.
-    fn projections(&self) -> &[Projection] {
-        &[]
-    }
-
-    /// Ranks of the directions that it begins, in any task.
-    fn ranks(&self) -> Vec<usize> {
-        Vec::new()
+    /// The low-rank updates that it trains; `None` for a method without.
+    fn adapter(&self) -> Option<AdapterSpec> {
+        None
     }
 
     /// Refuses settings that do not fit the shape of the backbone, before anything of a run is written.
@@ -248,12 +234,12 @@ pub struct MethodEntry {
 
 /// Every method there is.
 pub const METHODS: &[MethodEntry] = &[
-    sdlora::ENTRY,
-    sdlora_rr::ENTRY,
-    sdlora_kd::ENTRY,
-    sdlora_first::ENTRY,
-    sdlora_single::ENTRY,
-    sdlora_fixed_magnitude::ENTRY,
+    sdlora::SDLORA,
+    sdlora::RR,
+    sdlora::KD,
+    sdlora::FIRST,
+    sdlora::SINGLE,
+    sdlora::FIXED_MAGNITUDE,
     sdlora_relative::ENTRY,
     lora::ENTRY,
     lora_per_task::ENTRY,

@@ -5,15 +5,14 @@
 //! "Orthogonal Subspace Learning for Language Model Continual Learning", equations 5 and 6).
 
 use burn::tensor::Tensor;
-use sdlora_core::SdLoraConfig;
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::constant_coefficient;
+use super::lora::plain_lora;
 use super::lora_per_task::new_slot;
 use super::{
-    Method, MethodEntry, TaskContext, check_counts, check_number, check_projections, default_rank,
-    parse, query_and_value,
+    AdapterSpec, Method, MethodEntry, TaskContext, check_counts, check_number, check_projections,
+    default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::model::Model;
@@ -89,16 +88,8 @@ impl Method for OLora {
         new_slot(model, task, self.rank)
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        constant_coefficient()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
+    fn adapter(&self) -> Option<AdapterSpec> {
+        Some(plain_lora(&self.projections, self.rank))
     }
 
     fn penalty(&self, model: &Model) -> Option<Tensor<1>> {

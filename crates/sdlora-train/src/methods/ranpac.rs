@@ -9,14 +9,13 @@
 //! Deviates: the paper adapts by AdaptFormer, SSF or VPT, whichever did best on a data set; here it
 //! is the LoRA of the other methods, so that what differs from them is what is named here.
 
-use sdlora_core::SdLoraConfig;
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::constant_coefficient;
+use super::lora::plain_lora;
 use super::{
-    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
-    query_and_value,
+    AdapterSpec, Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank,
+    parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::heads::HeadConfig;
@@ -26,12 +25,9 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "ranpac",
     summary: "a LoRA in the first task, then ridge regression on random features",
     build: |options| {
-        let mut method: RanPac = parse("ranpac", options)?;
+        let method: RanPac = parse("ranpac", options)?;
         check_counts(&[("rank", method.rank)])?;
         check_projections(&method.projections, &Projection::ALL)?;
-        if !method.adapt {
-            method.projections.clear();
-        }
         Ok(Box::new(method))
     },
     second_pass: None,
@@ -83,16 +79,8 @@ impl Method for RanPac {
         HeadConfig::named("ridge").with("projection", N_RANDOM_FEATURES)
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        constant_coefficient()
-    }
-
-    fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
+    fn adapter(&self) -> Option<AdapterSpec> {
+        self.adapt.then(|| plain_lora(&self.projections, self.rank))
     }
 
     fn takes_steps(&self) -> bool {

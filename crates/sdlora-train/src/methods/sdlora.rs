@@ -1,35 +1,122 @@
-//! SD-LoRA: a new direction per task, all magnitudes trained, earlier directions frozen.
+//! SD-LoRA and its relatives in the paper: low-rank directions whose magnitudes stay trainable.
 //!
 //! `W = W0 + Σ_{k<t} α_k D_k + α_t A_t B_t`; trained in task t: A_t, B_t, α_1..α_t and the head.
 //! The variants differ in norms and starts only, see [`Variant`].
+//!
+//! | method | a direction begins in | rank | earlier magnitudes | after a task |
+//! |---|---|---|---|---|
+//! | `sdlora` | every task | constant | trained | |
+//! | `sdlora-rr` (section 4.3) | every task | falls with the task | trained | |
+//! | `sdlora-kd` (section 4.3) | every task | constant | trained | a direction that the others span is absorbed |
+//! | `sdlora-first` (Table 4, a) | the first task, and is frozen after it | constant | trained | |
+//! | `sdlora-single` (Table 4, b) | the first task, and is trained on | constant | trained | |
+//! | `sdlora-fixed-magnitude` (Table 4, c) | every task | constant | fixed | |
+//!
+//! With the variant `paper` the direction of `sdlora-single` is normalised while it is trained, which decouples
+//! it from its magnitude; with `reference` and `carry` the running direction is raw.
+//!
+//! The magnitudes of `sdlora-fixed-magnitude` are fixed at the value that a task starts with: the reset value
+//! in `reference`, what was learned in `paper` and `carry`.
+//!
+//! The paper gives `sdlora-kd` the threshold 9e-4 and leaves the norm open; see [`ResidualNorm`].
+//! Differs from the paper: equation 8 adds the coefficients `Δα_k` of the unit direction. Here they count by the
+//! magnitude `α_t` that it was trained to, because absorbing then changes the function by the residual alone; see
+//! `crates/sdlora-core/src/absorb.rs`.
 
-use sdlora_core::{SdLoraConfig, Variant};
+mod ranks;
+
+use sdlora_core::{ResidualNorm, SdLoraConfig, Variant};
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
-    query_and_value,
+    AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_projections,
+    default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
+use ranks::RankSchedule;
 
-pub(super) const ENTRY: MethodEntry = MethodEntry {
+/// The methods of this file.
+pub(super) const SDLORA: MethodEntry = MethodEntry {
     name: "sdlora",
     summary: "a direction per task with shared trainable magnitudes (variant: reference, paper, carry)",
+    build: |options| built(rank_and_family("sdlora", options)?, Member::default()),
+    second_pass: None,
+};
+pub(super) const RR: MethodEntry = MethodEntry {
+    name: "sdlora-rr",
+    summary: "SD-LoRA with a rank that falls with the task (ranks: paper, reference or a list)",
     build: |options| {
-        let method: SdLora = parse("sdlora", options)?;
-        method.family.check()?;
-        check_counts(&[("rank", method.rank)])?;
-        Ok(Box::new(method))
+        let options: WithSchedule = parse("sdlora-rr", options)?;
+        let ranks = options.ranks.check()?;
+        built((ranks, options.family), Member::default())
+    },
+    second_pass: None,
+};
+pub(super) const KD: MethodEntry = MethodEntry {
+    name: "sdlora-kd",
+    summary: "SD-LoRA that absorbs a direction which the earlier ones span (options: norm, threshold)",
+    build: |options| {
+        let options: WithThreshold = parse("sdlora-kd", options)?;
+        let (norm, threshold) = (options.norm, options.threshold);
+        if !(threshold.is_finite() && threshold >= 0.0) {
+            let expected = "a finite number of at least 0";
+            return Err(TrainError::setting("method.threshold", threshold, expected));
+        }
+        let member = Member {
+            absorbs: Some((norm, threshold)),
+            ..Member::default()
+        };
+        built((constant(options.rank)?, options.family), member)
+    },
+    second_pass: None,
+};
+pub(super) const FIRST: MethodEntry = MethodEntry {
+    name: "sdlora-first",
+    summary: "ablation: the first direction only, its magnitude always trained",
+    build: |options| {
+        let member = Member {
+            begins: Begins::FirstTask {
+                is_trained_on: false,
+            },
+            ..Member::default()
+        };
+        built(rank_and_family("sdlora-first", options)?, member)
+    },
+    second_pass: None,
+};
+pub(super) const SINGLE: MethodEntry = MethodEntry {
+    name: "sdlora-single",
+    summary: "ablation: one direction and its magnitude, trained on in every task",
+    build: |options| {
+        let member = Member {
+            begins: Begins::FirstTask {
+                is_trained_on: true,
+            },
+            ..Member::default()
+        };
+        built(rank_and_family("sdlora-single", options)?, member)
+    },
+    second_pass: None,
+};
+pub(super) const FIXED_MAGNITUDE: MethodEntry = MethodEntry {
+    name: "sdlora-fixed-magnitude",
+    summary: "ablation: a direction per task, earlier magnitudes fixed",
+    build: |options| {
+        let member = Member {
+            fixes_past: true,
+            ..Member::default()
+        };
+        built(rank_and_family("sdlora-fixed-magnitude", options)?, member)
     },
     second_pass: None,
 };
 
-/// What every method of the SD-LoRA family lets choose.
+/// What every method of the family lets choose.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Family {
+struct Family {
     /// Named combination of settings.
     #[serde(default = "default_variant")]
     variant: Variant,
@@ -45,25 +132,11 @@ fn default_variant() -> Variant {
     Variant::Reference
 }
 
-impl Family {
-    pub(super) fn config(&self) -> SdLoraConfig {
-        self.settings.unwrap_or_else(|| self.variant.config())
-    }
+// No `deny_unknown_fields` in this file: serde cannot combine it with `flatten`; `parse` refuses unknown options.
 
-    pub(super) fn check(&self) -> Result<(), TrainError> {
-        check_projections(&self.projections, &Projection::ALL)?;
-        Ok(self.config().check()?)
-    }
-
-    pub(super) fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-}
-
-// No `deny_unknown_fields` here and in the rest of the family: serde cannot combine it with
-// `flatten`; `parse` refuses unknown options.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct SdLora {
+/// The options of most.
+#[derive(Debug, Serialize, Deserialize)]
+struct WithRank {
     /// Rank of every direction.
     #[serde(default = "default_rank")]
     rank: usize,
@@ -71,25 +144,118 @@ struct SdLora {
     family: Family,
 }
 
+/// The options of `sdlora-rr`.
+#[derive(Debug, Serialize, Deserialize)]
+struct WithSchedule {
+    /// Which rank from which task on.
+    #[serde(default)]
+    ranks: RankSchedule,
+    #[serde(flatten)]
+    family: Family,
+}
+
+/// The options of `sdlora-kd`.
+#[derive(Debug, Serialize, Deserialize)]
+struct WithThreshold {
+    /// Rank of every direction.
+    #[serde(default = "default_rank")]
+    rank: usize,
+    /// How the residual is measured.
+    #[serde(default)]
+    norm: ResidualNorm,
+    /// A direction whose residual is at most this on every site is absorbed.
+    #[serde(default = "paper_threshold")]
+    threshold: f64,
+    #[serde(flatten)]
+    family: Family,
+}
+
+/// The paper's τ.
+fn paper_threshold() -> f64 {
+    9e-4
+}
+
+/// A row of the table above.
+#[derive(Debug, Clone, Copy, Default)]
+struct Member {
+    begins: Begins,
+    fixes_past: bool,
+    absorbs: Option<(ResidualNorm, f64)>,
+}
+
+/// When a direction begins.
+#[derive(Debug, Clone, Copy, Default)]
+enum Begins {
+    #[default]
+    EveryTask,
+    FirstTask {
+        is_trained_on: bool,
+    },
+}
+
+#[derive(Debug)]
+struct SdLora {
+    adapter: AdapterSpec,
+    member: Member,
+}
+
+fn constant(rank: usize) -> Result<Ranks, TrainError> {
+    check_counts(&[("rank", rank)])?;
+    Ok(Ranks::constant(rank))
+}
+
+fn rank_and_family(name: &str, options: &toml::Table) -> Result<(Ranks, Family), TrainError> {
+    let options: WithRank = parse(name, options)?;
+    Ok((constant(options.rank)?, options.family))
+}
+
+fn built((ranks, family): (Ranks, Family), member: Member) -> Result<Box<dyn Method>, TrainError> {
+    check_projections(&family.projections, &Projection::ALL)?;
+    let settings = family.settings.unwrap_or_else(|| family.variant.config());
+    settings.check()?;
+    Ok(Box::new(SdLora {
+        adapter: AdapterSpec {
+            settings,
+            projections: family.projections,
+            ranks,
+        },
+        member,
+    }))
+}
+
 impl Method for SdLora {
-    fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        let model = task.begin_direction(model, self.rank)?;
+    fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        let is_first = task.task_idx == 0;
+        match self.member.begins {
+            Begins::FirstTask {
+                is_trained_on: true,
+            } if !is_first => {}
+            Begins::FirstTask {
+                is_trained_on: false,
+            } if !is_first => {
+                model.adapter = model.adapter.begin_task_without_direction(&task.device);
+            }
+            _ => model = task.begin_direction(model, self.adapter.ranks.at(task.task_idx))?,
+        }
+        if self.member.fixes_past {
+            model.adapter = model.adapter.with_past_magnitudes_trainable(false);
+        }
         Ok(task.grow_head(model))
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        self.family.config()
+    fn after_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        if let Some((norm, threshold)) = self.member.absorbs {
+            let absorbed = model.adapter.absorb_current(norm, threshold, &task.device);
+            (model.adapter, _) = absorbed;
+        }
+        Ok(model)
     }
 
-    fn projections(&self) -> &[Projection] {
-        self.family.projections()
+    fn adapter(&self) -> Option<AdapterSpec> {
+        Some(self.adapter.clone())
     }
 
     fn column_start(&self) -> ColumnStart {
         ColumnStart::Kaiming
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
     }
 }

@@ -18,8 +18,8 @@ use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Method, MethodEntry, TaskContext, check_counts, check_projections, default_rank, parse,
-    query_and_value,
+    AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_projections,
+    default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, HeadConfig};
@@ -54,21 +54,17 @@ impl Method for SdLoraRelative {
         Ok(task.grow_head(model))
     }
 
-    fn adapter(&self) -> SdLoraConfig {
-        SdLoraConfig {
-            past_norm: PastNorm::Unit,
-            current: CurrentForm::Raw,
-            start: MagnitudeStart::Keep { value: 1.0 },
-            sharing: MagnitudeSharing::Shared,
-        }
-    }
-
-    fn projections(&self) -> &[Projection] {
-        &self.projections
-    }
-
-    fn ranks(&self) -> Vec<usize> {
-        vec![self.rank]
+    fn adapter(&self) -> Option<AdapterSpec> {
+        Some(AdapterSpec {
+            settings: SdLoraConfig {
+                past_norm: PastNorm::Unit,
+                current: CurrentForm::Raw,
+                start: MagnitudeStart::Keep { value: 1.0 },
+                sharing: MagnitudeSharing::Shared,
+            },
+            projections: self.projections.clone(),
+            ranks: Ranks::constant(self.rank),
+        })
     }
 
     fn default_head(&self) -> HeadConfig {
