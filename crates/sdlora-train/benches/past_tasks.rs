@@ -67,7 +67,7 @@ fn main() {
                     let features = model.features(images.clone());
                     let logits = model.head.trained.as_ref().unwrap().linear(features);
                     let loss = cross_entropy(logits, labels.clone());
-                    case.model = Some(config.step(&mut case.optimizer, model, &loss, 1.0));
+                    case.model = Some(config.step(&mut case.optimizer, model, &loss, config.lr));
                 }
             });
             // The first round warms up.

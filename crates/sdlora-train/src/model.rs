@@ -1,6 +1,6 @@
 //! What a method trains: backbone, adapter and head together.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -51,14 +51,14 @@ impl Part {
         Self::State,
     ];
 
-    /// Where the parameters of the part lie in a [`Model`].
-    pub(crate) fn path(self) -> &'static str {
+    /// The parameters of this part of a model.
+    pub(crate) fn parameters(self, model: &Model) -> ParamGroup {
         match self {
-            Self::Backbone => "backbone",
-            Self::Directions => "adapter.sites",
-            Self::Magnitudes => "adapter.magnitudes",
-            Self::Head => "head",
-            Self::State => "state",
+            Self::Backbone => ParamGroup::ids_from_module(model.backbone.clone()),
+            Self::Directions => ParamGroup::ids_from_module(model.adapter.sites.clone()),
+            Self::Magnitudes => ParamGroup::ids_from_module(model.adapter.magnitudes.clone()),
+            Self::Head => ParamGroup::ids_from_module(model.head.clone()),
+            Self::State => ParamGroup::ids_from_module(model.state.clone()),
         }
     }
 }
@@ -145,6 +145,19 @@ pub(crate) fn n_trained<M: Module>(module: &M) -> usize {
     let mut count = Count(0);
     module.visit(&mut count);
     count.0
+}
+
+/// The parameters of a module by id, with whether they receive gradients: what an optimiser and replicas go by.
+pub(crate) fn parameters<M: Module>(module: &M) -> Vec<(ParamId, bool)> {
+    struct Collect(Vec<(ParamId, bool)>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.push((param.id, param.is_require_grad()));
+        }
+    }
+    let mut collect = Collect(Vec::new());
+    module.visit(&mut collect);
+    collect.0
 }
 
 /// A generator for one purpose in one task: nothing has to be carried from task to task, so a

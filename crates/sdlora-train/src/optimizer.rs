@@ -247,21 +247,21 @@ impl OptimizerConfig {
         }
     }
 
-    /// Factor on the learning rate in step `step` of `n_steps`, which lies in epoch `epoch`.
-    pub fn lr_factor(&self, step: usize, n_steps: usize, epoch: usize) -> f64 {
-        self.schedule.factor(self.lr, step, n_steps, epoch)
+    /// The learning rate in step `step` of `n_steps`, which lies in epoch `epoch`.
+    pub fn lr_at(&self, step: usize, n_steps: usize, epoch: usize) -> f64 {
+        self.schedule.lr_at(self.lr, step, n_steps, epoch)
     }
 
-    /// One step: gradients of `loss`, bounded as the settings say, applied to `module`.
+    /// One step of learning rate `lr`: gradients of `loss`, bounded as the settings say, applied to `module`.
     pub fn step<M: Module>(
         &self,
         optimizer: &mut ModuleOptimizer,
         module: M,
         loss: &Tensor<1>,
-        lr_factor: f64,
+        lr: f64,
     ) -> M {
         let grads = GradientsParams::from_grads(loss.backward(), &module);
-        self.apply(optimizer, module, grads, (self.lr * lr_factor).into())
+        self.apply(optimizer, module, grads, lr.into())
     }
 
     /// One step with gradients that are there already, and the learning rate of every parameter.
@@ -366,7 +366,7 @@ mod tests {
             .mul_scalar(0.5);
         let mut config = OptimizerConfig::sgd(1.0);
         config.max_grad_norm = Some(1.0);
-        let model = config.step(&mut config.init(), model, &loss, 1.0);
+        let model = config.step(&mut config.init(), model, &loss, config.lr);
         assert!((model.x.val().into_scalar::<f32>() - 2.4).abs() < 1e-5);
         assert!((model.y.val().into_scalar::<f32>() - 3.2).abs() < 1e-5);
     }
@@ -377,7 +377,7 @@ mod tests {
         let loss = model.x.val().sum().mul_scalar(0.5);
         let mut config = OptimizerConfig::sgd(1.0);
         config.max_grad_norm = Some(1.0);
-        let model = config.step(&mut config.init(), model, &loss, 1.0);
+        let model = config.step(&mut config.init(), model, &loss, config.lr);
         assert_eq!(model.x.val().into_scalar::<f32>(), 2.5);
     }
 

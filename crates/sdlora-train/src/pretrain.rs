@@ -290,7 +290,7 @@ impl<'a> Pretraining<'a> {
             for batch in batches {
                 let batch = batch?;
                 let step = epoch * loader.n_batches() + batch.idx;
-                let factor = config.optimizer.lr_factor(step, n_steps, epoch);
+                let lr = config.optimizer.lr_at(step, n_steps, epoch);
                 let n_images = batch.len();
                 let logits = model
                     .head
@@ -304,7 +304,7 @@ impl<'a> Pretraining<'a> {
                         loss: value,
                     });
                 }
-                model = config.optimizer.step(&mut optimizer, model, &loss, factor);
+                model = config.optimizer.step(&mut optimizer, model, &loss, lr);
                 log.loss_sum += value;
                 log.n_steps_done += 1;
                 log.seconds = before + start.elapsed().as_secs_f64();
@@ -315,7 +315,7 @@ impl<'a> Pretraining<'a> {
                     n_steps,
                     n_images,
                     loss: value,
-                    lr: config.optimizer.lr * factor,
+                    lr,
                 });
                 if observer.wants_stop() {
                     let path = save(lock, &model, &optimizer, &log, step + 1, observer)?;

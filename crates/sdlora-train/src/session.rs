@@ -253,6 +253,9 @@ impl<'a> Session<'a> {
         let images = self.data.images(&self.data.rounds[round], &self.device);
         self.model = method.review(self.model, &context, &images)?;
         self.model = method.after_task(self.model, &context)?;
+        if round + 1 == self.data.rounds.len() {
+            self.model = method.after_stream(self.model, &context, &images)?;
+        }
         let features = self.features.take();
         if head.is_fitted() {
             let table = match features {

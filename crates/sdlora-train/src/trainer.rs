@@ -14,9 +14,9 @@ use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::heads::{Head, TrainedHead, cross_entropy};
-use crate::methods::{LossOver, Method};
+use crate::methods::{LossBatch, LossOver, Method, StepContext};
 use crate::mix::{Mix, MixConfig};
-use crate::model::Model;
+use crate::model::{Model, parameters};
 use crate::observer::{Event, Observer};
 use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
@@ -192,7 +192,6 @@ impl Trainer<'_> {
         let n_steps = self.n_steps(task.task_idx, task.loader);
         let before = log.seconds;
         let start = Instant::now();
-        let factors = LrFactors::of(|part| self.method.lr_factor(part));
         // Only steps are computed in the other type: the weights come back as they were, and what is
         // trained never leaves `f32`.
         let is_other = self.precision != Precision::F32 && task.features.is_none();
@@ -207,6 +206,8 @@ impl Trainer<'_> {
         if exact.is_some() {
             model.backbone = model.backbone.with_precision(self.precision);
         }
+        let factors_of = |model: &Model| LrFactors::of(model, |part| self.method.lr_factor(part));
+        let (mut known, mut factors) = (parameters(&model), factors_of(&model));
         let mut replicas = Replicas::of(&model, &self.device, &self.split);
         let mut step = log.losses.len();
         let mut watch = None;
@@ -218,7 +219,7 @@ impl Trainer<'_> {
                 let (value, grads) = replicas.gradients(
                     &model,
                     n_images,
-                    |model, device, rows| self.loss_of(model, device, &batch, rows, task.labels),
+                    |model, device, rows| self.loss_of(model, device, &batch, rows, task),
                     self.method.penalty(&model),
                     self.precision.loss_scale(),
                 )?;
@@ -243,9 +244,25 @@ impl Trainer<'_> {
                         false => self.unsound(task, step, "a gradient".into()),
                     });
                 }
-                let factor = self.optimizer.lr_factor(step, n_steps, epoch);
-                let rates = factors.rates(self.optimizer.lr * factor);
-                model = self.optimizer.apply(&mut optimizer, model, grads, rates);
+                let lr = self.optimizer.lr_at(step, n_steps, epoch);
+                let context = StepContext {
+                    task_idx: task.task_idx,
+                    step,
+                    n_steps,
+                    lr,
+                    seed: self.seed,
+                    device: self.device.clone(),
+                };
+                let grads = self.method.after_backward(&model, grads, &context)?;
+                model = self
+                    .optimizer
+                    .apply(&mut optimizer, model, grads, factors.rates(lr));
+                model = self.method.after_step(model, &context)?;
+                let now = parameters(&model);
+                if now != known {
+                    (known, factors) = (now, factors_of(&model));
+                    replicas = Replicas::of(&model, &self.device, &self.split);
+                }
                 log.losses.push(value);
                 let watch = *watch.get_or_insert_with(|| {
                     LossWatch::new(self.n_compared(&model), n_steps, log.losses[0])
@@ -275,7 +292,7 @@ impl Trainer<'_> {
                     n_steps,
                     n_images,
                     loss: value,
-                    lr: self.optimizer.lr * factor,
+                    lr,
                 });
                 step += 1;
                 let stops = observer.wants_stop();
@@ -367,8 +384,9 @@ impl Trainer<'_> {
         device: &Device,
         batch: &Batch,
         rows: Range<usize>,
-        task_labels: &[usize],
+        task: &TaskData<'_>,
     ) -> (Tensor<1>, Option<Recompute>) {
+        let (task_idx, task_labels) = (task.task_idx, task.labels);
         let mut recompute = None;
         let (features, auxiliary) = match &batch.inputs {
             Inputs::Features(features) => (rows_of(features, &rows).to_device(device), None),
@@ -387,7 +405,17 @@ impl Trainer<'_> {
                 }
             }
         };
-        let loss = self.classification_loss(model, features, batch, rows, task_labels);
+        let own = self.method.loss(
+            model,
+            &LossBatch {
+                features: features.clone(),
+                labels: &batch.labels[rows.clone()],
+                task_labels,
+                task_idx,
+            },
+        );
+        let loss = own
+            .unwrap_or_else(|| self.classification_loss(model, features, batch, rows, task_labels));
         let loss = match auxiliary {
             None => loss,
             Some(auxiliary) => loss + auxiliary,

@@ -82,8 +82,8 @@ fn run(file: &OptimFile, name: &str, case: &OptimCase) {
     for k in 0..n_steps {
         let what = |of: &str| format!("{name}, step {k}: {of}");
         // One step an epoch, so that milestones in epochs are the file's milestones in steps.
-        let factor = config.lr_factor(k, n_in_all, k);
-        let error = (config.lr * factor - case.lr[k]).abs();
+        let lr = config.lr_at(k, n_in_all, k);
+        let error = (lr - case.lr[k]).abs();
         assert!(error < 1e-12, "{}: off by {error}", what("learning rate"));
 
         let offset = point.p.val() - column(&file.c);
@@ -93,7 +93,7 @@ fn run(file: &OptimFile, name: &str, case: &OptimCase) {
         let expected = [case.loss_before_step[k] as f32];
         let tolerance = Tolerance::RelMax(1e-5);
         assert_close(loss.clone(), expected.as_slice(), tolerance, &what("loss"));
-        point = config.step(&mut optimizer, point, &loss, factor);
+        point = config.step(&mut optimizer, point, &loss, lr);
         let expected: Vec<f32> = case.params_after_step[k]
             .iter()
             .map(|&v| v as f32)

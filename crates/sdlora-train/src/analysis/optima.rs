@@ -159,7 +159,7 @@ mod tests {
             let scaled = with_rate_times(&whole, 0.01);
             scaled.check().unwrap();
             for step in 0..40 {
-                let rate = |o: &OptimizerConfig| o.lr * o.lr_factor(step, 40, step / 10);
+                let rate = |o: &OptimizerConfig| o.lr_at(step, 40, step / 10);
                 let (found, expected) = (rate(&scaled), 0.01 * rate(&whole));
                 let error = (found - expected).abs();
                 assert!(

@@ -25,6 +25,7 @@ mod slca;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use sdlora_vit::{Projection, VitConfig};
@@ -85,6 +86,36 @@ impl TaskContext {
     }
 }
 
+/// Where in a task a step is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepContext {
+    /// Task, from 0.
+    pub task_idx: usize,
+    /// Step of the task, from 0.
+    pub step: usize,
+    /// Steps of the task.
+    pub n_steps: usize,
+    /// Learning rate of the step, before the factor of a part.
+    pub lr: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Device with autodiff.
+    pub device: Device,
+}
+
+/// What a loss is taken of: a batch, or the share of it that one device or one micro-batch has.
+#[derive(Debug, Clone)]
+pub struct LossBatch<'a> {
+    /// Features `[batch, d_model]`, in the graph.
+    pub features: Tensor<2>,
+    /// Label of every row.
+    pub labels: &'a [usize],
+    /// Labels of the classes of the task, ascending.
+    pub task_labels: &'a [usize],
+    /// Task, from 0.
+    pub task_idx: usize,
+}
+
 /// The training images of a task, prepared as for evaluation, always in the same order.
 pub trait TaskImages {
     /// Calls `see` with every batch `[batch, n_channels, image_size, image_size]`, on the device
@@ -122,7 +153,7 @@ pub trait Method: Debug + Send + Sync {
     /// When the settings do not fit the model.
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError>;
 
-    /// Looks at the images of a task behind [`before_task`](Self::before_task) and before the first
+    /// Looks at the images of a task after [`before_task`](Self::before_task) and before the first
     /// step. Each pass over the images costs a forward pass; without one nothing is read.
     ///
     /// # Errors
@@ -137,7 +168,7 @@ pub trait Method: Debug + Send + Sync {
         Ok(model)
     }
 
-    /// Looks at the images of a task again behind its last step and before
+    /// Looks at the images of a task again after its last step and before
     /// [`after_task`](Self::after_task).
     ///
     /// # Errors
@@ -206,6 +237,54 @@ pub trait Method: Debug + Send + Sync {
     /// Whether all tasks are trained at once: an upper bound, not continual learning.
     fn is_joint(&self) -> bool {
         false
+    }
+
+    /// Changes the gradients of a step, which are those of the whole batch: projects or rescales them.
+    /// [`GradientsParams::remove`] takes the gradient of a parameter out, `register` puts another in.
+    ///
+    /// # Errors
+    ///
+    /// When the state does not fit the model.
+    fn after_backward(
+        &self,
+        _model: &Model,
+        gradients: GradientsParams,
+        _step: &StepContext,
+    ) -> Result<GradientsParams, TrainError> {
+        Ok(gradients)
+    }
+
+    /// Changes the model after a step: prunes, thresholds, merges, draws factors again.
+    ///
+    /// The moments of an optimiser belong to the id of a parameter. A parameter that is set by
+    /// [`Param::map`](burn::module::Param::map) keeps its id and so its moments; one from
+    /// [`Param::from_tensor`](burn::module::Param::from_tensor) has a fresh id and starts without any. Give a
+    /// fresh id to every frozen parameter that changes, or replicas on other devices keep the old one.
+    ///
+    /// # Errors
+    ///
+    /// When the state does not fit the model.
+    fn after_step(&self, model: Model, _step: &StepContext) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
+    /// Changes the model after the last step of the last task, before the head is fitted for the last time.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images of the last task, and what the method makes of them.
+    fn after_stream(
+        &self,
+        model: Model,
+        _task: &TaskContext,
+        _images: &dyn TaskImages,
+    ) -> Result<Model, TrainError> {
+        Ok(model)
+    }
+
+    /// The mean loss `[1]` of a batch; `None` is the cross-entropy of the head's columns.
+    fn loss(&self, _model: &Model, _batch: &LossBatch<'_>) -> Option<Tensor<1>> {
+        None
     }
 
     /// Factor on the learning rate of a part of the model, greater than 0.

@@ -3,7 +3,7 @@
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
 use burn::module::ParamGroup;
 
-use crate::model::Part;
+use crate::model::{Model, Part};
 
 /// Factors on the learning rate, by part; parts without one have the rate itself.
 #[derive(Debug, Clone, Default)]
@@ -12,14 +12,11 @@ pub struct LrFactors {
 }
 
 impl LrFactors {
-    /// The factor of every part of a [`Model`](crate::Model).
-    pub fn of(factor: impl Fn(Part) -> f64) -> Self {
+    /// The factor of every part of a model, for the parameters that it has now.
+    pub fn of(model: &Model, factor: impl Fn(Part) -> f64) -> Self {
         let groups = Part::ALL.into_iter().filter_map(|part| {
             let factor = factor(part);
-            // Part names hold nothing that means anything in a pattern but the dot.
-            let pattern = format!("^{}\\.", part.path().replace('.', "\\."));
-            let group = ParamGroup::from_regex(pattern).ok()?;
-            (factor != 1.0).then_some((group, factor))
+            (factor != 1.0).then(|| (part.parameters(model), factor))
         });
         Self {
             groups: groups.collect(),
@@ -45,8 +42,6 @@ mod tests {
     use sdlora_core::{Adapter, Variant};
     use sdlora_testkit::test_device;
     use sdlora_vit::{Projection, Vit, VitConfig};
-
-    use crate::model::Model;
 
     /// Paths and ids of all parameters.
     fn parameters(model: &Model) -> Vec<(String, ParamId)> {
@@ -81,7 +76,7 @@ mod tests {
         model.head = model
             .head
             .grown(head.as_ref(), start, 12, 3, &mut rng, &device);
-        let factors = LrFactors::of(|part| match part {
+        let factors = LrFactors::of(&model, |part| match part {
             Part::Backbone => 0.01,
             Part::Directions => 2.0,
             Part::Magnitudes => 3.0,

@@ -35,8 +35,14 @@ impl Schedule {
         }
     }
 
+    /// The learning rate in step `step` of `n_steps`, which lies in epoch `epoch`, where `lr` is the rate that
+    /// the schedule starts from.
+    pub fn lr_at(&self, lr: f64, step: usize, n_steps: usize, epoch: usize) -> f64 {
+        lr * self.factor(lr, step, n_steps, epoch)
+    }
+
     /// Factor on the learning rate `lr` in step `step` of `n_steps`, which lies in epoch `epoch`.
-    pub fn factor(&self, lr: f64, step: usize, n_steps: usize, epoch: usize) -> f64 {
+    fn factor(&self, lr: f64, step: usize, n_steps: usize, epoch: usize) -> f64 {
         match self {
             Self::Constant => 1.0,
             Self::Cosine { warmup, eta_min } => {
