@@ -59,6 +59,11 @@ pub struct RunConfig {
     /// Steps between two checkpoints inside a task.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: usize,
+    /// Tasks between two evaluations on the test images of all tasks seen; the last task is always followed by
+    /// one. More than 1 saves time on long streams and leaves rows of the accuracy matrix out, so anytime
+    /// accuracy and forgetting are not defined.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub evaluate_every: usize,
     /// Steps between two records of what earlier directions leave of the running one
     /// ([`TaskLog::residuals`](crate::TaskLog::residuals)); 0 records nothing. It changes no weight.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -97,6 +102,14 @@ pub struct RunConfig {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn default_checkpoint_every() -> usize {
@@ -256,6 +269,7 @@ impl RunConfig {
             ("first_task.n_epochs", self.n_epochs_of(0)),
             ("batch_size", self.batch_size),
             ("checkpoint_every", self.checkpoint_every),
+            ("evaluate_every", self.evaluate_every),
         ] {
             if value == 0 {
                 return Err(TrainError::setting(name, value, "at least 1"));

@@ -1,12 +1,14 @@
 //! Evaluation on the test halves of all tasks seen: one row of the accuracy matrix.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use sdlora_data::Loader;
 
 use crate::error::TrainError;
+use crate::extractor::Extractor;
 use crate::features::{FeatureTable, accuracy};
 use crate::heads::Head;
 use crate::model::Model;
+use crate::run_data::EVAL_BATCH;
 
 /// Accuracy, a fraction over images, on each of the given test sets, by one argmax over all classes
 /// seen; no task id is used. The model is merged once, then costs what the plain backbone costs.
@@ -20,28 +22,112 @@ pub fn evaluate(
     tests: &[Loader],
     device: &Device,
 ) -> Result<Vec<f64>, TrainError> {
-    let row = evaluate_unless(model, head, tests, device, &mut || false)?;
-    Ok(row.unwrap_or_default())
+    let classifier = model.classifier(head)?;
+    let tables = features(&model.extractor(), tests, device, &mut || false)?;
+    let tables = tables.unwrap_or_default();
+    Ok(tables
+        .iter()
+        .map(|table| accuracy(&classifier.predict(table), &table.labels))
+        .collect())
 }
 
-/// [`evaluate`], or `None` when `stops` says so between two test sets.
-pub(crate) fn evaluate_unless(
-    model: &Model,
-    head: &dyn Head,
-    tests: &[Loader],
+/// The test images of a run, with their features as long as those stay what they are.
+pub(crate) struct Evaluator {
+    /// One for every task.
+    tests: Vec<Loader>,
+    /// Of the first tasks.
+    features: Vec<FeatureTable>,
+}
+
+impl Evaluator {
+    pub(crate) fn new(tests: Vec<Loader>) -> Self {
+        Self {
+            tests,
+            features: Vec::new(),
+        }
+    }
+
+    /// The row of the first `n_tasks` tasks, as [`evaluate`] gives it, or `None` when `stops` says so before it
+    /// is complete. `is_changed` says whether features may have changed since the last row; where they have not,
+    /// only new tasks are read.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    pub(crate) fn row(
+        &mut self,
+        model: &Model,
+        head: &dyn Head,
+        n_tasks: usize,
+        is_changed: bool,
+        device: &Device,
+        stops: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<f64>>, TrainError> {
+        if is_changed {
+            self.features.clear();
+        }
+        let classifier = model.classifier(head)?;
+        let n_known = self.features.len().min(n_tasks);
+        let new = &self.tests[n_known..n_tasks];
+        let Some(new) = features(&model.extractor(), new, device, stops)? else {
+            return Ok(None);
+        };
+        self.features.extend(new);
+        let row = self.features[..n_tasks].iter();
+        let row = row.map(|table| accuracy(&classifier.predict(table), &table.labels));
+        Ok(Some(row.collect()))
+    }
+}
+
+/// Features of the images of every loader in its order, computed in full batches: a task may have few images.
+/// `None` when `stops` says so between two batches.
+///
+/// # Errors
+///
+/// Those of reading the images.
+fn features(
+    extractor: &Extractor,
+    loaders: &[Loader],
     device: &Device,
     stops: &mut dyn FnMut() -> bool,
-) -> Result<Option<Vec<f64>>, TrainError> {
-    let extractor = model.extractor();
-    let classifier = model.classifier(head)?;
+) -> Result<Option<Vec<FeatureTable>>, TrainError> {
     let device = device.clone().inner();
-    let mut row = Vec::with_capacity(tests.len());
-    for loader in tests {
-        if stops() {
-            return Ok(None);
+    let d_model = extractor.vit().config().d_model;
+    let mut values: Vec<f32> = Vec::new();
+    let mut labels: Vec<Vec<usize>> = vec![Vec::new(); loaders.len()];
+    let (mut waiting, mut n_waiting): (Vec<Tensor<4>>, usize) = (Vec::new(), 0);
+    let mut compute = |waiting: &mut Vec<Tensor<4>>| {
+        if !waiting.is_empty() {
+            let images = Tensor::cat(std::mem::take(waiting), 0);
+            values.extend(extractor.features(images).into_data().iter::<f32>());
         }
-        let table = FeatureTable::extract(&extractor, loader, &device)?;
-        row.push(accuracy(&classifier.predict(&table), &table.labels));
+    };
+    for (loader, labels) in loaders.iter().zip(&mut labels) {
+        for batch in loader.epoch(0, &device) {
+            if stops() {
+                return Ok(None);
+            }
+            let batch = batch?;
+            let n = batch.labels_host.len();
+            if n_waiting + n > EVAL_BATCH {
+                compute(&mut waiting);
+                n_waiting = 0;
+            }
+            n_waiting += n;
+            waiting.push(batch.images);
+            labels.extend(batch.labels_host);
+        }
     }
-    Ok(Some(row))
+    compute(&mut waiting);
+    let mut rest = &values[..];
+    let tables = labels.into_iter().map(|labels| {
+        let (own, others) = rest.split_at(labels.len() * d_model);
+        rest = others;
+        FeatureTable {
+            features: own.to_vec(),
+            d_model,
+            labels,
+        }
+    });
+    Ok(Some(tables.collect()))
 }

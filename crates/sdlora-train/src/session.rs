@@ -8,14 +8,13 @@ use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
-use sdlora_data::Loader;
 use sdlora_metrics::AccuracyMatrix;
 
 use crate::batch_split::BatchSplit;
 use crate::checkpoint;
 use crate::config::{Plan, RunConfig, check_input};
 use crate::error::TrainError;
-use crate::evaluator::evaluate_unless;
+use crate::evaluator::Evaluator;
 use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
 use crate::heads::HeadTask;
@@ -35,8 +34,9 @@ use crate::trainer::{TaskData, TaskLoader, TaskLog, Trainer};
 pub struct Session<'a> {
     plan: &'a Plan,
     data: RunData,
-    /// Test images of every task.
-    tests: Vec<Loader>,
+    evaluator: Evaluator,
+    /// Whether features may have changed since the last row.
+    is_changed: bool,
     /// With autodiff.
     device: Device,
     more_devices: Vec<Device>,
@@ -84,7 +84,8 @@ impl<'a> Session<'a> {
         let mut session = Self {
             plan,
             data,
-            tests,
+            evaluator: Evaluator::new(tests),
+            is_changed: true,
             device,
             more_devices: options.devices[1..].to_vec(),
             folder,
@@ -285,23 +286,36 @@ impl<'a> Session<'a> {
         Ok(self)
     }
 
-    /// Adds the next row of the accuracy matrix. A session that is to stop meanwhile saves the trained model.
+    /// Adds the next row of the accuracy matrix, or a missing one where the plan evaluates later. A session that
+    /// is to stop meanwhile saves the trained model.
     ///
     /// # Errors
     ///
     /// [`TrainError::Stopped`] when the observer wants it, and those of the images.
     pub fn evaluate(mut self, round: usize) -> Result<Self, TrainError> {
         let clock = Instant::now();
-        let n_seen = self.round(round).n_seen_tasks();
-        let head = self.plan.head().as_ref();
-        let (tests, observer) = (&self.tests[..n_seen], &*self.observer);
-        let row = evaluate_unless(&self.model, head, tests, &self.device, &mut || {
-            observer.wants_stop()
-        })?;
+        let (method, n_seen) = (self.plan.method(), self.round(round).n_seen_tasks());
+        let is_changed = method.takes_steps_in(round) && !method.keeps_features();
+        self.is_changed |= is_changed;
+        if !self.is_evaluated(round) {
+            self.log.matrix.push_missing_row()?;
+            self.log.eval_seconds.push(0.0);
+            return Ok(self);
+        }
+        let observer = &*self.observer;
+        let row = self.evaluator.row(
+            &self.model,
+            self.plan.head().as_ref(),
+            n_seen,
+            self.is_changed,
+            &self.device,
+            &mut || observer.wants_stop(),
+        )?;
         let Some(row) = row else {
             self.checkpoint(&steps_done_name(round))?;
             return Err(self.stopped(round));
         };
+        self.is_changed = false;
         let log = &mut self.log;
         while log.matrix.n_rows() + 1 < n_seen {
             log.matrix.push_missing_row()?;
@@ -314,6 +328,12 @@ impl<'a> Session<'a> {
             seconds: log.eval_seconds[round],
         });
         Ok(self)
+    }
+
+    /// Whether the accuracies after a round are wanted; those after the last one always are.
+    fn is_evaluated(&self, round: usize) -> bool {
+        let n_done = round + 1;
+        n_done == self.data.rounds.len() || n_done.is_multiple_of(self.config().evaluate_every)
     }
 
     /// Writes the checkpoint of the end of a round, which is then over.

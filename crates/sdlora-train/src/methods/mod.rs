@@ -224,7 +224,7 @@ pub trait Method: Debug + Send + Sync {
     }
 
     /// Whether gradient steps are made in this task; a method that makes them in some tasks only is
-    /// not one that a head may rely on.
+    /// not one that a head may rely on. Features stay what they are in a task without steps.
     fn takes_steps_in(&self, _task_idx: usize) -> bool {
         self.takes_steps()
     }
