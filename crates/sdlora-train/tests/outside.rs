@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
-use sdlora_core::{Projection, Variant};
+use sdlora_core::Variant;
 use sdlora_testkit::test_device;
 use sdlora_train::methods::{
     AdapterSpec, LossBatch, METHODS, Method, MethodEntry, Ranks, StepContext, TaskContext,
@@ -23,6 +23,7 @@ use sdlora_train::{
     Event, Finished, MethodState, Model, Observer, Plan, Role, RunOptions, Start, TrainError,
     cross_entropy, run,
 };
+use sdlora_vit::Projection;
 use toy::{Bench, bits, data_dir};
 
 /// A sparse LoRA that spares the inputs that old tasks used: gradients of `A` are small in the rows that old
