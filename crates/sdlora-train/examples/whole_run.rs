@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use sdlora_train::{Event, Observer, RunConfig, Start, TrainError, run, write_model};
+use sdlora_train::{Event, Observer, RunConfig, RunOptions, TrainError, run, write_model};
 
 const CONFIG: &str = r#"
     seed = 1993
@@ -47,14 +47,8 @@ fn main() -> Result<(), TrainError> {
     // Everything is checked here, before anything is read or written.
     let plan = RunConfig::parse(CONFIG)?.check()?;
     let device = Device::default();
-    let finished = run(
-        &plan,
-        &data_dir,
-        &device,
-        &folder.path().join("run"),
-        Start::Fresh,
-        &mut Accuracies,
-    )?;
+    let options = RunOptions::new(&data_dir, &device, &folder.path().join("run"));
+    let finished = run(&plan, &options, &mut Accuracies)?;
     // `Predictor::load` opens this folder, and so does any program that reads safetensors.
     write_model(&folder.path().join("model"), &finished)
 }

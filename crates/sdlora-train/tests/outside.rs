@@ -14,7 +14,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use sdlora_core::Variant;
-use sdlora_testkit::test_device;
+use sdlora_testkit::{test_device, test_device_autodiff};
 use sdlora_train::methods::{
     AdapterSpec, LossBatch, METHODS, Method, MethodEntry, Ranks, StepContext, TaskContext,
     TaskImages,
@@ -58,7 +58,8 @@ impl Kept {
     fn of(model: &Model) -> Self {
         let shape = [model.adapter.sites.len(), toy::shape().d_model];
         let rows = |shape: [usize; 2]| {
-            Param::from_tensor(Tensor::<2>::zeros(shape, &test_device())).set_require_grad(false)
+            Param::from_tensor(Tensor::<2>::zeros(shape, &test_device_autodiff()))
+                .set_require_grad(false)
         };
         let fresh = Self {
             used: rows(shape),
@@ -96,7 +97,8 @@ impl Method for Sparing {
         mut gradients: GradientsParams,
         _step: &StepContext,
     ) -> Result<GradientsParams, TrainError> {
-        let used = Kept::of(model).used.val();
+        // Gradients are outside the graph.
+        let used = Kept::of(model).used.val().inner();
         for (i, bank) in model.adapter.sites.iter().enumerate() {
             let Some(current) = &bank.current else {
                 continue;
@@ -132,7 +134,7 @@ impl Method for Sparing {
         let changes = model.adapter.sites.iter().filter_map(|bank| {
             let factors = bank.current.as_ref()?;
             let change = factors.a.val().detach().matmul(factors.b.val().detach());
-            Some(change.abs().sum_dim(1).transpose().inner())
+            Some(change.abs().sum_dim(1).transpose())
         });
         let changes = Tensor::cat(changes.collect(), 0);
         kept.used = Param::from_tensor(kept.used.val() + changes).set_require_grad(false);
