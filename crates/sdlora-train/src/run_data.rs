@@ -10,8 +10,8 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use sdlora_data::{
     Cache, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream, TrainSet,
-    TransformConfig,
 };
+use sdlora_image::TransformConfig;
 
 use crate::config::Plan;
 use crate::error::TrainError;
