@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
-use crate::image::Image;
+use crate::image::{Image, luma};
 
 /// Random brightness, contrast, saturation and hue, in random order (torchvision's `ColorJitter`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -65,17 +65,6 @@ impl ColorJitter {
             };
         }
         image
-    }
-}
-
-/// Luma of a pixel of 1 or 3 channels, with PIL's 16-bit weights.
-fn luma(pixel: &[u8]) -> u8 {
-    match *pixel {
-        [r, g, b] => {
-            let [r, g, b] = [r, g, b].map(u32::from);
-            ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
-        }
-        _ => pixel[0],
     }
 }
 

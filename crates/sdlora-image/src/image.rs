@@ -81,17 +81,12 @@ impl Image {
         }
     }
 
-    /// The image with one channel: luma by Rec. 601 weights (299, 587, 114 thousandths), as PIL's `convert("L")`.
+    /// The image with one channel: luma by Rec. 601 weights, the bytes of PIL's `convert("L")`.
     #[must_use]
     pub fn into_gray(self) -> Self {
         if self.channels == 1 {
             return self;
         }
-        let luma = |rgb: &[u8]| {
-            let [r, g, b] = [rgb[0], rgb[1], rgb[2]].map(u32::from);
-            // Rounded to nearest, at most 255.
-            ((299 * r + 587 * g + 114 * b + 500) / 1000) as u8
-        };
         Self {
             channels: 1,
             data: self.data.chunks_exact(3).map(luma).collect(),
@@ -110,6 +105,20 @@ impl Image {
             data: self.data.iter().flat_map(|&v| [v, v, v]).collect(),
             ..self
         }
+    }
+}
+
+/// Luma of a pixel of 1 or 3 channels, rounded to nearest.
+///
+/// The weights are PIL's: 299, 587 and 114 thousandths, rounded to 16 binary places. Exact thousandths give another byte
+/// for one colour of 1,900.
+pub(crate) fn luma(pixel: &[u8]) -> u8 {
+    match *pixel {
+        [r, g, b] => {
+            let [r, g, b] = [r, g, b].map(u32::from);
+            ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
+        }
+        _ => pixel[0],
     }
 }
 
@@ -163,6 +172,9 @@ mod tests {
         assert_eq!(rgb.into_gray().data(), [82]);
         let gray = Image::new(2, 1, 1, vec![4, 9]).unwrap();
         assert_eq!(gray.into_rgb().data(), [4, 4, 4, 9, 9, 9]);
+        // 28.5 and 32.5 by exact thousandths; PIL's weights lie a little below.
+        let halves = Image::new(2, 1, 3, vec![0, 0, 250, 0, 14, 213]).unwrap();
+        assert_eq!(halves.into_gray().data(), [28, 32]);
         let white = Image::new(1, 1, 3, vec![255; 3]).unwrap();
         assert_eq!(white.into_gray().data(), [255]);
     }

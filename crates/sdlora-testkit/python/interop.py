@@ -3,17 +3,21 @@
 Usage: interop.py --sdlora BINARY --data-dir DATASETS --table TABLE.md [--golden FOLDER]
 
 Every line of the table compares numbers computed by the other library with numbers computed by
-sdlora; the program fails when one differs by more than its bound.
+sdlora; the program fails when one differs by more than its bound. A line without a bound shows what
+becomes of the logits where the pixels of both sides are rounded otherwise.
 """
 
 import argparse
 import contextlib
+import datetime
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from importlib.metadata import version
 
 import timm
@@ -26,6 +30,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 SHAPE = dict(img_size=28, patch_size=7, in_chans=1, embed_dim=32, depth=2, num_heads=4)
 BOUND = 1e-4
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "pillow")
 
 
 def main():
@@ -39,16 +45,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         rows = in_trips(args, work) + trips(args, work) + image_trips(args, work)
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "timm", "transformers", "peft")
-    )
-    lines = [f"Versions: {versions}.", ""]
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    lines = [f"Run on {datetime.date.today()} with {versions}.", ""]
     lines += ["| from | to | compared | largest difference | bound |", "|---|---|---|---|---|"]
     failed = False
     for source, target, what, difference, *bound in rows:
         bound = bound[0] if bound else BOUND
-        lines.append(f"| {source} | {target} | {what} | {difference:.1e} | {bound:.0e} |")
-        failed |= not difference <= bound
+        cells = f"{difference:.1e} | {'–' if bound is None else f'{bound:.0e}'}"
+        if what.startswith("pixels"):
+            cells = f"{difference:.2f} levels | {bound:.2f} levels"
+        lines.append(f"| {source} | {target} | {what} | {cells} |")
+        failed |= bound is not None and not difference <= bound
     text = "\n".join(lines) + "\n"
     print(text)
     pathlib.Path(args.table).write_text(text)
@@ -61,6 +68,7 @@ def sdlora(args, *words):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout + done.stderr
 
 
 def difference(a, b):
@@ -80,9 +88,9 @@ def backbone(token):
     return model
 
 
-def shape_of(token):
+def shape_of(token, width=32, heads=4):
     return json.dumps(dict(
-        image_size=28, patch_size=7, n_channels=1, d_model=32, depth=2, n_heads=4, d_mlp=128,
+        image_size=28, patch_size=7, n_channels=1, d_model=width, depth=2, n_heads=heads, d_mlp=4 * width,
         class_token=token, pooling="class-token" if token else "average", norm_eps=1e-6,
     ))
 
@@ -229,52 +237,167 @@ def elsewhere():
         yield
 
 
-@torch.no_grad()
-def image_trips(args, work):
-    """From a picture to logits: the preparation of a run in timm and transformers."""
-    folder = work / "pictures"
+# Bounds on the pixels of pictures, in levels of 255. Both sides compute the same weighted sums and
+# differ in what they round to whole levels, by at most 0.5 each time. A later sum carries an earlier
+# rounding along, times the magnitudes of its weights: 1 of averages, below 1.3 of the cubic.
+CUBIC = 1.3
+TWICE = 0.5 * CUBIC + 0.5  # Rows, then columns.
+EQUAL = 1e-3  # The same bytes, normalised in f32.
+# torch rounds weights to at least 15 binary places: 15 of them move a sum of levels by 0.06.
+WEIGHTS = 0.06 * (CUBIC + 1)
+# Both are whole numbers. Inverting before or after the resize rounds halves to other sides, and
+# Pillow and torch may take rows and columns in another order.
+ROUNDED = int(2 * TWICE + WEIGHTS)
+# The run rounds the gray of the colours before the resize, transformers resizes the colours.
+COLOURS = 2 * TWICE + 0.5 * CUBIC**2 + WEIGHTS
+# The run rounds its base image, of which 2 x 2 are averaged; Pillow rounds rows and columns.
+AVERAGED = 0.5 + 2 * 0.5
+
+
+def window():
+    """A backbone whose tokens after block 0 are the pixels of their patches."""
+    model = VisionTransformer(**SHAPE | dict(embed_dim=49, num_heads=7), num_classes=0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        first = model.blocks[0]
+        for silent in (model.patch_embed.proj.bias, model.pos_embed, *first.attn.proj.parameters(),
+                       *first.mlp.fc2.parameters()):
+            silent.zero_()
+        model.patch_embed.proj.weight.copy_(torch.eye(49).view(49, 1, 7, 7))
+    return model
+
+
+def draw(folder, sizes, colours, generator):
+    """Noise on a coarse pattern; pictures of 35 x 35 have colours whose gray is half a level.
+
+    Levels stay between 53 and 202: the cubic overshoots by a factor of at most 1.3 x 1.3, so that no
+    side cuts at black or white, which each does at another place.
+    """
     folder.mkdir()
-    generator = torch.Generator().manual_seed(3)
     pictures = []
-    for i, (height, width) in enumerate([(105, 105), (64, 90), (130, 71)]):
-        small = torch.rand(1, 3, 9, 9, generator=generator)
-        large = torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")[0]
-        array = (255 * large).byte().permute(1, 2, 0).contiguous().numpy()
-        pictures.append(Image.fromarray(array))
+    for i, (height, width) in enumerate(sizes):
+        coarse = torch.rand(1, 3, 9, 9, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")[0]
+        noise = torch.rand(3, height, width, generator=generator)
+        array = (53 + 75 * (smooth + noise)).byte().permute(1, 2, 0).contiguous()
+        if (height, width) == (35, 35):
+            levels = torch.arange(53, 203)
+            every = torch.cartesian_prod(levels, levels, levels)
+            halves = every[every @ torch.tensor([299, 587, 114]) % 1000 == 500].byte()
+            array = halves[torch.randint(len(halves), (35, 35), generator=generator)]
+        picture = Image.fromarray(array.numpy())
+        pictures.append(picture if colours else picture.convert("L").convert("RGB"))
         pictures[-1].save(folder / f"{i}.png")
-    weights = work / "True.safetensors"
-    steps = "{train=[{random_resized_crop={size=28}}]," \
-            "test=[{resize={size=35,interpolation='bicubic'}},{center_crop=28}]}"
-    rows = []
-    for kind, options in (("resize 35, crop 28", ["--set", f"transform.pipeline={steps}"]),
-                          ("drawing transform", [])):
-        name = "prepared" if options else "drawn"
-        run = work / "runs" / name
+    return pictures
+
+
+class PictureRun:
+    """A run with a transform, and what it makes of a folder of pictures."""
+
+    def __init__(self, args, work, kind, options):
+        name = re.sub("[^a-z0-9]+", "-", kind)
+        self.args, self.work, self.kind, self.name = args, work, kind, name
+        self.run = work / "runs" / name
+        weights = work / "window.safetensors"
         sdlora(args, "train", "--preset", "omniglot-10x20", "--data-dir", args.data_dir, "--quiet",
                "--runs", work / "runs", "--name", name, "--set", "n_epochs=1", "--set", "stream.n_tasks=1",
                "--set", "stream.split={increment={init_cls=3,increment=3}}",
                "--set", f"backbone.weights={weights}", *options)
-        out = work / f"{name}.safetensors"
-        sdlora(args, "features", "--run", run, "--data-dir", args.data_dir, "--input", folder, "--out", out)
-        head = load_file(run / "model" / "head.safetensors")
-        logits = load_file(out)["features"] @ head["weight"].T + head["bias"]
-        for form in ("timm", "hf"):
-            sdlora(args, "export", "--run", run, "--format", form, "--out", work / f"{form}_{name}",
-                   "--data-dir", args.data_dir, "--quiet")
-        model = timm.create_model(f"local-dir:{work / f'timm_{name}'}", pretrained=True).eval()
+        plan = tomllib.loads((self.run / "plan.toml").read_text())
+        # Levels that one unit of a normalised pixel is worth.
+        self.levels = 255 * plan["transform"]["normalise"]["std"][0]
+
+    def prepare(self, source):
+        """Pixels [n, 1, 28, 28] and logits [n, classes] of a folder or a file of prepared pixels."""
+        out = self.work / f"{self.name}_out.safetensors"
+        sdlora(self.args, "features", "--run", self.run, "--data-dir", self.args.data_dir,
+               "--input", source, "--out", out, "--layer", "0")
+        found = load_file(out)
+        head = load_file(self.run / "model" / "head.safetensors")
+        patches = found["block.0"][:, 1:].view(-1, 4, 4, 7, 7)
+        pixels = patches.transpose(2, 3).reshape(-1, 1, 28, 28)
+        return pixels, found["features"] @ head["weight"].T + head["bias"]
+
+    def export(self, form, says=None):
+        """The exported folder; fails when `export` does not announce a loss that the table shows."""
+        out = self.work / f"{form}_{self.name}"
+        said = sdlora(self.args, "export", "--run", self.run, "--format", form, "--out", out,
+                      "--data-dir", self.args.data_dir)
+        if says not in said if says else "note:" in said:
+            sys.exit(f"export to {form} of `{self.name}` should say {says!r} and says:\n{said}")
+        return out
+
+    def rows(self, target, folder, theirs, logits, bound):
+        """Pixels against pixels, the logits of the same pixels, and those of the pictures."""
+        source = f"sdlora ({self.kind})"
+        pixels, from_pictures = self.prepare(folder)
+        gray = (theirs * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True) if theirs.shape[1] == 3 else theirs
+        same = self.work / "same.safetensors"
+        save_file({"input": gray.contiguous()}, same)
+        _, from_same = self.prepare(same)
+        return [
+            (source, target, "pixels", self.levels * difference(pixels, gray), bound),
+            (source, target, "logits of these pixels", difference(from_same, logits)),
+            (source, target, "logits of the pictures", difference(from_pictures, logits),
+             BOUND if bound == EQUAL else None),
+        ]
+
+
+@torch.no_grad()
+def image_trips(args, work):
+    """From a picture to logits: the preparation of a run in timm and transformers."""
+    save_file(dict(window().state_dict()), work / "window.safetensors",
+              metadata={"sdlora.vit": shape_of(True, 49, 7)})
+    generator = torch.Generator().manual_seed(3)
+    # Resized to 36 no side has 3, 7, 11 or so pixels to spare, where transformers cuts elsewhere.
+    sizes = [(105, 105), (64, 90), (130, 71)]
+    whole = [(56, 56), (84, 140), (112, 168)]
+    pictures = {
+        name: draw(work / name, sizes, colours, generator)
+        for name, sizes, colours in (
+            ("colours", [*sizes, (35, 35)], True), ("gray", sizes, False),
+            ("square", sizes[:1], False), ("whole", whole, True),
+        )
+    }
+    rows = []
+
+    def crops(side):
+        steps = "{train=[{random_resized_crop={size=28}}]," \
+                f"test=[{{resize={{size={side},interpolation='bicubic'}}}},{{center_crop=28}}]}}"
+        return ["--set", f"transform.pipeline={steps}"]
+
+    def timm_rows(run, kind, bound, says=None):
+        model = timm.create_model(f"local-dir:{run.export('timm', says)}", pretrained=True).eval()
         config = timm.data.resolve_model_data_config(model)
         prepare = timm.data.create_transform(**config, is_training=False)
-        batch = torch.stack([prepare(picture.convert("L")) for picture in pictures])
-        rows.append((f"sdlora ({kind})", "timm, from pictures", "logits", difference(model(batch), logits)))
-        if not options:
-            continue  # No processor averages areas, which the export says.
-        hf = work / f"hf_{name}"
-        model = ViTForImageClassification.from_pretrained(hf).eval()
-        processor = AutoImageProcessor.from_pretrained(hf, backend="pil")
-        batch = processor(pictures, return_tensors="pt")["pixel_values"]
-        # Gray of resized colours and resized gray differ by the rounding of bytes.
-        rows.append((f"sdlora ({kind})", "transformers, from pictures", "logits",
-                     difference(model(batch).logits, logits), 1e-2))
+        batch = torch.stack([prepare(picture.convert("L")) for picture in pictures[kind]])
+        return run.rows("timm", work / kind, batch, model(batch), bound)
+
+    odd = PictureRun(args, work, "resize 35, crop 28", ["--set", "transform.polarity=as_is", *crops(35)])
+    rows += timm_rows(odd, "colours", EQUAL)
+    # transformers cuts at 3 of the 7 spare pixels, not at 4, and `export` says so.
+    folder = odd.export("hf", "the centre of 28 of 35 pixels lies one pixel further")
+    batch = AutoImageProcessor.from_pretrained(folder, backend="pil")(
+        pictures["square"], return_tensors="pt")["pixel_values"][:, :1]
+    pixels, _ = odd.prepare(work / "square")
+    rows.append((f"sdlora ({odd.kind})", "transformers, Pillow, gray", "pixels, moved by one",
+                 odd.levels * difference(pixels[..., :-1, :-1], batch[..., 1:, 1:]), EQUAL))
+
+    even = PictureRun(args, work, "resize 36, crop 28, inverted", crops(36))
+    rows += timm_rows(even, "colours", ROUNDED)
+    folder = even.export("hf", "where the longer side becomes 3, 7, 11 or so")
+    model = ViTForImageClassification.from_pretrained(folder).eval()
+    for backend, name in (("pil", "Pillow"), ("torchvision", "torchvision")):
+        processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
+        for kind, bound in (("gray", ROUNDED), ("colours", COLOURS)):
+            batch = processor(pictures[kind], return_tensors="pt")["pixel_values"]
+            rows += even.rows(f"transformers, {name}, {kind}", work / kind, batch, model(batch).logits, bound)
+
+    # No processor averages areas, which `export` says, and timm's averages whole pixels.
+    drawn = PictureRun(args, work, "drawing transform", [])
+    drawn.export("hf", "another filter")
+    rows += timm_rows(drawn, "whole", AVERAGED, "over whole pixels")
     return rows
 
 

@@ -308,7 +308,11 @@ fn notes(
                 .into(),
         ],
         Format::Timm => preparation.lost_with(preparation.filter, oversample),
-        Format::Hf | Format::Peft => preparation.lost_with(hf::filter(&preparation), oversample),
+        Format::Hf | Format::Peft => {
+            let mut lost = preparation.lost_with(hf::filter(&preparation), oversample);
+            lost.extend(preparation.lost_by_rounding_down());
+            lost
+        }
         Format::Safetensors => return Ok(Vec::new()),
     };
     if let Some(head) = run.config.head.as_ref().map(|head| head.name.as_str())

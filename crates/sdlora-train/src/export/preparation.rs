@@ -18,7 +18,8 @@ pub(super) enum Filter {
     Bilinear,
     /// Pillow's number 3.
     Bicubic,
-    /// The average of the area, Pillow's number 4.
+    /// The average of the area. Pillow's `box`, number 4, is the same where the new side divides the old one, and
+    /// else gives each pixel whole to one of the two that share it.
     Area,
 }
 
@@ -87,6 +88,11 @@ impl Preparation {
                          number"
                     ));
                 }
+                if resized.saturating_sub(side) % 2 == 1 {
+                    lost.push(format!(
+                        "the centre of {side} of {resized} pixels lies half a pixel off there"
+                    ));
+                }
                 Resized::Shorter(resized)
             }
         };
@@ -105,8 +111,9 @@ impl Preparation {
             let n = self.side * oversample;
             lost.push(match instead {
                 Filter::Area => format!(
-                    "images are resized by area there as well, rounded to whole levels, and those below {n} pixels, \
-                     which sdlora interpolates, otherwise: a few predictions change"
+                    "images are averaged there too, but over whole pixels: that differs where their sides are no \
+                     multiples of {side}, and below {n} pixels, where sdlora interpolates; a few predictions change",
+                    side = self.side
                 ),
                 Filter::Bilinear | Filter::Bicubic => {
                     "images are resized with another filter there, for its processors have none that averages areas: \
@@ -116,6 +123,25 @@ impl Preparation {
             });
         }
         lost
+    }
+
+    /// What a program loses that rounds half a pixel down when it cuts the centre out, as transformers does:
+    /// torchvision, timm and sdlora round halves to even, 2.5 to 2 and 3.5 to 4.
+    pub fn lost_by_rounding_down(&self) -> Option<String> {
+        let side = self.side;
+        let moves = |resized: usize| resized.saturating_sub(side) % 4 == 3;
+        match self.resized {
+            // The run cuts exactly there.
+            _ if self.filter == Filter::Area => None,
+            Resized::Shorter(n) | Resized::Square(n) if moves(n) => Some(format!(
+                "the centre of {side} of {n} pixels lies one pixel further to the left and to the top there"
+            )),
+            Resized::Shorter(_) => Some(format!(
+                "where the longer side becomes 3, 7, 11 or so pixels longer than {side}, the centre lies one pixel \
+                 further to the left or to the top there"
+            )),
+            Resized::Square(_) => None,
+        }
     }
 }
 
@@ -184,6 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn a_centre_that_moves_by_a_pixel_is_said() {
+        for (size, expected) in [
+            (Size::Exact([32, 32]), None),
+            (Size::Exact([33, 33]), None),
+            (Size::Exact([34, 34]), None),
+            (Size::Exact([35, 35]), Some("centre of 32 of 35")),
+            (Size::Shorter(35), Some("centre of 32 of 35")),
+            (Size::Shorter(36), Some("where the longer side")),
+            (Size::Shorter(39), Some("centre of 32 of 39")),
+        ] {
+            let preparation =
+                Preparation::of(&with_steps(vec![resize(size), Step::CenterCrop(32)]));
+            let found = preparation.lost_by_rounding_down();
+            assert_eq!(found.is_some(), expected.is_some(), "{size:?}: {found:?}");
+            assert!(found.is_none_or(|found| found.contains(expected.unwrap())));
+        }
+    }
+
+    #[test]
     fn steps_without_a_counterpart_are_named() {
         for test in [
             vec![],
@@ -223,12 +268,15 @@ mod tests {
             (found.resized, found.filter),
             (Resized::Square(28), Filter::Area)
         );
-        assert!(found.lost_with(Filter::Area, 2)[0].contains("below 56 pixels"));
+        assert!(
+            found.lost_with(Filter::Area, 2)[0].contains("multiples of 28, and below 56 pixels")
+        );
         assert!(found.lost_with(Filter::Bicubic, 2)[0].contains("another filter"));
         let found = Preparation::of(&cropped(0.875));
         assert_eq!(found.resized, Resized::Shorter(32));
         assert!(found.lost.is_empty());
-        assert!(Preparation::of(&cropped(0.9)).lost[0].contains("28 of 31"));
+        let lost = Preparation::of(&cropped(0.9)).lost;
+        assert!(lost[0].contains("28 of 31") && lost[1].contains("half a pixel"));
         assert_eq!(normalisation(&transform), (vec![1.0], vec![-1.0]));
     }
 }
