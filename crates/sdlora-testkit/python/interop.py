@@ -242,16 +242,16 @@ def elsewhere():
 # rounding along, times the magnitudes of its weights: 1 of averages, below 1.3 of the cubic.
 CUBIC = 1.3
 TWICE = 0.5 * CUBIC + 0.5  # Rows, then columns.
-EQUAL = 1e-3  # The same bytes, normalised in f32.
+EQUAL = 1e-3  # The same bytes; all of it is normalised in f32.
 # torch rounds weights to at least 15 binary places: 15 of them move a sum of levels by 0.06.
 WEIGHTS = 0.06 * (CUBIC + 1)
 # Both are whole numbers. Inverting before or after the resize rounds halves to other sides, and
 # Pillow and torch may take rows and columns in another order.
-ROUNDED = int(2 * TWICE + WEIGHTS)
+ROUNDED = int(2 * TWICE + WEIGHTS) + EQUAL
 # The run rounds the gray of the colours before the resize, transformers resizes the colours.
-COLOURS = 2 * TWICE + 0.5 * CUBIC**2 + WEIGHTS
+COLOURS = 2 * TWICE + 0.5 * CUBIC**2 + WEIGHTS + EQUAL
 # The run rounds its base image, of which 2 x 2 are averaged; Pillow rounds rows and columns.
-AVERAGED = 0.5 + 2 * 0.5
+AVERAGED = 0.5 + 2 * 0.5 + EQUAL
 
 
 def window():
