@@ -46,7 +46,7 @@ def main():
         work = pathlib.Path(folder)
         rows = in_trips(args, work) + trips(args, work) + image_trips(args, work)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    lines = [f"Run on {datetime.date.today()} with {versions}.", ""]
+    lines = [f"`cargo xtask interop` on {datetime.date.today()} with {versions}.", ""]
     lines += ["| from | to | compared | largest difference | bound |", "|---|---|---|---|---|"]
     failed = False
     for source, target, what, difference, *bound in rows:
