@@ -61,6 +61,20 @@ pub trait Dataset: Send + Sync {
     /// All samples of a half, in a fixed order.
     fn samples(&self, split: Split) -> &[Sample];
 
+    /// Sample `idx` of a half.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::OutOfRange`] when there is no such sample.
+    fn sample(&self, split: Split, idx: SampleIdx) -> Result<&Sample, DataError> {
+        let samples = self.samples(split);
+        samples.get(idx).ok_or(DataError::OutOfRange {
+            what: "sample",
+            idx,
+            len: samples.len(),
+        })
+    }
+
     /// Names of the domains its images come from (photographs, sketches), or nothing when they are not told apart.
     fn domains(&self) -> &[String] {
         &[]

@@ -122,11 +122,7 @@ impl Dataset for ToyDataset {
             Some((at, Fault::Error)) if at == idx => return Ok(Image::decode(b"?", "toy")?),
             _ => {}
         }
-        let sample = self.samples(split).get(idx).ok_or(DataError::OutOfRange {
-            what: "sample",
-            idx,
-            len: self.samples(split).len(),
-        })?;
+        let sample = self.sample(split, idx)?;
         let pixels = (0..64)
             .map(|p| (p * 3 + sample.class_id * 29 + idx * 7) as u8)
             .collect();

@@ -377,18 +377,10 @@ impl Dataset for ListedImages {
     }
 
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
-        let half = &self.halves[half_idx(split)];
-        let file_idx = *half.file_idx.get(idx).ok_or(DataError::OutOfRange {
-            what: "sample",
-            idx,
-            len: half.file_idx.len(),
-        })?;
+        let sample = self.sample(split, idx)?;
+        let file_idx = self.halves[half_idx(split)].file_idx[idx];
         let bytes = self.files.read_image(file_idx)?;
-        let name = format!(
-            "{} in {}",
-            half.samples[idx].name,
-            self.files.path().display()
-        );
+        let name = format!("{} in {}", sample.name, self.files.path().display());
         Ok(Image::decode_as(&bytes, &name, self.reading)?)
     }
 }

@@ -269,20 +269,10 @@ impl Dataset for Omniglot {
     }
 
     fn image(&self, split: Split, idx: SampleIdx) -> Result<Image, DataError> {
-        let half = self.half(split);
-        let member = *half.members.get(idx).ok_or(DataError::OutOfRange {
-            what: "sample",
-            idx,
-            len: half.members.len(),
-        })?;
-        let name = || {
-            format!(
-                "{} in {}",
-                half.samples[idx].name,
-                self.archive.path().display()
-            )
-        };
-        Ok(Image::decode(self.archive.bytes(member), &name())?)
+        let sample = self.sample(split, idx)?;
+        let bytes = self.archive.bytes(self.half(split).members[idx]);
+        let name = format!("{} in {}", sample.name, self.archive.path().display());
+        Ok(Image::decode(bytes, &name)?)
     }
 }
 
