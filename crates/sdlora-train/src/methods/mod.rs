@@ -1,7 +1,7 @@
 //! The methods: what grows, what is trained and how a classifier comes about.
 //!
-//! A method is one file and one line in [`METHODS`]; a family of methods shares a file. Help text, configuration check and contract
-//! tests read the same slice.
+//! A method is one file and one line in [`METHODS`]; a family of methods shares a file. Help text,
+//! configuration check and contract tests read the same slice.
 
 mod adapter_spec;
 mod coda_prompt;
