@@ -25,9 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use super::normal::fill_normal;
 use super::softmax::exponentials;
-use crate::error::TrainError;
 use crate::export::HostTensor;
-use crate::linalg::{Symmetric, View, add_product, packed_len};
+use crate::linalg::{View, add_product, packed_len};
 
 /// `τ` (SLCA, section 4.1).
 const TEMPERATURE: f32 = 0.1;
@@ -37,10 +36,6 @@ const MOMENTUM: f32 = 0.9;
 const COLUMN_LENGTH: f64 = 0.554_256_258_422_040_7;
 /// Keeps the norm of logits that are all 0 away from 0.
 const NORM_EPS: f32 = 1e-14;
-/// Added to the diagonal of a covariance, relative to its mean: few images leave it singular. (The
-/// published code adds 1e-4 to features whose variance is about 1.)
-const RIDGE: f64 = 1e-4;
-
 /// A classifier to start from and to end with.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Columns {
@@ -76,7 +71,7 @@ pub(super) struct Recipe {
 /// How samples lie around the mean of their class.
 #[derive(Debug)]
 pub(super) enum Spread<'a> {
-    /// Lower triangles of [`factor`] `[n_classes, d (d + 1) / 2]`.
+    /// Lower triangles of [factors](super::gaussian::covariance::factor) `[n_classes, d (d + 1) / 2]`.
     Full(&'a HostTensor),
     /// Variances `[n_classes, d]`.
     Diagonal(&'a HostTensor),
@@ -91,25 +86,6 @@ pub(super) struct Gaussians<'a> {
     pub(super) means: &'a [f32],
     pub(super) d_model: usize,
     pub(super) spread: Spread<'a>,
-}
-
-/// The lower triangle of the factor to sample with, row by row; zeros where all images are one.
-///
-/// # Errors
-///
-/// [`TrainError::Numbers`] for a covariance that has none.
-pub(super) fn factor(covariance: Symmetric, d: usize) -> Result<Vec<f32>, TrainError> {
-    let mean = covariance.mean_diagonal();
-    if mean == 0.0 {
-        return Ok(vec![0.0; packed_len(d)]);
-    }
-    match covariance.cholesky(RIDGE * mean) {
-        Some(factor) => Ok(factor.lower().map(|v| v as f32).collect()),
-        None => Err(TrainError::Numbers {
-            what: "the covariance of a class",
-            problem: "values that are no numbers, or no positive variance",
-        }),
-    }
 }
 
 impl Gaussians<'_> {
@@ -313,6 +289,8 @@ fn to_gradient(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heads::gaussian::covariance::factor;
+    use crate::linalg::Symmetric;
 
     fn rng(seed: u64) -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(seed)
@@ -379,15 +357,6 @@ mod tests {
                 assert!((found - expected).abs() < 0.15, "{found} for {expected}");
             }
         }
-    }
-
-    #[test]
-    fn a_class_of_one_image_is_sampled_as_that_image_and_no_number_is_an_error() {
-        assert_eq!(factor_of(&[0.0; 3]), [0.0; 3]);
-        // One direction of spread in two: singular, and still sampled.
-        assert!(factor_of(&[1.0, 1.0, 1.0])[0] > 0.9);
-        let error = factor(Symmetric::unpacked(&[1.0, f32::NAN, 1.0], 2), 2).unwrap_err();
-        assert!(error.to_string().contains("covariance"), "{error}");
     }
 
     #[test]

@@ -11,19 +11,22 @@
 //! matrix), a variance per feature, or a part in one covariance for all. With
 //! `drift = "compensated"` old means follow the features, see `drift.rs`; covariances stay.
 
+pub(super) mod covariance;
+mod moments;
+
 use std::sync::Arc;
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-use super::align::{Columns, Gaussians, LogitNorm, Recipe, Spread, align, factor};
+use super::align::{Columns, Gaussians, LogitNorm, Recipe, align};
 use super::drift::{self, Drift};
 use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead};
 use crate::error::TrainError;
-use crate::features::FeatureTable;
-use crate::linalg::{Symmetric, packed_len};
 use crate::model::generator;
 use crate::options::parse;
+use covariance::Covariance;
+use moments::ClassMoments;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "gaussian",
@@ -92,18 +95,6 @@ enum NextTask {
     Aligned,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Covariance {
-    /// One whole matrix for every class, as published.
-    #[default]
-    Full,
-    /// Variances of every class.
-    Diagonal,
-    /// One whole matrix for all classes, pooled within classes.
-    Shared,
-}
-
 /// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
 const MAX_SAMPLES: usize = 10_000;
 
@@ -122,15 +113,6 @@ fn default_lr() -> f64 {
 
 /// Class means `[n_classes, d_model]`.
 const MEANS: &str = "means";
-/// Lower triangles of the factors of whole covariances `[n_classes, d_model (d_model + 1) / 2]`.
-const FACTORS: &str = "factors";
-/// The lower triangle of the covariance that all classes share `[d_model (d_model + 1) / 2]`; in files of
-/// earlier versions also those of the covariances that have become factors, per class.
-const COVARIANCE: &str = "covariance";
-/// Variances `[n_classes, d_model]`.
-const VARIANCES: &str = "variances";
-/// Degrees of freedom `[1]` that the shared covariance comes from.
-const DEGREES: &str = "degrees";
 /// First label of the task of a class `[n_classes, 1]`.
 const FIRST_LABELS: &str = "first_labels";
 /// The aligned classifier `[n_classes, d_model]` and `[n_classes, 1]`.
@@ -157,7 +139,7 @@ impl Head for Gaussian {
         means.extend(&new.means);
         let n_classes = means.len() / d.max(1);
         state.set_rows(MEANS, vec![n_classes, d], means);
-        self.keep_spread(&mut state, &new, task.first_label)?;
+        self.covariance.keep(&mut state, &new, task.first_label)?;
 
         let mut first_labels = state.rows(FIRST_LABELS);
         first_labels.truncate(task.first_label);
@@ -189,34 +171,6 @@ impl Head for Gaussian {
 }
 
 impl Gaussian {
-    fn keep_spread(
-        &self,
-        state: &mut HeadState,
-        new: &ClassMoments,
-        first_label: usize,
-    ) -> Result<(), TrainError> {
-        let d = new.d_model;
-        let (name, width) = match self.covariance {
-            Covariance::Full => (FACTORS, packed_len(d)),
-            Covariance::Diagonal => (VARIANCES, d),
-            Covariance::Shared => {
-                pool(state, new);
-                return Ok(());
-            }
-        };
-        factorise_earlier(state, d)?;
-        let mut values = state.rows(name);
-        values.truncate(first_label * width);
-        for class in 0..new.n_classes() {
-            match self.covariance {
-                Covariance::Diagonal => values.extend(new.variances(class)),
-                _ => values.extend(factor(new.covariance(class), d)?),
-            }
-        }
-        state.set_rows(name, vec![values.len() / width.max(1), width], values);
-        Ok(())
-    }
-
     /// The classifier after a task, aligned where there is something to align.
     fn classify(&self, state: &HeadState, task: &HeadTask<'_>) -> Result<Columns, TrainError> {
         let d = task.table.d_model;
@@ -235,19 +189,11 @@ impl Gaussian {
         if trained.is_some() && task.first_label == 0 {
             return Ok(start);
         }
-        let spread = match self.covariance {
-            Covariance::Full => state.per_class.get(FACTORS).map(|a| Spread::Full(a)),
-            Covariance::Diagonal => state.per_class.get(VARIANCES).map(|a| Spread::Diagonal(a)),
-            Covariance::Shared => {
-                let shared = state.shared.get(COVARIANCE);
-                let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
-                Some(Spread::Shared(shared.transpose()?))
-            }
-        };
+        let spread = self.covariance.spread(state, d)?;
         let gaussians = Gaussians {
             means: &means,
             d_model: d,
-            spread: spread.unwrap_or(Spread::Shared(None)),
+            spread,
         };
         let first_labels: Vec<usize> = state
             .rows(FIRST_LABELS)
@@ -303,18 +249,6 @@ fn go_on_with(state: &mut HeadState, aligned: &Columns, d: usize) {
     });
 }
 
-/// Turns the covariances that an earlier version kept into the factors that are kept now.
-fn factorise_earlier(state: &mut HeadState, d: usize) -> Result<(), TrainError> {
-    let Some(earlier) = state.per_class.remove(COVARIANCE) else {
-        return Ok(());
-    };
-    let lower = earlier.values.chunks_exact(packed_len(d).max(1));
-    let factors = lower.map(|lower| factor(Symmetric::unpacked(lower, d), d));
-    let factors = factors.collect::<Result<Vec<_>, _>>()?.concat();
-    state.set_rows(FACTORS, earlier.shape.clone(), factors);
-    Ok(())
-}
-
 /// Rows `(μ_c − μ) / ‖μ_c − μ‖` about the mean `μ` of all means: the nearest mean by angle around it.
 fn about_the_common_mean(means: &[f32], d: usize) -> Columns {
     let n = means.len() / d.max(1);
@@ -340,107 +274,21 @@ fn about_the_common_mean(means: &[f32], d: usize) -> Columns {
     Columns { rows, bias }
 }
 
-/// Adds the spread of new classes to the covariance within classes.
-fn pool(state: &mut HeadState, new: &ClassMoments) {
-    let d = new.d_model;
-    let before = |name: &str| state.shared.get(name).map_or(&[][..], |a| &a.values);
-    let degrees = before(DEGREES).first().copied().map_or(0.0, f64::from);
-    let mut sum = Symmetric::zeros(d);
-    sum.add(degrees, &Symmetric::unpacked(before(COVARIANCE), d));
-    let mut total = degrees;
-    for class in 0..new.n_classes() {
-        let own = new.degrees(class);
-        sum.add(own, &new.covariance(class));
-        total += own;
-    }
-    let mut mean = Symmetric::zeros(d);
-    mean.add(1.0 / total.max(1.0), &sum);
-    state.set_shared(COVARIANCE, vec![packed_len(d)], mean.packed());
-    state.set_shared(DEGREES, vec![1], vec![total as f32]);
-}
-
-/// Means of the classes of a task, and the distances of their images to them.
-struct ClassMoments {
-    /// `[n_new, d_model]`.
-    means: Vec<f32>,
-    d_model: usize,
-    /// For every class `[n_images, d_model]`.
-    deviations: Vec<Vec<f64>>,
-}
-
-impl ClassMoments {
-    fn of(table: &FeatureTable, first_label: usize) -> Self {
-        let d = table.d_model;
-        let end = table.labels.iter().max().map_or(0, |&label| label + 1);
-        let mut images: Vec<Vec<f64>> = vec![Vec::new(); end.saturating_sub(first_label)];
-        for (i, &label) in table.labels.iter().enumerate() {
-            if let Some(class) = label.checked_sub(first_label) {
-                images[class].extend(table.row(i).iter().map(|&x| f64::from(x)));
-            }
-        }
-        let mut means = Vec::with_capacity(images.len() * d);
-        for rows in &mut images {
-            let n = (rows.len() / d.max(1)).max(1) as f64;
-            let mut mean = vec![0.0; d];
-            for row in rows.chunks_exact(d.max(1)) {
-                mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / n);
-            }
-            for row in rows.chunks_exact_mut(d.max(1)) {
-                row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
-            }
-            means.extend(mean.iter().map(|&m| m as f32));
-        }
-        Self {
-            means,
-            d_model: d,
-            deviations: images,
-        }
-    }
-
-    fn n_classes(&self) -> usize {
-        self.deviations.len()
-    }
-
-    /// Images less one; 0 of a class with one image or none.
-    fn degrees(&self, class: usize) -> f64 {
-        let n = self.deviations[class].len() / self.d_model.max(1);
-        n.saturating_sub(1) as f64
-    }
-
-    /// Unbiased, and zeros of a class with one image.
-    fn covariance(&self, class: usize) -> Symmetric {
-        let mut sum = Symmetric::zeros(self.d_model);
-        sum.add_gram(&self.deviations[class]);
-        let mut covariance = Symmetric::zeros(self.d_model);
-        covariance.add(1.0 / self.degrees(class).max(1.0), &sum);
-        covariance
-    }
-
-    /// The diagonal of [`covariance`](Self::covariance).
-    fn variances(&self, class: usize) -> impl Iterator<Item = f32> {
-        let mut sums = vec![0.0f64; self.d_model];
-        for row in self.deviations[class].chunks_exact(self.d_model.max(1)) {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * x);
-        }
-        let degrees = self.degrees(class).max(1.0);
-        sums.into_iter().map(move |sum| (sum / degrees) as f32)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::features::FeatureTable;
     use sdlora_testkit::test_device_autodiff;
     use sdlora_testkit::toy::SplitMix64;
 
-    const D: usize = 6;
+    pub(super) const D: usize = 6;
 
-    fn head(options: &str) -> Arc<dyn Head> {
+    pub(super) fn head(options: &str) -> Arc<dyn Head> {
         (ENTRY.build)(&options.parse().unwrap()).unwrap()
     }
 
     /// Noisy features of each of the labels, around the axis of the label and `shift`.
-    fn table(labels: std::ops::Range<usize>, seed: u64, shift: f32) -> FeatureTable {
+    pub(super) fn table(labels: std::ops::Range<usize>, seed: u64, shift: f32) -> FeatureTable {
         let mut noise = SplitMix64::new(seed);
         let mut table = FeatureTable {
             d_model: D,
@@ -458,7 +306,12 @@ mod tests {
         table
     }
 
-    fn fit(head: &dyn Head, state: HeadState, table: &FeatureTable, first: usize) -> HeadState {
+    pub(super) fn fit(
+        head: &dyn Head,
+        state: HeadState,
+        table: &FeatureTable,
+        first: usize,
+    ) -> HeadState {
         let device = test_device_autodiff();
         head.fit(state, &task(table, first, &device)).unwrap()
     }
@@ -558,28 +411,6 @@ mod tests {
     }
 
     #[test]
-    fn covariances_of_an_earlier_version_become_factors() {
-        let head = head("");
-        let kept = fit(head.as_ref(), HeadState::default(), &table(0..2, 1, 0.0), 0);
-        let mut earlier = kept.clone();
-        earlier.per_class.remove(FACTORS);
-        let new = ClassMoments::of(&table(0..2, 1, 0.0), 0);
-        let lower: Vec<f32> = (0..2).flat_map(|c| new.covariance(c).packed()).collect();
-        earlier.set_rows(COVARIANCE, vec![2, packed_len(D)], lower);
-        let next = table(2..4, 2, 0.0);
-        let (now, earlier) = (
-            fit(head.as_ref(), kept, &next, 2),
-            fit(head.as_ref(), earlier, &next, 2),
-        );
-        assert!(!earlier.per_class.contains_key(COVARIANCE));
-        let (a, b) = (now.rows(FACTORS), earlier.rows(FACTORS));
-        assert_eq!(a.len(), 4 * packed_len(D));
-        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
-        let (a, b) = (now.rows(WEIGHT), earlier.rows(WEIGHT));
-        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-2));
-    }
-
-    #[test]
     fn the_first_task_keeps_trained_columns_and_the_next_goes_on_with_them() {
         let head = head("");
         let trained = columns([1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4]);
@@ -609,59 +440,6 @@ mod tests {
         let expected = [-half, -half, half, half, 3.0 * half, -3.0 * half];
         for (found, expected) in start.rows.iter().chain(&start.bias).zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{start:?}");
-        }
-    }
-
-    #[test]
-    fn means_and_spreads_by_hand() {
-        let tables = [
-            // Class 0: mean (1, 2), variances 2 and 8, covariance 4. Class 1: one image.
-            ([[0.0, 0.0], [2.0, 4.0], [7.0, 7.0]], [0, 0, 1]),
-            // Class 2: mean (0, 0), variances 2 and 2, covariance -2. Class 3: one image.
-            ([[1.0, -1.0], [-1.0, 1.0], [5.0, 5.0f32]], [2, 2, 3]),
-        ];
-        for (covariance, per_class, shared) in [
-            (
-                "full",
-                vec![2.0, 4.0, 8.0, 0.0, 0.0, 0.0, 2.0, -2.0, 2.0, 0.0, 0.0, 0.0],
-                vec![],
-            ),
-            (
-                "diagonal",
-                vec![2.0, 8.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0],
-                vec![],
-            ),
-            ("shared", vec![], vec![2.0, 1.0, 5.0]),
-        ] {
-            let head = head(&format!("covariance = \"{covariance}\"\nn_epochs = 0"));
-            let mut state = HeadState::default();
-            for (rows, labels) in &tables {
-                let table = FeatureTable {
-                    features: rows.concat(),
-                    d_model: 2,
-                    labels: labels.to_vec(),
-                };
-                state = fit(head.as_ref(), state, &table, labels[0]);
-            }
-            let means = [1.0, 2.0, 7.0, 7.0, 0.0, 0.0, 5.0, 5.0];
-            assert_eq!(state.rows(MEANS), means);
-            assert_eq!(state.rows(FIRST_LABELS), [0.0, 0.0, 2.0, 2.0]);
-            // A factor times its transpose is the covariance with a ten-thousandth of its mean variance on
-            // the diagonal.
-            let covariances = state.rows(FACTORS);
-            let covariances = covariances.chunks_exact(3).flat_map(|factor| {
-                let [a, b, c] = [factor[0], factor[1], factor[2]];
-                [a * a, a * b, b * b + c * c]
-            });
-            let found = covariances.chain(state.rows(VARIANCES));
-            let pairs: Vec<_> = found.zip(&per_class).collect();
-            assert_eq!(pairs.len(), per_class.len(), "{covariance}");
-            assert!(
-                pairs.iter().all(|(a, b)| (a - *b).abs() < 1e-3),
-                "{covariance}: {pairs:?}"
-            );
-            let found = state.shared.get(COVARIANCE);
-            assert_eq!(found.map_or(vec![], |a| a.values.clone()), shared);
         }
     }
 

@@ -1,0 +1,234 @@
+//! What is kept of the spread of a class, and the factor that samples are drawn with.
+
+use serde::{Deserialize, Serialize};
+
+use super::moments::ClassMoments;
+use crate::error::TrainError;
+use crate::heads::HeadState;
+use crate::heads::align::Spread;
+use crate::linalg::{Symmetric, packed_len};
+
+/// Added to the diagonal of a covariance, relative to its mean: few images leave it singular. (The
+/// published code adds 1e-4 to features whose variance is about 1.)
+const RIDGE: f64 = 1e-4;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Covariance {
+    /// One whole matrix for every class, as published.
+    #[default]
+    Full,
+    /// Variances of every class.
+    Diagonal,
+    /// One whole matrix for all classes, pooled within classes.
+    Shared,
+}
+
+/// Lower triangles of the factors of whole covariances `[n_classes, d_model (d_model + 1) / 2]`.
+const FACTORS: &str = "factors";
+/// The lower triangle of the covariance that all classes share `[d_model (d_model + 1) / 2]`; in files of
+/// earlier versions also those of the covariances that have become factors, per class.
+const COVARIANCE: &str = "covariance";
+/// Variances `[n_classes, d_model]`.
+const VARIANCES: &str = "variances";
+/// Degrees of freedom `[1]` that the shared covariance comes from.
+const DEGREES: &str = "degrees";
+
+impl Covariance {
+    /// Keeps that of new classes, the first of which has the label `first_label`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`factor`].
+    pub(super) fn keep(
+        self,
+        state: &mut HeadState,
+        new: &ClassMoments,
+        first_label: usize,
+    ) -> Result<(), TrainError> {
+        let d = new.d_model;
+        let (name, width) = match self {
+            Self::Full => (FACTORS, packed_len(d)),
+            Self::Diagonal => (VARIANCES, d),
+            Self::Shared => {
+                pool(state, new);
+                return Ok(());
+            }
+        };
+        factorise_earlier(state, d)?;
+        let mut values = state.rows(name);
+        values.truncate(first_label * width);
+        for class in 0..new.n_classes() {
+            match self {
+                Self::Diagonal => values.extend(new.variances(class)),
+                _ => values.extend(factor(new.covariance(class), d)?),
+            }
+        }
+        state.set_rows(name, vec![values.len() / width.max(1), width], values);
+        Ok(())
+    }
+
+    /// How samples lie around their means, of features of width `d`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`factor`].
+    pub(super) fn spread(self, state: &HeadState, d: usize) -> Result<Spread<'_>, TrainError> {
+        let spread = match self {
+            Self::Full => state.per_class.get(FACTORS).map(|a| Spread::Full(a)),
+            Self::Diagonal => state.per_class.get(VARIANCES).map(|a| Spread::Diagonal(a)),
+            Self::Shared => {
+                let shared = state.shared.get(COVARIANCE);
+                let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
+                Some(Spread::Shared(shared.transpose()?))
+            }
+        };
+        Ok(spread.unwrap_or(Spread::Shared(None)))
+    }
+}
+
+/// The lower triangle of the factor to sample with, row by row; zeros where all images are one.
+///
+/// # Errors
+///
+/// [`TrainError::Numbers`] for a covariance that has none.
+pub(in crate::heads) fn factor(covariance: Symmetric, d: usize) -> Result<Vec<f32>, TrainError> {
+    let mean = covariance.mean_diagonal();
+    if mean == 0.0 {
+        return Ok(vec![0.0; packed_len(d)]);
+    }
+    match covariance.cholesky(RIDGE * mean) {
+        Some(factor) => Ok(factor.lower().map(|v| v as f32).collect()),
+        None => Err(TrainError::Numbers {
+            what: "the covariance of a class",
+            problem: "values that are no numbers, or no positive variance",
+        }),
+    }
+}
+
+/// Turns the covariances that an earlier version kept into the factors that are kept now.
+fn factorise_earlier(state: &mut HeadState, d: usize) -> Result<(), TrainError> {
+    let Some(earlier) = state.per_class.remove(COVARIANCE) else {
+        return Ok(());
+    };
+    let lower = earlier.values.chunks_exact(packed_len(d).max(1));
+    let factors = lower.map(|lower| factor(Symmetric::unpacked(lower, d), d));
+    let factors = factors.collect::<Result<Vec<_>, _>>()?.concat();
+    state.set_rows(FACTORS, earlier.shape.clone(), factors);
+    Ok(())
+}
+
+/// Adds the spread of new classes to the covariance within classes.
+fn pool(state: &mut HeadState, new: &ClassMoments) {
+    let d = new.d_model;
+    let before = |name: &str| state.shared.get(name).map_or(&[][..], |a| &a.values);
+    let degrees = before(DEGREES).first().copied().map_or(0.0, f64::from);
+    let mut sum = Symmetric::zeros(d);
+    sum.add(degrees, &Symmetric::unpacked(before(COVARIANCE), d));
+    let mut total = degrees;
+    for class in 0..new.n_classes() {
+        let own = new.degrees(class);
+        sum.add(own, &new.covariance(class));
+        total += own;
+    }
+    let mut mean = Symmetric::zeros(d);
+    mean.add(1.0 / total.max(1.0), &sum);
+    state.set_shared(COVARIANCE, vec![packed_len(d)], mean.packed());
+    state.set_shared(DEGREES, vec![1], vec![total as f32]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{D, fit, head, table};
+    use super::super::{FIRST_LABELS, MEANS, WEIGHT};
+    use super::*;
+    use crate::features::FeatureTable;
+
+    fn factor_of(lower: &[f32]) -> Vec<f32> {
+        factor(Symmetric::unpacked(lower, 2), 2).unwrap()
+    }
+
+    #[test]
+    fn a_class_of_one_image_is_sampled_as_that_image_and_no_number_is_an_error() {
+        assert_eq!(factor_of(&[0.0; 3]), [0.0; 3]);
+        // One direction of spread in two: singular, and still sampled.
+        assert!(factor_of(&[1.0, 1.0, 1.0])[0] > 0.9);
+        let error = factor(Symmetric::unpacked(&[1.0, f32::NAN, 1.0], 2), 2).unwrap_err();
+        assert!(error.to_string().contains("covariance"), "{error}");
+    }
+
+    #[test]
+    fn covariances_of_an_earlier_version_become_factors() {
+        let head = head("");
+        let kept = fit(head.as_ref(), HeadState::default(), &table(0..2, 1, 0.0), 0);
+        let mut earlier = kept.clone();
+        earlier.per_class.remove(FACTORS);
+        let new = ClassMoments::of(&table(0..2, 1, 0.0), 0);
+        let lower: Vec<f32> = (0..2).flat_map(|c| new.covariance(c).packed()).collect();
+        earlier.set_rows(COVARIANCE, vec![2, packed_len(D)], lower);
+        let next = table(2..4, 2, 0.0);
+        let (now, earlier) = (
+            fit(head.as_ref(), kept, &next, 2),
+            fit(head.as_ref(), earlier, &next, 2),
+        );
+        assert!(!earlier.per_class.contains_key(COVARIANCE));
+        let (a, b) = (now.rows(FACTORS), earlier.rows(FACTORS));
+        assert_eq!(a.len(), 4 * packed_len(D));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
+        let (a, b) = (now.rows(WEIGHT), earlier.rows(WEIGHT));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-2));
+    }
+
+    #[test]
+    fn means_and_spreads_by_hand() {
+        let tables = [
+            // Class 0: mean (1, 2), variances 2 and 8, covariance 4. Class 1: one image.
+            ([[0.0, 0.0], [2.0, 4.0], [7.0, 7.0]], [0, 0, 1]),
+            // Class 2: mean (0, 0), variances 2 and 2, covariance -2. Class 3: one image.
+            ([[1.0, -1.0], [-1.0, 1.0], [5.0, 5.0f32]], [2, 2, 3]),
+        ];
+        for (covariance, per_class, shared) in [
+            (
+                "full",
+                vec![2.0, 4.0, 8.0, 0.0, 0.0, 0.0, 2.0, -2.0, 2.0, 0.0, 0.0, 0.0],
+                vec![],
+            ),
+            (
+                "diagonal",
+                vec![2.0, 8.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0],
+                vec![],
+            ),
+            ("shared", vec![], vec![2.0, 1.0, 5.0]),
+        ] {
+            let head = head(&format!("covariance = \"{covariance}\"\nn_epochs = 0"));
+            let mut state = HeadState::default();
+            for (rows, labels) in &tables {
+                let table = FeatureTable {
+                    features: rows.concat(),
+                    d_model: 2,
+                    labels: labels.to_vec(),
+                };
+                state = fit(head.as_ref(), state, &table, labels[0]);
+            }
+            let means = [1.0, 2.0, 7.0, 7.0, 0.0, 0.0, 5.0, 5.0];
+            assert_eq!(state.rows(MEANS), means);
+            assert_eq!(state.rows(FIRST_LABELS), [0.0, 0.0, 2.0, 2.0]);
+            // A factor times its transpose is the covariance with a ten-thousandth of its mean variance on
+            // the diagonal.
+            let covariances = state.rows(FACTORS);
+            let covariances = covariances.chunks_exact(3).flat_map(|factor| {
+                let [a, b, c] = [factor[0], factor[1], factor[2]];
+                [a * a, a * b, b * b + c * c]
+            });
+            let found = covariances.chain(state.rows(VARIANCES));
+            let pairs: Vec<_> = found.zip(&per_class).collect();
+            assert_eq!(pairs.len(), per_class.len(), "{covariance}");
+            assert!(
+                pairs.iter().all(|(a, b)| (a - *b).abs() < 1e-3),
+                "{covariance}: {pairs:?}"
+            );
+            let found = state.shared.get(COVARIANCE);
+            assert_eq!(found.map_or(vec![], |a| a.values.clone()), shared);
+        }
+    }
+}

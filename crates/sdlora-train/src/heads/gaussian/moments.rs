@@ -1,0 +1,72 @@
+//! Means of the classes of a task and how their images lie around them.
+
+use crate::features::FeatureTable;
+use crate::linalg::Symmetric;
+
+/// Means of the classes of a task, and the distances of their images to them.
+pub(super) struct ClassMoments {
+    /// `[n_new, d_model]`.
+    pub(super) means: Vec<f32>,
+    pub(super) d_model: usize,
+    /// For every class `[n_images, d_model]`.
+    deviations: Vec<Vec<f64>>,
+}
+
+impl ClassMoments {
+    pub(super) fn of(table: &FeatureTable, first_label: usize) -> Self {
+        let d = table.d_model;
+        let end = table.labels.iter().max().map_or(0, |&label| label + 1);
+        let mut images: Vec<Vec<f64>> = vec![Vec::new(); end.saturating_sub(first_label)];
+        for (i, &label) in table.labels.iter().enumerate() {
+            if let Some(class) = label.checked_sub(first_label) {
+                images[class].extend(table.row(i).iter().map(|&x| f64::from(x)));
+            }
+        }
+        let mut means = Vec::with_capacity(images.len() * d);
+        for rows in &mut images {
+            let n = (rows.len() / d.max(1)).max(1) as f64;
+            let mut mean = vec![0.0; d];
+            for row in rows.chunks_exact(d.max(1)) {
+                mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / n);
+            }
+            for row in rows.chunks_exact_mut(d.max(1)) {
+                row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
+            }
+            means.extend(mean.iter().map(|&m| m as f32));
+        }
+        Self {
+            means,
+            d_model: d,
+            deviations: images,
+        }
+    }
+
+    pub(super) fn n_classes(&self) -> usize {
+        self.deviations.len()
+    }
+
+    /// Images less one; 0 of a class with one image or none.
+    pub(super) fn degrees(&self, class: usize) -> f64 {
+        let n = self.deviations[class].len() / self.d_model.max(1);
+        n.saturating_sub(1) as f64
+    }
+
+    /// Unbiased, and zeros of a class with one image.
+    pub(super) fn covariance(&self, class: usize) -> Symmetric {
+        let mut sum = Symmetric::zeros(self.d_model);
+        sum.add_gram(&self.deviations[class]);
+        let mut covariance = Symmetric::zeros(self.d_model);
+        covariance.add(1.0 / self.degrees(class).max(1.0), &sum);
+        covariance
+    }
+
+    /// The diagonal of [`covariance`](Self::covariance).
+    pub(super) fn variances(&self, class: usize) -> impl Iterator<Item = f32> {
+        let mut sums = vec![0.0f64; self.d_model];
+        for row in self.deviations[class].chunks_exact(self.d_model.max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * x);
+        }
+        let degrees = self.degrees(class).max(1.0);
+        sums.into_iter().map(move |sum| (sum / degrees) as f32)
+    }
+}
