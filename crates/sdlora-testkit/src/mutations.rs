@@ -33,19 +33,39 @@ pub fn count(default: usize) -> usize {
 ///
 /// If `read` panics: with `what` and the number of the case, and the damaged file is left in the
 /// folder for temporary files.
-#[allow(clippy::print_stderr, reason = "figures of a long run")]
 pub fn survive(
     what: &str,
     n: usize,
     whole: &[u8],
     other: &[u8],
+    read: impl FnMut(&[u8]) -> bool,
+) -> usize {
+    survive_codes(what, n, whole, other, &[], read)
+}
+
+/// As [`survive`], for a format of positions and instructions: half of the damaged forms keep their length, so that
+/// what lies behind the damage stays where it is looked for, and `codes` take the place of other bytes.
+///
+/// # Panics
+///
+/// Those of [`survive`].
+#[allow(clippy::print_stderr, reason = "figures of a long run")]
+pub fn survive_codes(
+    what: &str,
+    n: usize,
+    whole: &[u8],
+    other: &[u8],
+    codes: &[u8],
     mut read: impl FnMut(&[u8]) -> bool,
 ) -> usize {
     let mut rng = SplitMix64::new(0x005e_edf0);
     let mut n_accepted = 0;
     for case in 0..n {
         let mut bytes = whole.to_vec();
-        mutate(&mut bytes, other, &mut rng);
+        match !codes.is_empty() && below(&mut rng, 2) == 0 {
+            true => overwrite(&mut bytes, other, codes, &mut rng),
+            false => mutate(&mut bytes, other, codes, &mut rng),
+        }
         match catch_unwind(AssertUnwindSafe(|| read(&bytes))) {
             Ok(accepted) => n_accepted += usize::from(accepted),
             Err(panic) => {
@@ -106,14 +126,35 @@ const WORDS: &[&str] = &[
     "\u{1b}[2J",
 ];
 
-/// One to four changes: bits, bytes, numbers, words, parts that move, double or vanish.
-pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut SplitMix64) {
+/// One to four changes that leave the length: bits, bytes, codes, parts of `other`.
+fn overwrite(bytes: &mut [u8], other: &[u8], codes: &[u8], rng: &mut SplitMix64) {
+    if bytes.is_empty() {
+        return;
+    }
+    for _ in 0..1 + below(rng, 4) {
+        let at = below(rng, bytes.len());
+        match below(rng, 4) {
+            0 => bytes[at] ^= 1 << below(rng, 8),
+            1 => bytes[at] = [0, 0x7f, 0x80, 0xff][below(rng, 4)],
+            2 => bytes[at] = codes[below(rng, codes.len())],
+            _ => {
+                let (start, end) = part(other.len(), 16, rng);
+                let n = (end - start).min(bytes.len() - at);
+                bytes[at..at + n].copy_from_slice(&other[start..start + n]);
+            }
+        }
+    }
+}
+
+/// One to four changes: bits, bytes, numbers, words, codes, parts that move, double or vanish.
+fn mutate(bytes: &mut Vec<u8>, other: &[u8], codes: &[u8], rng: &mut SplitMix64) {
+    let n_kinds = if codes.is_empty() { 11 } else { 12 };
     for _ in 0..1 + below(rng, 4) {
         if bytes.is_empty() {
             bytes.push(rng.next_u64() as u8);
         }
         let at = below(rng, bytes.len());
-        match below(rng, 11) {
+        match below(rng, n_kinds) {
             0 => bytes[at] ^= 1 << below(rng, 8),
             1 => bytes[at] = [0, 0x7f, 0x80, 0xff][below(rng, 4)],
             2 => bytes[at] = rng.next_u64() as u8,
@@ -142,6 +183,7 @@ pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut SplitMix64) {
                 let at = at.min(bytes.len());
                 bytes.splice(at..at, moved);
             }
+            11 => bytes.insert(at, codes[below(rng, codes.len())]),
             _ => {
                 let is_digit = |b: &u8| b.is_ascii_digit();
                 let Some(from) = bytes[at..].iter().position(is_digit).map(|n| n + at) else {
@@ -184,6 +226,18 @@ mod tests {
         assert_eq!(cases, collect());
         let n_same = cases.iter().filter(|bytes| *bytes == whole).count();
         assert!(n_same < 20, "{n_same} of 200 are undamaged");
+    }
+
+    #[test]
+    fn with_codes_half_of_the_cases_keep_their_length() {
+        let whole = vec![b'x'; 100];
+        let mut n_codes = 0;
+        let n_same = survive_codes("toy", 400, &whole, b"other", b"#", |bytes| {
+            n_codes += usize::from(bytes.contains(&b'#'));
+            bytes.len() == whole.len()
+        });
+        assert!((180..280).contains(&n_same), "{n_same} of 400");
+        assert!(n_codes > 100, "{n_codes} of 400");
     }
 
     #[test]
