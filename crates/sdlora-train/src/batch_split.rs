@@ -27,6 +27,13 @@ pub struct BatchSplit {
 }
 
 impl BatchSplit {
+    /// What the first device computes first of a batch.
+    pub(crate) fn first_piece(&self, n_images: usize) -> Range<usize> {
+        let pieces = self.pieces(n_images);
+        let first = pieces.first().and_then(|own| own.first());
+        first.cloned().unwrap_or(0..n_images)
+    }
+
     /// The images of every device, in the pieces it computes one after another; a device may have
     /// none. Shares differ by one image at most.
     fn pieces(&self, n_images: usize) -> Vec<Vec<Range<usize>>> {

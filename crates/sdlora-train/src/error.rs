@@ -62,9 +62,39 @@ pub enum TrainError {
         /// The learning rate of the settings.
         lr: f64,
     },
-    /// Something that was learned holds numbers which are infinite, not a number or too large to square.
+    /// What was to be replaced lost its name and could not get it back.
     #[error(
-        "`{what}` is infinite, not a number or too large to square after {n_steps} steps of task {task_idx}: \
+        "`{path}` cannot be replaced ({source}), and what it was lies whole in `{aside}`: rename it, or start again, \
+         which does so"
+    )]
+    MovedAside {
+        /// The name.
+        path: PathBuf,
+        /// Where it is.
+        aside: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// The loss after the last step of a task is far above that of guessing, or no number.
+    #[error(
+        "the last step of task {task_idx} lost what was learned: its images have a loss of {loss:.3e} after it, \
+         above {limit:.1}, ten times that of guessing or of the first step: lower `optimizer.lr` (it is {lr}), \
+         or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, and what was saved before \
+         is intact"
+    )]
+    LostAtEnd {
+        /// Task, from 0.
+        task_idx: usize,
+        /// The loss after the step.
+        loss: f64,
+        /// The loss above which a task is lost.
+        limit: f64,
+        /// The learning rate of the settings.
+        lr: f64,
+    },
+    /// Something that was learned holds numbers which are infinite, not a number or far too large.
+    #[error(
+        "`{what}` is infinite, not a number or far too large (above 1e7) after {n_steps} steps of task {task_idx}: \
          lower `optimizer.lr`, or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, \
          and what was saved before is intact"
     )]

@@ -170,7 +170,8 @@ impl Trainer<'_> {
     /// # Errors
     ///
     /// [`TrainError::Diverged`] for a loss that is no number, [`TrainError::Lost`] for one that stays far
-    /// above guessing, [`TrainError::GradientRange`] for gradients beyond `f16`,
+    /// above guessing, [`TrainError::LostAtEnd`] for one that is there after the last step,
+    /// [`TrainError::GradientRange`] for gradients beyond `f16`,
     /// [`TrainError::Unsound`] for parameters or gradients that are no numbers before a checkpoint or
     /// after the last step, [`TrainError::Device`] for a device that gives up,
     /// [`TrainError::Stopped`] when the observer wants it, and those of images and of `on_checkpoint`.
@@ -278,6 +279,17 @@ impl Trainer<'_> {
                         lr: self.optimizer.lr,
                     });
                 }
+                if step + 1 == n_steps {
+                    let after = self.loss_after(&model, &batch, task.labels);
+                    if watch.lost_at_end(after) {
+                        return Err(TrainError::LostAtEnd {
+                            task_idx: task.task_idx,
+                            loss: after,
+                            limit: watch.limit(),
+                            lr: self.optimizer.lr,
+                        });
+                    }
+                }
                 if self.residual_every > 0
                     && log.losses.len().is_multiple_of(self.residual_every)
                     && let Some(residual) = model.adapter.current_residual()
@@ -315,6 +327,17 @@ impl Trainer<'_> {
             Some(what) => Err(self.unsound(task, n_steps, what)),
             None => Ok((model, log)),
         }
+    }
+
+    /// The loss of a batch, or of as much of it as is computed at once, after its step.
+    fn loss_after(&self, model: &Model, batch: &Batch, task_labels: &[usize]) -> f64 {
+        let rows = self.split.first_piece(batch.labels.len());
+        let (loss, _) = self.loss_of(model, &self.device, batch, rows, task_labels);
+        let loss = match self.method.penalty(model) {
+            None => loss,
+            Some(penalty) => loss + penalty,
+        };
+        f64::from(loss.into_scalar::<f32>())
     }
 
     /// Classes that the loss of a step compares.

@@ -16,7 +16,7 @@ use sdlora_train::{
     Event, Finished, FirstTask, HeadConfig, MixConfig, Observer, OptimizerConfig, Plan, RunConfig,
     Schedule, Start, TrainError, checkpoint,
 };
-use toy::{Bench, bits, copy_folder};
+use toy::{Bench, bits, copy_folder, optimizer};
 
 /// Methods whose runs must continue to the same bits, with the classifier they are run with.
 const RESUMED: &[(&str, &str)] = &[
@@ -505,6 +505,42 @@ fn an_explosion_in_the_last_step_of_a_task_is_no_success() {
 }
 
 #[test]
+fn a_task_of_one_step_that_explodes_is_no_success() {
+    let bench = Bench::new();
+    for method in [
+        "name = \"sdlora\"\nrank = 4",
+        "name = \"lora\"\nrank = 4",
+        "name = \"finetune\"",
+        "name = \"linear\"",
+        "name = \"l2p\"",
+    ] {
+        for (rule, lr) in [("sgd", 1e4), ("sgd", 1e6), ("adam", 1e2), ("adam", 1e6)] {
+            let hot = plan(&bench, method, |config| {
+                config.n_epochs = 1;
+                config.batch_size = 100;
+                config.optimizer = optimizer(rule, lr, 0.0);
+            });
+            let folder = format!("{}-{rule}-{lr}", folder_of(method));
+            let what = format!("{method}, {rule}, {lr}");
+            let error = bench.run(&folder, &hot, Start::Fresh).map(drop);
+            let error = error.expect_err(&what);
+            let text = error.to_string();
+            assert!(text.contains("optimizer.lr"), "{what}: {text}");
+            assert!(
+                matches!(
+                    error,
+                    TrainError::LostAtEnd { task_idx: 0, .. }
+                        | TrainError::Unsound { task_idx: 0, .. }
+                ),
+                "{what}: {text}"
+            );
+            let checkpoints = bench.path(&folder).join("checkpoints");
+            assert!(checkpoint::names(&checkpoints).is_empty(), "{what}");
+        }
+    }
+}
+
+#[test]
 fn a_rate_a_million_times_too_large_is_no_success() {
     let bench = Bench::new();
     for method in [
@@ -528,6 +564,7 @@ fn a_rate_a_million_times_too_large_is_no_success() {
                 matches!(
                     error,
                     TrainError::Lost { task_idx: 0, .. }
+                        | TrainError::LostAtEnd { task_idx: 0, .. }
                         | TrainError::Diverged { task_idx: 0, .. }
                         | TrainError::Unsound { task_idx: 0, .. }
                 ),
