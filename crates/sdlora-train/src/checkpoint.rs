@@ -102,9 +102,7 @@ pub fn save<S: Serialize>(
         version: VERSION,
         state,
     };
-    let json = serde_json::to_value(&state)
-        .and_then(|tree| serde_json::to_vec(&with_floats_as_text(tree)))
-        .map_err(|e| unwritable("state", e.to_string()))?;
+    let json = serde_json::to_vec(&state).map_err(|e| unwritable("state", e.to_string()))?;
     new.write(STATE, &json)?;
     new.seal()?;
     new.finish()?;
@@ -186,19 +184,10 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
     })
 }
 
-/// Starts the text of a float in the state.
+/// Starts the text that was a float in the states of earlier versions, whose reader was off by one bit for some.
 const FLOAT: &str = "f64:";
 
-/// The tree with every float as text. The reader of serde_json is off by one bit for some floats,
-/// and the log of a resumed run has to be that of an unbroken one.
-fn with_floats_as_text(tree: Value) -> Value {
-    map_leaves(tree, &|leaf| match leaf {
-        Value::Number(number) if number.is_f64() => Value::String(format!("{FLOAT}{number}")),
-        other => other,
-    })
-}
-
-/// Undoes [`with_floats_as_text`]; a float that is a number stays one.
+/// The tree with such texts as numbers; a float that is a number stays one.
 fn with_text_as_floats(tree: Value) -> Value {
     map_leaves(tree, &|leaf| {
         let number = leaf
@@ -368,7 +357,7 @@ mod tests {
     #[test]
     fn every_bit_of_a_float_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        // The first is read as its neighbour by serde_json alone.
+        // The first is read as its neighbour by serde_json without `float_roundtrip`.
         let floats = [
             f64::from_bits(4607409307963621376),
             14.0 / 15.0,
@@ -387,9 +376,31 @@ mod tests {
             &state,
         )
         .unwrap();
+        let json = fs::read_to_string(path.join(STATE)).unwrap();
+        assert!(json.contains("0.1,1e-300,-2.0,3e38"), "{json}");
         let back = load::<([f64; 6], String, u64)>(&path).unwrap().state;
         assert_eq!(back.0.map(f64::to_bits), floats.map(f64::to_bits));
         assert_eq!((back.1, back.2), (state.1, state.2));
+    }
+
+    #[test]
+    fn floats_that_an_earlier_version_kept_as_text_are_read_to_the_last_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut new = NewFolder::named(&folder.path().join("task-000-trained")).unwrap();
+        new.write(MODEL, &head(1).into_record().into_bytes().unwrap())
+            .unwrap();
+        let (odd, whole) = (f64::from_bits(4607409307963621376), -2.0f64);
+        let state = format!(
+            r#"{{"version":3,"state":[["f64:{odd}","f64:{whole:?}","f64:3e38"],"f64 is no float",7,0.5]}}"#
+        );
+        new.write(STATE, state.as_bytes()).unwrap();
+        new.seal().unwrap();
+        new.finish().unwrap();
+        let path = folder.path().join("task-000-trained");
+        let ([a, b, c], text, n, half) = load::<([f64; 3], String, u64, f64)>(&path).unwrap().state;
+        assert_eq!(a.to_bits(), odd.to_bits());
+        assert_eq!((b, c, half), (whole, 3e38, 0.5));
+        assert_eq!((text.as_str(), n), ("f64 is no float", 7));
     }
 
     #[test]
