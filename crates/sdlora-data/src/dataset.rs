@@ -91,6 +91,13 @@ pub trait Dataset: Send + Sync {
         Content::Unknown
     }
 
+    /// Reads the file of sample `idx` of a half as it is stored, of which [`content`](Self::content) gives the size.
+    ///
+    /// Nothing where samples are no files of their own, or are in memory. An error when the file cannot be read.
+    fn stored(&self, _split: Split, _idx: SampleIdx) -> Option<Result<Vec<u8>, DataError>> {
+        None
+    }
+
     /// What was left out when opening, or differs from the original: one sentence each, for the user.
     fn notes(&self) -> &[String] {
         &[]

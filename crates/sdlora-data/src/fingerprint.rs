@@ -1,15 +1,20 @@
-//! What tells a data set from what it was before: names, sizes and order of what was listed.
+//! What tells a data set from what it was before: names, sizes, order and content of what was listed.
 //!
 //! A run keeps it, so that one that continues notices an image that came or went, a class that has another name, and
-//! pixels that changed where they are in memory anyway. No image file is read for it: a file whose bytes change and
-//! whose size does not stays unnoticed.
+//! pixels that changed. Image files are read for it, all of them up to [`READ_WHOLE`] bytes together. Of more than that
+//! it is every n-th file of every class, so that about as many bytes are read; an edit of one of the others that keeps
+//! its size stays unnoticed.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{Content, Dataset};
+use crate::dataset::{Content, Dataset, SampleIdx};
 use crate::hex::hex;
 use crate::split::Split;
+
+/// Bytes of image files that are read as a whole: seconds on a slow disk, and most folders of one's own.
+const READ_WHOLE: u64 = 1 << 30;
 
 /// The fingerprint of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +47,18 @@ pub struct HalfPrint {
     pub n_bytes: u64,
     /// Digest of their names, domains and what is known of their content, in their order.
     pub digest: String,
+    /// What is in their files; absent where they are no files, and in fingerprints of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesPrint>,
+}
+
+/// The content of image files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesPrint {
+    /// How many of them were read, of equally many each the first.
+    pub n_read: usize,
+    /// Digest of their bytes, in their order.
+    pub digest: String,
 }
 
 /// How a data set differs from what it was.
@@ -54,8 +71,13 @@ pub struct Change {
 }
 
 impl Fingerprint {
-    /// That of an opened data set.
+    /// That of an opened data set. Files that cannot be read count as such: what needs them will say so.
     pub fn of(dataset: &dyn Dataset) -> Self {
+        Self::reading(dataset, READ_WHOLE)
+    }
+
+    /// With another limit of bytes that are read as a whole.
+    fn reading(dataset: &dyn Dataset, read_whole: u64) -> Self {
         let names = dataset.class_names();
         let mut halves: Vec<[Half; 2]> = names.iter().map(|_| Default::default()).collect();
         let mut order = [Sha256::new(), Sha256::new()];
@@ -69,6 +91,9 @@ impl Fingerprint {
                     class[half].add(&sample.name, domain, dataset.content(split, idx));
                 }
             }
+        }
+        for (half, class, digest) in file_digests(dataset, &halves, read_whole) {
+            halves[class][half].add_file(digest);
         }
         let mut groups = Sha256::new();
         for group in dataset.groups() {
@@ -167,11 +192,18 @@ impl HalfPrint {
             let (before, now) = (self.n_images, now.n_images);
             return Some(format!("had {before} {half} images and has {now} now"));
         }
-        (self != now).then(|| {
-            format!(
+        if (&self.digest, self.n_bytes) != (&now.digest, now.n_bytes) {
+            return Some(format!(
                 "has other {half} images: of another name or size, or with other pixels ({} images of {} bytes \
                  together then, {} bytes now)",
                 now.n_images, self.n_bytes, now.n_bytes
+            ));
+        }
+        let (before, now) = self.files.as_ref().zip(now.files.as_ref())?;
+        // Another version may read others of them.
+        (before.n_read == now.n_read && before.digest != now.digest).then(|| {
+            format!(
+                "has other {half} images: files of the same names and sizes, with other content"
             )
         })
     }
@@ -182,7 +214,40 @@ impl HalfPrint {
 struct Half {
     n_images: usize,
     n_bytes: u64,
+    n_file_bytes: u64,
     digest: Sha256,
+    n_read: usize,
+    files: Sha256,
+}
+
+/// Half, class and digest of every file that is read, in the order of the samples; no digest of one that cannot be.
+fn file_digests(
+    dataset: &dyn Dataset,
+    halves: &[[Half; 2]],
+    read_whole: u64,
+) -> Vec<(usize, usize, Option<[u8; 32]>)> {
+    let sizes = halves.iter().flatten().map(|half| half.n_file_bytes);
+    let every = sizes.sum::<u64>().div_ceil(read_whole.max(1)).max(1);
+    let mut read: Vec<(usize, usize, Split, SampleIdx)> = Vec::new();
+    for (half, split) in [Split::Train, Split::Test].into_iter().enumerate() {
+        let mut n_before = vec![0u64; halves.len()];
+        for (idx, sample) in dataset.samples(split).iter().enumerate() {
+            let is_file = matches!(dataset.content(split, idx), Content::Size(_));
+            if let Some(n) = n_before.get_mut(sample.class_id).filter(|_| is_file) {
+                if n.is_multiple_of(every) {
+                    read.push((half, sample.class_id, split, idx));
+                }
+                *n += 1;
+            }
+        }
+    }
+    read.par_iter()
+        .filter_map(|&(half, class, split, idx)| {
+            let bytes = dataset.stored(split, idx)?;
+            let digest = bytes.ok().map(|bytes| Sha256::digest(bytes).into());
+            Some((half, class, digest))
+        })
+        .collect()
 }
 
 impl Half {
@@ -195,6 +260,7 @@ impl Half {
             Content::Unknown => self.digest.update([0]),
             Content::Size(size) => {
                 self.n_bytes += size;
+                self.n_file_bytes += size;
                 self.digest.update([1]);
                 self.digest.update(size.to_le_bytes());
             }
@@ -207,11 +273,23 @@ impl Half {
         }
     }
 
+    fn add_file(&mut self, digest: Option<[u8; 32]>) {
+        self.n_read += 1;
+        // Of equal length, and an unreadable one is told from every other.
+        self.files.update([u8::from(digest.is_some())]);
+        self.files.update(digest.unwrap_or_default());
+    }
+
     fn finish(self) -> HalfPrint {
+        let files = (self.n_read > 0).then(|| FilesPrint {
+            n_read: self.n_read,
+            digest: hexadecimal(self.files),
+        });
         HalfPrint {
             n_images: self.n_images,
             n_bytes: self.n_bytes,
             digest: hexadecimal(self.digest),
+            files,
         }
     }
 }
@@ -310,6 +388,73 @@ mod tests {
             exchanged.text,
             "class `dog` was number 2 and is number 1 now"
         );
+    }
+
+    #[test]
+    fn a_file_that_changes_and_keeps_its_size_is_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        folder(root.path());
+        let before = of(root.path());
+        let path = root.path().join("own/test/dog/1.png");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[50] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let change = before.change(&of(root.path())).unwrap();
+        assert!(change.keeps_labels);
+        assert_eq!(
+            change.text,
+            "class `dog` has other test images: files of the same names and sizes, with other content"
+        );
+        // What a version kept that read no file is compared as far as it goes.
+        let mut earlier = before.clone();
+        for class in &mut earlier.classes {
+            (class.train.files, class.test.files) = (None, None);
+        }
+        let text = toml::to_string(&earlier).unwrap();
+        assert!(!text.contains("files"), "{text}");
+        let earlier: Fingerprint = toml::from_str(&text).unwrap();
+        assert_eq!(earlier.change(&of(root.path())), None);
+    }
+
+    #[test]
+    fn of_many_bytes_every_nth_file_of_every_class_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        folder(root.path());
+        let options = Options::none().with("root", "own");
+        let of = || {
+            let dataset = datasets::open("folder", root.path(), &options).unwrap();
+            // Twelve files of one size: half of their bytes.
+            let n_bytes = std::fs::metadata(root.path().join("own/train/cat/0.png"));
+            Fingerprint::reading(dataset.as_ref(), 6 * n_bytes.unwrap().len())
+        };
+        let before = of();
+        for class in &before.classes {
+            let n_read =
+                [&class.train, &class.test].map(|half| half.files.as_ref().unwrap().n_read);
+            assert_eq!(n_read, [2, 2], "the first and the third");
+        }
+        for (name, is_noticed) in [("0", true), ("1", false), ("2", true)] {
+            let path = root.path().join(format!("own/train/cat/{name}.png"));
+            let whole = std::fs::read(&path).unwrap();
+            let mut bytes = whole.clone();
+            bytes[50] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(before.change(&of()).is_some(), is_noticed, "{name}");
+            std::fs::write(&path, &whole).unwrap();
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_from_one_that_can() {
+        let root = tempfile::tempdir().unwrap();
+        folder(root.path());
+        let options = Options::none().with("root", "own");
+        let dataset = datasets::open("folder", root.path(), &options).unwrap();
+        let before = Fingerprint::of(dataset.as_ref());
+        std::fs::remove_file(root.path().join("own/train/cat/0.png")).unwrap();
+        let change = before.change(&Fingerprint::of(dataset.as_ref())).unwrap();
+        assert!(change.text.contains("class `cat`"), "{change:?}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub use datasets::{DATASETS, DatasetEntry};
 pub use epoch::{Batches, HostBatches};
 pub use error::DataError;
 pub use files::{open_image, read_file};
-pub use fingerprint::{Change, ClassPrint, Fingerprint, HalfPrint};
+pub use fingerprint::{Change, ClassPrint, FilesPrint, Fingerprint, HalfPrint};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Access, FetchTerms, Manifest, ManifestFile, ManifestSet};
 pub use plan::EpochPlan;

@@ -42,6 +42,8 @@ struct BackboneFingerprint {
 pub(crate) enum Compared {
     /// Nothing changed.
     Same,
+    /// Nothing changed as far as the run says, which is of a version that looked at less.
+    SameSoFar,
     /// The run is of a version that kept no fingerprint.
     Unknown,
     /// The data set changed.
@@ -101,7 +103,7 @@ impl Fingerprint {
     /// Checks that data and backbone are those of the run in a folder, as far as it says.
     pub(crate) fn check(&self, folder: &Path) -> Result<(), TrainError> {
         match self.compare(folder)? {
-            Compared::Same | Compared::Unknown => Ok(()),
+            Compared::Same | Compared::SameSoFar | Compared::Unknown => Ok(()),
             Compared::OtherData(change) => Err(TrainError::data_changed(folder, change)),
             Compared::OtherWeights(difference) => Err(TrainError::WeightsChanged {
                 path: folder.into(),
@@ -126,7 +128,8 @@ impl Fingerprint {
             }
         }
         match self.data.change(&now.data) {
-            None => Compared::Same,
+            None if self.data == now.data => Compared::Same,
+            None => Compared::SameSoFar,
             Some(change) => Compared::OtherData(change),
         }
     }

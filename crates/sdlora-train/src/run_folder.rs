@@ -70,8 +70,13 @@ impl RunFolder {
                 folder.check_fingerprint(fingerprint, start, notices)?;
             }
         }
-        files::clean(path);
-        checkpoint::clean(&folder.checkpoints());
+        let checkpoints = checkpoint::clean(&folder.checkpoints());
+        for back in files::clean(path).iter().chain(&checkpoints) {
+            notices.push(format!(
+                "a process that was killed had moved {} aside: it is back",
+                back.display()
+            ));
+        }
         Ok(folder)
     }
 

@@ -191,6 +191,52 @@ fn other_images_are_noticed_and_accepted_only_when_asked() {
 }
 
 #[test]
+fn an_image_that_changes_and_keeps_its_size_is_noticed() {
+    let bench = Bench::new();
+    let root = bench.path("images");
+    images(&root, 6);
+    // Without compression, so that other pixels are as many bytes.
+    let changed = root.join("train/class 2/0.ppm");
+    let pixels = |value: u8| [b"P6\n14 14\n255\n".to_vec(), vec![value; 14 * 14 * 3]].concat();
+    fs::remove_file(changed.with_extension("png")).unwrap();
+    fs::write(&changed, pixels(7)).unwrap();
+    let plan = on_images(&bench, SDLORA);
+    stopped(&bench, "run", &plan);
+
+    fs::write(&changed, pixels(8)).unwrap();
+    let error = go(&bench, "run", &plan, Start::Resume, &mut Silent).unwrap_err();
+    assert!(matches!(error, TrainError::DataChanged { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("`class 2`") && text.contains("with other content"),
+        "{text}"
+    );
+    copy_folder(&bench.path("run"), &bench.path("accepted"));
+    let accepted = Start::ResumeOnChangedData;
+    go(&bench, "accepted", &plan, accepted, &mut Silent).unwrap();
+
+    // A run of a version that read no file goes on, and notices from then on.
+    let file = bench.path("run").join("fingerprint.json");
+    let mut earlier: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for class in earlier["data"]["classes"].as_array_mut().unwrap() {
+        for half in ["train", "test"] {
+            assert!(
+                class[half]
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("files")
+                    .is_some()
+            );
+        }
+    }
+    fs::write(&file, serde_json::to_vec(&earlier).unwrap()).unwrap();
+    go(&bench, "run", &plan, Start::Resume, &mut Silent).unwrap();
+    fs::write(&changed, pixels(9)).unwrap();
+    let error = go(&bench, "run", &plan, Start::Resume, &mut Silent).unwrap_err();
+    assert!(matches!(error, TrainError::DataChanged { .. }), "{error}");
+}
+
+#[test]
 fn one_bit_of_the_backbone_is_noticed_and_never_accepted() {
     let bench = Bench::new();
     images(&bench.path("images"), 6);

@@ -372,6 +372,11 @@ impl Dataset for ListedImages {
         })
     }
 
+    fn stored(&self, split: Split, idx: SampleIdx) -> Option<Result<Vec<u8>, DataError>> {
+        let file_idx = *self.halves[half_idx(split)].file_idx.get(idx)?;
+        Some(self.files.read(file_idx))
+    }
+
     fn notes(&self) -> &[String] {
         &self.notes
     }
