@@ -83,6 +83,40 @@ fn runs_at_the_same_time_give_the_table_of_runs_one_after_another() {
 }
 
 #[test]
+fn what_a_data_set_leaves_out_is_said_once() {
+    let home = tempfile::tempdir().unwrap();
+    for class in ["dark", "bright"] {
+        let folder = home.path().join("mine").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for i in 0..5u8 {
+            let pixels = vec![i * 20 + class.len() as u8; 28 * 28 * 3];
+            let png = sdlora_data::encode_png(28, 28, &pixels).unwrap();
+            fs::write(folder.join(format!("{i}.png")), png).unwrap();
+        }
+    }
+    fs::write(home.path().join("mine/dark/1.HEIC"), "x").unwrap();
+    let root = format!(
+        "dataset_options={{ root = {:?} }}",
+        home.path().join("mine")
+    );
+    let mut more = vec!["--only", "ncm", "--floor"];
+    for set in ["dataset=folder", &root, "stream={ split = \"joint\" }"] {
+        more.extend(["--set", set]);
+    }
+    // Two runs, and twice the pixels themselves.
+    let found = compare(home.path(), "0.1", &more);
+    let said = err(&found);
+    assert!(found.status.success(), "{said}");
+    let note = "note: left out 1 image in a format that is not read";
+    assert_eq!(
+        said.matches("note: left out 1 image").count(),
+        1,
+        "{note}: {said}"
+    );
+    assert!(said.contains(".heic"), "{said}");
+}
+
+#[test]
 fn a_run_that_fails_is_named_and_the_others_stand() {
     let home = tempfile::tempdir().unwrap();
     let found = compare(home.path(), "1e38", &["--jobs", "2"]);

@@ -7,6 +7,7 @@ use sdlora_metrics::AccuracyMatrix;
 use crate::config::Plan;
 use crate::error::TrainError;
 use crate::features::unit;
+use crate::observer::{Event, Observer};
 use crate::run_data::RunData;
 
 /// Accuracy after every task when an image is given the class whose mean is nearest by cosine, both
@@ -14,14 +15,21 @@ use crate::run_data::RunData;
 ///
 /// The same rule as [`ClassMeans`](crate::ClassMeans), so that the distance to the method `ncm` is
 /// what the backbone adds. Method, head, optimiser and backbone of the plan are not looked at, and
-/// no weights are needed. Accuracies are fractions over the images of each task.
+/// no weights are needed; `observer` is told what the data set has to say. Accuracies are fractions over the images of each task.
 ///
 /// # Errors
 ///
 /// Those of the data set, the stream and its images, and [`TrainError::Setting`] for a stream with
 /// classes that come again.
-pub fn pixel_floor(plan: &Plan, data_dir: &Path) -> Result<AccuracyMatrix, TrainError> {
+pub fn pixel_floor(
+    plan: &Plan,
+    data_dir: &Path,
+    observer: &mut dyn Observer,
+) -> Result<AccuracyMatrix, TrainError> {
     let data = RunData::open(plan, data_dir)?;
+    for text in data.dataset.notes() {
+        observer.event(&Event::Notice { text });
+    }
     if data.has_repeats() {
         return Err(TrainError::setting(
             "stream",

@@ -10,7 +10,7 @@ mod toy;
 use std::sync::Arc;
 
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskStream, datasets};
-use sdlora_train::{ClassMeans, FeatureTable, MeanOf, accuracy, pixel_floor};
+use sdlora_train::{ClassMeans, FeatureTable, MeanOf, Silent, accuracy, pixel_floor};
 use toy::{Bench, data_dir};
 
 #[test]
@@ -60,7 +60,7 @@ fn the_floor_is_the_nearest_class_mean_of_pixels_among_the_classes_seen() {
                 .collect::<Vec<_>>(),
         );
     }
-    let matrix = pixel_floor(&config.check().unwrap(), &data_dir()).unwrap();
+    let matrix = pixel_floor(&config.check().unwrap(), &data_dir(), &mut Silent).unwrap();
     for (after, expected) in expected.iter().enumerate() {
         assert_eq!(matrix.seen(after).unwrap(), expected, "after task {after}");
     }

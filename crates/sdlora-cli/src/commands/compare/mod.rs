@@ -1,7 +1,9 @@
 //! `sdlora compare`: every method of a suite on one stream, over several seeds, as one table.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -10,7 +12,7 @@ use sdlora_metrics::Summary;
 use sdlora_train::checkpoint;
 use sdlora_train::files::write_file;
 use sdlora_train::{
-    PLAN_FILE, Plan, RunConfig, RunLog, Silent, Start, TaskLog, TrainError, pixel_floor,
+    Event, Observer, PLAN_FILE, Plan, RunConfig, RunLog, Start, TaskLog, TrainError, pixel_floor,
 };
 use sha2::{Digest, Sha256};
 
@@ -130,6 +132,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     }
 
     let stop = StopRequest::on_signals()?;
+    let notices = Notices::default();
     let mut text = String::new();
     let mut failed = Vec::new();
     for (base, jobs) in &streams {
@@ -138,9 +141,9 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         }
         let mut rows = Vec::new();
         if args.floor {
-            rows.push(floor(&args, &suite, base)?);
+            rows.push(floor(&args, &suite, base, &notices)?);
         }
-        let found = rows_of(&args, jobs, records.as_ref(), &stop, &mut failed);
+        let found = rows_of(&args, jobs, records.as_ref(), &stop, &notices, &mut failed);
         if stop.is_made() {
             // Tables without the rest would take the place of whole ones.
             return Err(Stopped(
@@ -191,6 +194,24 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         failed.join("\n")
     ))
     .into())
+}
+
+/// What users should know of the runs, each sentence once: all runs on a data set say the same of it.
+#[derive(Debug, Default)]
+struct Notices(Mutex<HashSet<String>>);
+
+/// Says the notices of a run, and nothing else.
+struct Said<'a>(&'a Notices);
+
+impl Observer for Said<'_> {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Notice { text } = event {
+            let mut said = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if said.insert((*text).to_owned()) {
+                note!("note: {}", shown(text));
+            }
+        }
+    }
 }
 
 /// Runs that failed, a line each.
@@ -316,6 +337,7 @@ fn rows_of(
     jobs: &[Job],
     records: Option<&Records>,
     stop: &StopRequest,
+    notices: &Notices,
     failed: &mut Vec<String>,
 ) -> Vec<Row> {
     let made = in_parallel(args.jobs, jobs, |job| {
@@ -323,7 +345,7 @@ fn rows_of(
             return Ok(None);
         }
         let key = &job.key;
-        let record = record_of(args, job, records, stop).or_else(|e| {
+        let record = record_of(args, job, records, stop, notices).or_else(|e| {
             if matches!(e.downcast_ref(), Some(TrainError::Stopped { .. })) {
                 return Ok(None);
             }
@@ -365,6 +387,7 @@ fn record_of(
     job: &Job,
     records: Option<&Records>,
     stop: &StopRequest,
+    notices: &Notices,
 ) -> anyhow::Result<Option<Record>> {
     if let Some(record) = records.and_then(|records| records.get(&job.key, &job.recipe)) {
         return Ok(Some(record));
@@ -372,7 +395,7 @@ fn record_of(
     if args.finished && !job.folder.join(results::METRICS_FILE).exists() {
         return Ok(None);
     }
-    let record = Record::of(&job.key, &job.recipe, &finished(args, job, stop)?);
+    let record = Record::of(&job.key, &job.recipe, &finished(args, job, stop, notices)?);
     if let Some(records) = records {
         records.put(record.clone())?;
     }
@@ -380,7 +403,12 @@ fn record_of(
 }
 
 /// What a run leaves that is made, continued, or already finished in its folder.
-fn finished(args: &Args, job: &Job, stop: &StopRequest) -> anyhow::Result<Metrics> {
+fn finished(
+    args: &Args,
+    job: &Job,
+    stop: &StopRequest,
+    notices: &Notices,
+) -> anyhow::Result<Metrics> {
     if job.folder.join(results::METRICS_FILE).exists() {
         // A finished run of other settings would stand in the table under a label it is not.
         sdlora_train::check_plan(&job.folder, &job.plan).with_context(|| {
@@ -396,8 +424,8 @@ fn finished(args: &Args, job: &Job, stop: &StopRequest) -> anyhow::Result<Metric
         };
         let devices = Devices::open(std::slice::from_ref(&args.common.device))?;
         let data_dir = &args.common.data_dir;
-        let mut silent = Silent;
-        let mut observer = Stoppable::new(stop, &mut silent);
+        let mut said = Said(notices);
+        let mut observer = Stoppable::new(stop, &mut said);
         // Held until the folder is as it stays.
         let _finished = execute(
             &job.plan,
@@ -476,7 +504,7 @@ fn seconds_of(log: &RunLog) -> f64 {
 const FLOOR: &str = "pixels, nearest class mean";
 
 /// The row that shows what images give away without any backbone; kept in no run folder.
-fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
+fn floor(args: &Args, suite: &Suite, base: &Preset, notices: &Notices) -> anyhow::Result<Row> {
     let mut row = Row::new(FLOOR);
     for &seed in &args.seeds {
         let settings = settings(args, suite, &[], seed);
@@ -485,7 +513,8 @@ fn floor(args: &Args, suite: &Suite, base: &Preset) -> anyhow::Result<Row> {
             .context("the floor")?;
         order_classes(&mut config, seed);
         let start = Instant::now();
-        let matrix = pixel_floor(&config.check()?, &args.common.data_dir)
+        let plan = config.check()?;
+        let matrix = pixel_floor(&plan, &args.common.data_dir, &mut Said(notices))
             .with_context(|| format!("the floor, seed {seed}"))?;
         let summary = Summary::of(&matrix);
         let seconds = start.elapsed().as_secs_f64();
