@@ -186,15 +186,21 @@ fn the_test_kit_is_linked_by_tests_only() {
     }
 }
 
-/// What opens a file for writing, makes a folder by its own name, or renames.
-const WRITES: [&str; 7] = [
+/// What opens a file for writing, makes a folder, renames or removes.
+const WRITES: [&str; 13] = [
     "fs::write(",
+    "fs::copy(",
     "File::create(",
+    "File::options(",
     "OpenOptions::new(",
     "fs::rename(",
-    "fs::create_dir(",
+    "fs::create_dir",
+    "fs::remove_",
+    "file.set_len(",
     ".persist(",
     "tempfile_in(",
+    "tempdir_in(",
+    "tempdir(",
 ];
 
 #[test]

@@ -145,3 +145,108 @@ fn head(plan: &Plan, log: &RunLog) -> String {
         grouped(kept.total)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_testkit::test_device;
+    use sdlora_train::files::faults::{self, Kind};
+    use sdlora_train::files::sums::Sums;
+    use sdlora_train::{RunConfig, Silent, Start};
+
+    /// The files of a run folder but for its checkpoints, by their path.
+    fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for part in ["", "model"] {
+            for entry in std::fs::read_dir(folder.join(part)).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_file() {
+                    let name = path
+                        .strip_prefix(folder)
+                        .unwrap()
+                        .to_string_lossy()
+                        .into_owned();
+                    found.insert(name, std::fs::read(&path).unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn whichever_operation_fails_or_is_the_last_every_result_is_the_old_or_the_new_one() {
+        let text = include_str!("../presets/omniglot-10x20.toml");
+        let mut config: toml::Table = text.parse().unwrap();
+        for setting in [
+            "method = { name = \"ncm\" }",
+            "stream = { n_tasks = 2, split = { increment = { init_cls = 3, increment = 3 } } }",
+        ] {
+            config.extend(setting.parse::<toml::Table>().unwrap());
+        }
+        let plan = RunConfig::parse(&config.to_string())
+            .unwrap()
+            .check()
+            .unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("run");
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+        let device = test_device();
+        let start = Start::Fresh;
+        let finished =
+            sdlora_train::run(&plan, &data, &device, &folder, start, &mut Silent).unwrap();
+
+        // Two results that differ in the name of the device.
+        write(&folder, &plan, &finished, "new").unwrap();
+        let new = files(&folder);
+        write(&folder, &plan, &finished, "old").unwrap();
+        let old = files(&folder);
+        assert_eq!(
+            old.keys().collect::<Vec<_>>(),
+            new.keys().collect::<Vec<_>>()
+        );
+        assert!(
+            ["metrics.json", "report.html"]
+                .iter()
+                .all(|name| old[*name] != new[*name])
+        );
+        for exchanges in [true, false] {
+            faults::set_exchange(exchanges);
+            for kind in [Kind::Error, Kind::Kill] {
+                for n in 1.. {
+                    faults::arm(n, kind);
+                    let written = write(&folder, &plan, &finished, "new");
+                    let happened = faults::disarm();
+                    let what = format!("{exchanges} {kind:?} {n}: {written:?}");
+                    // What the next start does.
+                    sdlora_train::files::clean(&folder);
+                    let found = files(&folder);
+                    assert_eq!(
+                        found.keys().collect::<Vec<_>>(),
+                        old.keys().collect::<Vec<_>>(),
+                        "{what}"
+                    );
+                    for (name, bytes) in &found {
+                        let is_new = *bytes == new[name];
+                        assert!(
+                            is_new || (written.is_err() && *bytes == old[name]),
+                            "{what}: {name}"
+                        );
+                    }
+                    // It comes last, so that where it is new the rest is.
+                    assert_eq!(
+                        found[METRICS_FILE] == new[METRICS_FILE],
+                        written.is_ok(),
+                        "{what}"
+                    );
+                    Sums::read(&folder.join("model")).unwrap().unwrap();
+                    write(&folder, &plan, &finished, "old").unwrap();
+                    if !happened {
+                        assert!(n > 20, "{n}");
+                        break;
+                    }
+                }
+            }
+        }
+        faults::set_exchange(true);
+    }
+}

@@ -1,10 +1,9 @@
 //! `log.jsonl`: one line per event of a run.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sdlora_train::files::Appended;
 use sdlora_train::{Event, Observer};
 use serde_json::{Value, json};
 
@@ -15,7 +14,10 @@ use serde_json::{Value, json};
 /// these steps are made again: every step stands once.
 pub struct RunLogger<'a> {
     path: PathBuf,
-    file: Option<BufWriter<File>>,
+    file: Option<Appended>,
+    /// Whether the log is that of a run which goes on, and was this long when it was left: what follows is cut
+    /// before anything is added.
+    uncut: Option<Option<u64>>,
     flushed: Instant,
     next: &'a mut dyn Observer,
 }
@@ -29,23 +31,31 @@ impl<'a> RunLogger<'a> {
         Self {
             path: folder.join("log.jsonl"),
             file: None,
+            uncut: None,
             flushed: Instant::now(),
             next,
         }
     }
 
-    fn write(&mut self, line: &Value, flush: bool) {
-        // The log is for reading; a full disk stops the run where it matters, at the checkpoint.
+    /// The open file. The log is for reading: where it cannot be opened, the next line tries again, and a full disk
+    /// stops the run where it matters, at the checkpoint.
+    fn open(&mut self) -> Option<&mut Appended> {
         if self.file.is_none() {
-            let opened = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&self.path);
-            self.file = opened.ok().map(BufWriter::new);
+            let mut file = Appended::open(&self.path).ok()?;
+            if let Some(length) = self.uncut {
+                cut(&mut file, length).ok()?;
+                self.uncut = None;
+            }
+            self.file = Some(file);
         }
-        if let Some(file) = &mut self.file {
-            let _ = writeln!(file, "{line}");
-            if flush || self.flushed.elapsed() > FLUSH_EVERY {
+        self.file.as_mut()
+    }
+
+    fn write(&mut self, line: &Value, flush: bool) {
+        let is_due = flush || self.flushed.elapsed() > FLUSH_EVERY;
+        if let Some(file) = self.open() {
+            file.add(format!("{line}\n").as_bytes());
+            if is_due {
                 let _ = file.flush();
                 self.flushed = Instant::now();
             }
@@ -53,19 +63,26 @@ impl<'a> RunLogger<'a> {
     }
 }
 
-/// Cuts a log to a length, and back to the end of its last whole line. Like every write here it stops no run.
-fn cut(path: &Path, length: Option<u64>) {
-    let Ok(bytes) = fs::read(path) else { return };
+impl Drop for RunLogger<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = &mut self.file {
+            let _ = file.flush();
+        }
+    }
+}
+
+/// Cuts a log to a length, and back to the end of its last whole line.
+fn cut(file: &mut Appended, length: Option<u64>) -> std::io::Result<()> {
+    let bytes = file.read_from(0)?;
     let kept = length.map_or(bytes.len(), |length| {
         usize::try_from(length).unwrap_or(usize::MAX)
     });
     let kept = &bytes[..kept.min(bytes.len())];
     let end = kept.iter().rposition(|&byte| byte == b'\n');
     let end = end.map_or(0, |newline| newline + 1);
-    if end < bytes.len()
-        && let Ok(file) = OpenOptions::new().write(true).open(path)
-    {
-        let _ = file.set_len(end as u64);
+    match end < bytes.len() {
+        true => file.cut(end as u64),
+        false => Ok(()),
     }
 }
 
@@ -84,7 +101,7 @@ impl Observer for RunLogger<'_> {
                 n_steps,
                 mark,
             } => {
-                cut(&self.path, *mark);
+                (self.file, self.uncut) = (None, Some(*mark));
                 self.write(
                     &json!({"event": "resumed", "checkpoint": path.map(name_of), "task": task_idx,
                         "steps": n_steps}),
@@ -155,10 +172,15 @@ impl Observer for RunLogger<'_> {
     }
 
     fn mark(&mut self) -> Option<u64> {
-        let file = self.file.as_mut()?;
-        file.flush().ok()?;
-        file.get_ref().sync_data().ok()?;
-        Some(file.get_ref().metadata().ok()?.len())
+        let uncut = self.uncut.flatten();
+        match self.open() {
+            Some(file) => {
+                // Where this fails, what was told is not durable; the length is right all the same.
+                let _ = file.flush().and_then(|()| file.sync());
+                file.end().ok()
+            }
+            None => uncut.or_else(|| Some(self.path.metadata().map_or(0, |found| found.len()))),
+        }
     }
 
     fn wants_stop(&self) -> bool {
@@ -170,6 +192,8 @@ impl Observer for RunLogger<'_> {
 mod tests {
     use super::*;
     use sdlora_train::Silent;
+    use sdlora_train::files::faults::{self, Kind};
+    use std::fs;
 
     fn step(step: usize) -> Event<'static> {
         Event::Step {
@@ -229,6 +253,44 @@ mod tests {
             }
             drop(log);
             assert_eq!(steps(folder.path()), [0, 1, 2, 3], "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn whichever_operation_fails_or_is_the_last_every_line_is_whole_and_no_step_stands_twice() {
+        let mut silent = Silent;
+        for kind in [Kind::Error, Kind::Kill] {
+            for n in 1.. {
+                let folder = tempfile::tempdir().unwrap();
+                let mut log = RunLogger::new(folder.path(), &mut silent);
+                log.event(&step(0));
+                let mark = log.mark();
+                drop(log);
+                faults::arm(n, kind);
+                let mut log = RunLogger::new(folder.path(), &mut silent);
+                log.event(&resumed(mark));
+                log.event(&step(1));
+                let second = log.mark();
+                log.event(&step(2));
+                drop(log);
+                let happened = faults::disarm();
+                // A process that is killed there writes no second checkpoint, and the run goes on from the first.
+                let (mark, next) = match happened && kind == Kind::Kill {
+                    true => (mark, 1),
+                    false => (second, 2),
+                };
+                let mut log = RunLogger::new(folder.path(), &mut silent);
+                log.event(&resumed(mark));
+                for i in next..4 {
+                    log.event(&step(i));
+                }
+                drop(log);
+                assert_eq!(steps(folder.path()), [0, 1, 2, 3], "{kind:?} {n}");
+                if !happened {
+                    assert!(n > 4, "{n}");
+                    break;
+                }
+            }
         }
     }
 

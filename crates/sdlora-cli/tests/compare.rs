@@ -90,7 +90,7 @@ fn what_a_data_set_leaves_out_is_said_once() {
         fs::create_dir_all(&folder).unwrap();
         for i in 0..5u8 {
             let pixels = vec![i * 20 + class.len() as u8; 28 * 28 * 3];
-            let png = sdlora_data::encode_png(28, 28, &pixels).unwrap();
+            let png = sdlora_image::encode_png(28, 28, &pixels).unwrap();
             fs::write(folder.join(format!("{i}.png")), png).unwrap();
         }
     }

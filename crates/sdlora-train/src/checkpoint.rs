@@ -271,9 +271,10 @@ pub fn remove(folder: &Path, names: &[String]) {
     }
 }
 
-/// Removes what a killed run left half written or half removed. Nobody else may be writing there.
-pub(crate) fn clean(folder: &Path) {
-    files::clean(folder);
+/// Removes what a killed run left half written or half removed, and returns what it has put back. Nobody else may be
+/// writing there.
+pub(crate) fn clean(folder: &Path) -> Vec<PathBuf> {
+    let back = files::clean(folder);
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
         let is_ours = name.to_str().is_some_and(|name| {
@@ -285,6 +286,7 @@ pub(crate) fn clean(folder: &Path) {
             let _ = remove_folder(&path);
         }
     }
+    back
 }
 
 #[cfg(test)]

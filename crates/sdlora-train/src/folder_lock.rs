@@ -1,10 +1,11 @@
 //! Who may write into a folder: one process at a time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::TrainError;
+use crate::files;
 
 /// Name of the file that is locked; it stays, because removing it would race with who opens it.
 const FILE: &str = ".lock";
@@ -25,12 +26,7 @@ impl FolderLock {
     /// [`TrainError::Locked`] when somebody holds it, [`TrainError::Io`] when it cannot be written.
     pub fn take(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(FILE);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(TrainError::io("create", &path))?;
+        let file = files::open_lock(&path).map_err(TrainError::io("create", &path))?;
         let is_held = match file.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => {

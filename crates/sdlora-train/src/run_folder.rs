@@ -89,6 +89,7 @@ impl RunFolder {
         let path = self.path();
         match now.compare(path)? {
             Compared::Same => return Ok(()),
+            Compared::SameSoFar => {}
             Compared::Unknown => notices.push(format!(
                 "{} does not say which data and weights it was started with: they are taken as they are, and \
                  kept from now on",

@@ -9,7 +9,6 @@
 
 mod toy;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
@@ -21,7 +20,7 @@ use sdlora_train::{
     AdapterFolder, FeatureTable, FinishedRun, Format, HeadConfig, Start, TensorFile, TrainError,
     export, extract_features, write_model,
 };
-use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PosEmbed, Vit, VitConfig, WeightDtype};
+use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PosEmbed, Vit, VitConfig};
 use toy::{Bench, shape};
 
 const SDLORA: &str = "name = \"sdlora\"\nrank = 4\nvariant = \"paper\"";
@@ -42,12 +41,7 @@ fn with_class_token() -> VitConfig {
 fn finished_on(bench: &Bench, config: VitConfig, method: &str, head: &str) -> PathBuf {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
     let vit = Vit::init(&config, &mut rng, &test_device()).unwrap();
-    vit.save(
-        &bench.path("vit.safetensors"),
-        WeightDtype::F32,
-        &BTreeMap::new(),
-    )
-    .unwrap();
+    toy::save(&vit, &bench.path("vit.safetensors"));
     run(bench, method, head)
 }
 
@@ -398,13 +392,7 @@ fn a_base_that_is_not_the_one_of_the_run_is_refused() {
     let run = open(&finished(&bench, SDLORA, "linear"));
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(99);
     let other = Vit::init(run.vit().config(), &mut rng, &test_device()).unwrap();
-    other
-        .save(
-            &bench.path("vit.safetensors"),
-            WeightDtype::F32,
-            &BTreeMap::new(),
-        )
-        .unwrap();
+    toy::save(&other, &bench.path("vit.safetensors"));
     let error = export(&run, Format::Peft, &bench.path("out"), false).unwrap_err();
     assert!(
         error.to_string().contains("not base plus directions"),

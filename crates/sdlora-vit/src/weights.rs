@@ -1,4 +1,4 @@
-//! Weight files written: safetensors with timm's names and PyTorch's layouts.
+//! The bytes of weight files: safetensors with timm's names and PyTorch's layouts.
 //!
 //! PyTorch keeps a linear weight as `[d_output, d_input]` and the patch projection as a
 //! convolution `[d_model, n_channels, patch, patch]`; both are transposed on the way in and out.
@@ -6,7 +6,6 @@
 //! [`CONFIG_KEY`], so it can be read back without a preset. What is read is in `checkpoint.rs`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -57,18 +56,20 @@ impl Vit {
             .each_weight(&mut |name, slot| see(&name, &slot.get()));
     }
 
-    /// Writes the model as safetensors with timm's names; an existing file is replaced only by a
-    /// whole new one. `metadata` is stored beside the shape of the model.
+    /// The bytes of a safetensors file of the model with timm's names. `metadata` is stored beside the shape of
+    /// the model.
+    ///
+    /// Who writes them takes care that a file is replaced only by a whole new one.
     ///
     /// # Errors
     ///
-    /// [`VitError::Io`] when the file cannot be written.
-    pub fn save(
+    /// [`VitError::Format`] when safetensors cannot express it.
+    pub fn to_bytes(
         &self,
-        path: &Path,
         dtype: WeightDtype,
         metadata: &BTreeMap<String, String>,
-    ) -> Result<(), VitError> {
+    ) -> Result<Vec<u8>, VitError> {
+        let path = Path::new("a new weight file");
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         self.clone().each_weight(&mut |name, slot| {
             let values = slot.get();
@@ -107,12 +108,7 @@ impl Vit {
         header.insert(CONFIG_KEY.into(), shape);
         header.insert("format".into(), "pt".into());
         let bytes = safetensors::serialize(views, Some(header)).map_err(format)?;
-        let bytes = with_sorted_header(bytes);
-        write_atomically(path, &bytes).map_err(|source| VitError::Io {
-            action: "write",
-            path: path.into(),
-            source,
-        })
+        Ok(with_sorted_header(bytes))
     }
 }
 
@@ -138,26 +134,6 @@ pub fn with_sorted_header(bytes: Vec<u8>) -> Vec<u8> {
     out
 }
 
-/// Writes to a temporary file in the same folder, syncs, renames.
-fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // Temporary files are private by default; a weight file is as readable as any other.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +149,10 @@ mod tests {
         Vit::init(&config, &mut rng, &test_device()).unwrap()
     }
 
+    fn save(vit: &Vit, path: &Path, dtype: WeightDtype) {
+        std::fs::write(path, vit.to_bytes(dtype, &BTreeMap::new()).unwrap()).unwrap();
+    }
+
     fn features(vit: &Vit) -> Vec<f32> {
         let images = Tensor::<4>::ones([1, 1, 8, 8], &test_device());
         vit.forward(images, &Updates::default())
@@ -186,14 +166,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (first, second) = (folder.path().join("a"), folder.path().join("b"));
         let vit = small();
-        vit.save(&first, WeightDtype::F32, &BTreeMap::new())
-            .unwrap();
+        save(&vit, &first, WeightDtype::F32);
         let (loaded, report) = Vit::load(&first, None, &test_device()).unwrap();
         assert_eq!(report.applied.len(), 6 + 2 * 12);
         assert_eq!(features(&loaded), features(&vit));
-        loaded
-            .save(&second, WeightDtype::F32, &BTreeMap::new())
-            .unwrap();
+        save(&loaded, &second, WeightDtype::F32);
         assert_eq!(
             std::fs::read(first).unwrap(),
             std::fs::read(second).unwrap()
@@ -204,9 +181,7 @@ mod tests {
     fn a_truncated_file_a_missing_one_and_a_wrong_shape_say_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vit.safetensors");
-        small()
-            .save(&path, WeightDtype::F16, &BTreeMap::new())
-            .unwrap();
+        save(&small(), &path, WeightDtype::F16);
 
         let mut other = small().config().clone();
         other.d_mlp = 20;
@@ -240,7 +215,7 @@ mod tests {
             bias[7] = value;
             let bias = Tensor::<1>::from_data(bias.as_slice(), &test_device());
             vit.blocks[1].norm2.bias = burn::module::Param::from_tensor(bias);
-            vit.save(&path, dtype, &BTreeMap::new()).unwrap();
+            save(&vit, &path, dtype);
             let error = Vit::load(&path, None, &test_device()).unwrap_err();
             assert!(
                 matches!(error, VitError::NotFinite { place: 7, .. }),
@@ -256,7 +231,7 @@ mod tests {
         let mut vit = small();
         let bias = Tensor::<1>::from_data([3e38f32; 12], &test_device());
         vit.norm.bias = burn::module::Param::from_tensor(bias);
-        vit.save(&path, WeightDtype::F32, &BTreeMap::new()).unwrap();
+        save(&vit, &path, WeightDtype::F32);
         Vit::load(&path, None, &test_device()).unwrap();
     }
 }

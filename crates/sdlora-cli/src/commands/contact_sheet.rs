@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use sdlora_image::Image;
+use sdlora_train::files::write_file;
 
 /// Pixels between images and around them.
 const BORDER: usize = 2;
@@ -32,12 +32,7 @@ pub fn write(rows: &[Vec<Image>], path: &Path) -> anyhow::Result<()> {
         }
     }
     let png = sdlora_image::encode_png(width, height, &sheet)?;
-    std::fs::write(path, png).with_context(|| {
-        format!(
-            "cannot write {}; check that its folder exists",
-            path.display()
-        )
-    })
+    Ok(write_file(path, &png)?)
 }
 
 /// Copies an image to the start of `sheet`, made smaller to fit a cell.

@@ -66,6 +66,8 @@ pub fn check_place(option: &str, file: &Path) -> Result<(), crate::UsageError> {
     };
     let problem = if file.is_dir() {
         "it is a folder: give the name of a file".to_owned()
+    } else if file.metadata().is_ok_and(|found| !found.is_file()) {
+        "it is no regular file: choose another place".to_owned()
     } else if !folder.is_dir() {
         format!(
             "there is no folder {}: make it, or choose another place",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use sdlora_data::{Dataset, Options, datasets};
-use sdlora_train::files::write_file;
+use sdlora_train::files::{create_folders, write_file};
 use sdlora_train::pretrain::{
     PretrainConfig, PretrainLog, Pretraining, card_metadata, nearest_mean_accuracy,
 };
@@ -101,6 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut logger = RunLogger::new(&args.run, &mut observer);
     let lock = claim(&args.run, &recipe)?;
     let made = pretraining.run(&lock, &mut logger);
+    drop(logger);
     progress.finish();
     let stopped = |what: &str| Stopped(format!("{what}; to continue, give the same command again"));
     let (vit, log) = made.map_err(|error| match &error {
@@ -111,7 +112,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(stopped("stopped before the features are judged").into());
     }
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
-    vit.save(&out, WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
+    let bytes = vit.to_bytes(WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
+    write_file(&out, &bytes)?;
     let card = model_card(&config, &log, ncm, &recipe);
     write_file(&out.with_extension("md"), card.as_bytes())?;
     say!(
@@ -144,8 +146,7 @@ fn check_out(out: &Path, recipe: Option<&Path>) -> Result<(), crate::UsageError>
 
 /// Takes a folder for a run of this recipe, or for going on with one.
 fn claim(run: &Path, recipe: &str) -> anyhow::Result<FolderLock> {
-    std::fs::create_dir_all(run)
-        .with_context(|| format!("cannot create {}; choose another --run", run.display()))?;
+    create_folders(run).context("choose another --run")?;
     let lock = FolderLock::take(run)?;
     let path = run.join("recipe.toml");
     if let Ok(earlier) = std::fs::read_to_string(&path)

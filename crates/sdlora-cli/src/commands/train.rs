@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
+use sdlora_train::files::{create_folders, create_new_folder, remove_empty_folder};
 use sdlora_train::{Finished, Observer, Plan, RunOptions, Start, TrainError};
 
 use crate::UsageError;
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let finished = finished.map_err(|error| {
         if args.name.is_none() {
             // Refused before anything was written: the number is free again.
-            let _ = std::fs::remove_dir(&folder);
+            let _ = remove_empty_folder(&folder);
         }
         let own = folder.file_name().unwrap_or_default().to_string_lossy();
         with_way_on(error, args.name.as_deref().unwrap_or(&own))
@@ -161,10 +162,10 @@ fn stem(config: &ConfigArgs) -> String {
 /// its own.
 fn next_folder(runs: &Path, stem: &str) -> anyhow::Result<PathBuf> {
     let cannot = |path: &Path| format!("cannot create {}; choose another --runs", path.display());
-    std::fs::create_dir_all(runs).with_context(|| cannot(runs))?;
+    create_folders(runs).context("choose another --runs")?;
     for i in 1.. {
         let path = runs.join(format!("{stem}-{i:03}"));
-        match std::fs::create_dir(&path) {
+        match create_new_folder(&path) {
             Ok(()) => return Ok(path),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e).with_context(|| cannot(&path)),

@@ -13,6 +13,7 @@ use super::preparation::{Filter, Preparation, Resized, normalisation};
 use super::tensors::{HostTensor, TensorFile};
 use super::{FinishedRun, named, write_json};
 use crate::error::TrainError;
+use crate::files::create_folders;
 
 /// What gray is made of red, green and blue of, as Pillow and this program do it: a kernel for gray
 /// images, repeated with these weights, gives the same on their colours.
@@ -43,7 +44,7 @@ pub(super) fn write_folder(
     };
     file.insert("classifier.weight", vec![n, d], weight);
     file.insert("classifier.bias", vec![n], bias);
-    std::fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
+    create_folders(out)?;
     file.write(&out.join("model.safetensors"))?;
     write_json(&out.join("config.json"), &config(run))?;
     write_preprocessor(run, out)?;

@@ -240,10 +240,8 @@ impl FinishedRun {
 
 /// The parameters of a model with timm's names, on the host.
 fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
-    let folder = tempfile::tempdir().map_err(TrainError::io("create", std::env::temp_dir()))?;
-    let path = folder.path().join("vit.safetensors");
-    vit.save(&path, WeightDtype::F32, &BTreeMap::new())?;
-    TensorFile::read(&path)
+    let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new())?;
+    TensorFile::from_bytes(&bytes, Path::new("the backbone"))
 }
 
 /// Writes `run` in a form to `out`; only `force` replaces what is there. A folder appears whole or not
@@ -276,7 +274,18 @@ pub fn export(
     }
     let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
     let kind = if is_file { Kind::File } else { Kind::Folder };
-    let place = Place::check(out, kind, run, force)?;
+    let back = place::recover(out)?;
+    let place = Place::check(out, kind, run, force).map_err(|error| {
+        let is_new = matches!(error, TrainError::OutputExists { .. });
+        match back.iter().any(|path| place::is_same(path, out)) && is_new {
+            true => TrainError::export(
+                out,
+                "an export that was killed had moved what lay there aside, and it is back now: choose another \
+                 place, or replace it with `--force`",
+            ),
+            false => error,
+        }
+    })?;
     if format != Format::Safetensors {
         // Refused before anything is written.
         run.linear_head()?;
@@ -288,7 +297,18 @@ pub fn export(
         Format::Peft => place.folder(|folder| peft::write(run, folder, out)),
         Format::Safetensors => place.folder(|out| adapter::write(run, out)),
     }?;
-    notes(run, format, is_file, out)
+    let mut notes = notes(run, format, is_file, out)?;
+    notes.extend(back.iter().map(|path| {
+        format!(
+            "an export that was killed had moved {} aside: it {}",
+            path.display(),
+            match place::is_same(path, out) {
+                true => "was back, and is replaced now",
+                false => "is back",
+            }
+        )
+    }));
+    Ok(notes)
 }
 
 /// What a form at `out` does not carry over.

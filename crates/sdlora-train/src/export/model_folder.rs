@@ -62,7 +62,8 @@ pub fn write_model(folder: &Path, finished: &Finished) -> Result<(), TrainError>
 fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, TrainError> {
     let model = &finished.model;
     let vit = model.merged_backbone();
-    vit.save(&folder.join(VIT_FILE), WeightDtype::F32, &BTreeMap::new())?;
+    let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new())?;
+    write_file(&folder.join(VIT_FILE), &bytes)?;
     let mut written = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
 
     let head_file = folder.join(HEAD_FILE);

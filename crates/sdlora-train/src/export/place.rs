@@ -1,22 +1,16 @@
 //! Where an export goes: refused before anything is written, and then put there whole.
 //!
-//! A folder grows under a temporary name beside its place and is renamed at the end, so a killed
-//! export leaves nothing under the final name, and a replaced folder keeps no file of the old format:
-//! programs take what lies in a folder for one model.
+//! A folder grows under a temporary name beside its place and takes its name at the end, so a killed export leaves
+//! nothing under the final name, and a replaced folder keeps no file of the old format: programs take what lies in a
+//! folder for one model. See [`NewFolder`] for how, and for what a kill leaves.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::FinishedRun;
 use crate::error::TrainError;
+use crate::files::{NewFolder, clean_shared, create_folders, put_back};
 use crate::run_folder::PLAN_FILE;
-
-/// Folders under construction start with this.
-const TEMPORARY: &str = ".sdlora-export-";
-/// In such a folder, the export.
-const NEW: &str = "new";
-/// In such a folder, what the export is about to replace.
-const OLD: &str = "old";
 
 /// What is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +24,6 @@ pub(super) enum Kind {
 pub(super) struct Place {
     /// Where the export goes; links are followed, so that a link stays one.
     out: PathBuf,
-    is_there: bool,
 }
 
 impl Place {
@@ -69,6 +62,9 @@ impl Place {
             (Kind::File, Some(there)) if there.is_dir() => {
                 return refuse("it is a folder, and a file is asked for; choose another place");
             }
+            (Kind::File, Some(there)) if !there.is_file() => {
+                return refuse("it is no regular file; choose another place");
+            }
             (Kind::Folder, Some(there)) if !there.is_dir() => {
                 return refuse("it is a file, and this format is a folder; choose another place");
             }
@@ -84,7 +80,6 @@ impl Place {
         }
         Ok(Self {
             out: found.unwrap_or_else(|| out.into()),
-            is_there,
         })
     }
 
@@ -98,38 +93,17 @@ impl Place {
         &self,
         write: impl FnOnce(&Path) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
-        let out = &self.out;
-        let beside = existing_parent(out);
-        remove_leftovers(&beside);
-        let temporary = tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .tempdir_in(&beside)
-            .map_err(TrainError::io("create", &beside))?;
-        // Until this process ends nobody takes it for a leftover.
-        let lock = File::open(temporary.path());
-        let _lock = lock.and_then(|folder| {
-            folder.try_lock().map_err(std::io::Error::from)?;
-            Ok(folder)
-        });
-        let (new, old) = (temporary.path().join(NEW), temporary.path().join(OLD));
-        fs::create_dir(&new).map_err(TrainError::io("create", &new))?;
-        write(&new).map_err(|error| renamed(error, &new, out))?;
-        if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
+        let new = NewFolder::beside(&self.out)?;
+        write(new.path()).map_err(|error| renamed(error, new.path(), &self.out))?;
+        self.make_folders_above()?;
+        new.finish()
+    }
+
+    fn make_folders_above(&self) -> Result<(), TrainError> {
+        match self.out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => create_folders(parent),
+            _ => Ok(()),
         }
-        if self.is_there {
-            fs::rename(out, &old).map_err(TrainError::io("rename", out))?;
-        }
-        if let Err(error) = fs::rename(&new, out) {
-            // Back to where it was: nothing is lost with an export that fails here.
-            if self.is_there && fs::rename(&old, out).is_err() {
-                let kept = temporary.keep();
-                let problem = format!("{error}; what it replaces lies in {}", kept.display());
-                return Err(TrainError::export(out, problem));
-            }
-            return Err(TrainError::io("rename", out)(error));
-        }
-        Ok(())
     }
 
     /// Lets `write` write a file; it does so under a temporary name by itself.
@@ -141,9 +115,7 @@ impl Place {
         &self,
         write: impl FnOnce(&Path) -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
-        if let Some(parent) = self.out.parent().filter(|p| !p.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
-        }
+        self.make_folders_above()?;
         write(&self.out)
     }
 }
@@ -181,13 +153,6 @@ fn foreign(folder: &Path) -> std::io::Result<Option<String>> {
     Ok(found.into_iter().next())
 }
 
-/// The nearest folder above a path that exists, on the file system the path will be on.
-fn existing_parent(path: &Path) -> PathBuf {
-    let absolute = absolute(path);
-    let found = absolute.ancestors().skip(1).find(|folder| folder.is_dir());
-    found.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
-}
-
 /// The path from the root, links in the part that exists followed.
 fn absolute(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
@@ -202,22 +167,32 @@ fn absolute(path: &Path) -> PathBuf {
     path
 }
 
-/// Removes what killed exports left half written. One that has moved away what it was to replace is
-/// kept, because that may be the only copy.
-fn remove_leftovers(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY);
-        if is_ours && !path.join(OLD).exists() && is_abandoned(&path) {
-            // What cannot be removed only takes space.
-            let _ = fs::remove_dir_all(&path);
-        }
+/// Mends what killed exports left around a place: what they had moved aside gets its name back, what they left half
+/// written is removed. Returns what is back.
+///
+/// # Errors
+///
+/// [`TrainError::MovedAside`], which says where it is, when what lay at the place cannot get its name back.
+pub(super) fn recover(out: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    // A link stays one, so what was replaced lay where it leads.
+    let out = match fs::read_link(out) {
+        Ok(to) => out.parent().unwrap_or(Path::new("")).join(to),
+        Err(_) => out.into(),
+    };
+    let out = absolute(&out);
+    let mut back: Vec<PathBuf> = put_back(&out)?.then(|| out.clone()).into_iter().collect();
+    if let Some(above) = out.ancestors().skip(1).find(|folder| folder.is_dir()) {
+        back.extend(clean_shared(above));
     }
+    Ok(back)
 }
 
-/// Whether no process holds the lock of a folder; without locks on folders none is known to be.
-fn is_abandoned(folder: &Path) -> bool {
-    File::open(folder).is_ok_and(|folder| folder.try_lock().is_ok())
+/// Whether two paths lead to one place.
+pub(super) fn is_same(a: &Path, b: &Path) -> bool {
+    match (fs::canonicalize(a), fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
 }
 
 /// The error with the place instead of the temporary folder.
@@ -248,12 +223,10 @@ fn renamed(error: TrainError, temporary: &Path, out: &Path) -> TrainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::{faults, write_file};
 
     fn place(out: &Path) -> Place {
-        Place {
-            out: out.into(),
-            is_there: out.exists(),
-        }
+        Place { out: out.into() }
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -302,23 +275,76 @@ mod tests {
         assert_eq!(names(home.path()), ["out"]);
     }
 
-    #[test]
-    fn leftovers_of_killed_exports_are_removed_and_those_at_work_are_not() {
-        let home = tempfile::tempdir().unwrap();
-        let leftover = |name: &str, inside: &str| {
-            let folder = home.path().join(format!("{TEMPORARY}{name}"));
-            fs::create_dir_all(folder.join(inside)).unwrap();
-            folder
-        };
-        let (dead, busy, only_copy) = (
-            leftover("dead", NEW),
-            leftover("busy", NEW),
-            leftover("copy", OLD),
+    /// Fills a folder as an export does, whose file is the text `of` it.
+    fn export(out: &Path, of: &'static str) -> Result<(), TrainError> {
+        recover(out)?;
+        place(out).folder(|folder| {
+            create_folders(&folder.join("base"))?;
+            write_file(&folder.join("base/config.json"), of.as_bytes())?;
+            write_file(&folder.join("model.safetensors"), of.as_bytes())
+        })
+    }
+
+    /// The text of a whole export.
+    fn text(out: &Path) -> Option<String> {
+        let text = fs::read_to_string(out.join("model.safetensors")).ok()?;
+        assert_eq!(
+            fs::read_to_string(out.join("base/config.json")).unwrap(),
+            text
         );
-        let lock = File::open(&busy).unwrap();
-        lock.lock().unwrap();
-        place(&home.path().join("out")).folder(|_| Ok(())).unwrap();
-        assert!(!dead.exists() && busy.exists() && only_copy.exists());
+        assert_eq!(names(out), ["base", "model.safetensors"]);
+        Some(text)
+    }
+
+    #[test]
+    fn whichever_operation_fails_or_is_the_last_an_export_is_the_old_or_the_new_one() {
+        let mut n_back = 0;
+        for exchanges in [true, false] {
+            for kind in [faults::Kind::Error, faults::Kind::Kill] {
+                for n in 1.. {
+                    let home = tempfile::tempdir().unwrap();
+                    // The folder of the program's user, with other things in it.
+                    fs::write(home.path().join("thesis.docx"), "mine").unwrap();
+                    let out = home.path().join("out");
+                    export(&out, "old").unwrap();
+                    faults::set_exchange(exchanges);
+                    faults::arm(n, kind);
+                    let made = export(&out, "new");
+                    let happened = faults::disarm();
+                    let what = format!("{exchanges} {kind:?} {n}: {made:?}");
+                    // The next start, to the same place or to one beside it.
+                    let next = if n % 2 == 0 { "out" } else { "next" };
+                    let back = recover(&home.path().join(next)).unwrap();
+                    assert!(back.iter().all(|path| is_same(path, &out)), "{what}");
+                    n_back += back.len();
+                    assert!(back.is_empty() || kind == faults::Kind::Kill, "{what}");
+                    let expected = if made.is_ok() { "new" } else { "old" };
+                    assert_eq!(text(&out).as_deref(), Some(expected), "{what}");
+                    assert_eq!(names(home.path()), ["out", "thesis.docx"], "{what}");
+                    // And an export goes on from there.
+                    export(&out, "next").unwrap();
+                    assert_eq!(text(&out).as_deref(), Some("next"), "{what}");
+                    faults::set_exchange(true);
+                    if !happened {
+                        assert!(n > 12, "{n}");
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(n_back > 0, "no kill fell between two renames");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_link_led_to_is_put_back_too() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join(".sdlora-before-real")).unwrap();
+        let link = home.path().join("link");
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let back = recover(&link).unwrap();
+        assert_eq!(back.len(), 1);
+        assert!(is_same(&back[0], &link) && link.is_dir());
     }
 
     #[test]

@@ -39,6 +39,17 @@ struct Armed {
 
 thread_local! {
     static ARMED: Cell<Option<Armed>> = const { Cell::new(None) };
+    static EXCHANGES: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Says whether the file system of this thread exchanges two names at once; many cannot.
+pub fn set_exchange(exchanges: bool) {
+    EXCHANGES.set(exchanges);
+}
+
+#[cfg(target_os = "linux")]
+pub(super) fn can_exchange() -> bool {
+    EXCHANGES.get()
 }
 
 /// Lets the `n`-th operation of this thread from now on fail, counted from 1.

@@ -4,13 +4,16 @@
 //! |---|---|
 //! | [`write_file`] | one file: temporary name, sync, rename |
 //! | [`NewFolder`] | a folder of files that appears under its name when all of it is there |
+//! | [`Appended`] | a file to which lines are added, each of them once |
 //! | [`sums`] | `SHA256SUMS` of such a folder, checked when its files are read |
-//! | [`clean`] | removes what a killed writer left |
+//! | [`clean`], [`clean_shared`] | remove what a killed writer left, and put back what it had moved |
 //! | [`faults`] | lets a test fail any single operation of the above |
 //!
-//! What is under construction is called `.tmp-…` and never read.
+//! What is under construction is called `.tmp-…`, or `.sdlora-export-…` in folders that are not ours, and never read.
 
+mod appended;
 pub mod faults;
+mod new_folder;
 pub mod sums;
 
 use std::fs::{self, File};
@@ -20,20 +23,37 @@ use std::path::{Path, PathBuf};
 use crate::error::TrainError;
 use faults::Operation;
 
+pub use appended::Appended;
+pub use new_folder::{NewFolder, put_back};
+
 /// Start of the names of files and folders under construction.
 const UNFINISHED: &str = ".tmp-";
-/// Starts of the names that earlier versions gave them.
-const UNFINISHED_BEFORE: [&str; 2] = [".writing-", ".tmp"];
+/// Start of the names that any version gave them in folders that hold nothing but a run.
+const UNFINISHED_OF_A_RUN: [&str; 2] = [".writing-", ".tmp"];
+/// Start of the names of folders under construction beside files of the user.
+const UNFINISHED_SHARED: &str = ".sdlora-export-";
+/// Start of the name of what is being replaced, where two folders cannot be exchanged; its own name follows.
+const ASIDE: &str = ".sdlora-before-";
+/// In an unfinished folder of an earlier version, what the export was about to replace, whose name is not known.
+const ASIDE_BEFORE: &str = "old";
 
 /// Writes a file: temporary name, sync, rename.
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] when the file system refuses; an earlier file of that name is then intact.
+/// [`TrainError::Io`] when the file system refuses, or when something that is no regular file has the name; an
+/// earlier file of that name is then intact.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let folder = parent_of(path);
+    if path
+        .symlink_metadata()
+        .is_ok_and(|found| !found.is_file() && !found.is_symlink())
+    {
+        let problem = io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file");
+        return Err(TrainError::io("write", path)(problem));
+    }
     faults::pass(Operation::Create).map_err(TrainError::io("create", path))?;
-    let (mut file, temporary) = temporary_name()
+    let (mut file, temporary) = temporary_name(UNFINISHED, 0o666)
         .tempfile_in(folder)
         .and_then(|file| file.keep().map_err(|e| e.error))
         .map_err(TrainError::io("create", path))?;
@@ -66,11 +86,20 @@ pub fn create_folders(path: &Path) -> Result<(), TrainError> {
 ///
 /// [`TrainError::Io`] when the folder above is gone or the file system refuses.
 pub fn create_folder(path: &Path) -> Result<(), TrainError> {
-    let created = faults::pass(Operation::Create).and_then(|()| fs::create_dir(path));
-    match created {
+    match create_new_folder(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         other => other.map_err(TrainError::io("create", path)),
     }
+}
+
+/// Creates a folder that is not there yet: of several processes that ask, one gets it.
+///
+/// # Errors
+///
+/// That of the file system; [`io::ErrorKind::AlreadyExists`] when the name is taken.
+pub fn create_new_folder(path: &Path) -> io::Result<()> {
+    faults::pass(Operation::Create)?;
+    fs::create_dir(path)
 }
 
 /// Removes a folder with everything in it.
@@ -83,144 +112,79 @@ pub fn remove_folder(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)
 }
 
-/// Removes what killed writers left in a folder; what cannot be removed only takes space.
+/// Removes a folder in which nothing lies.
+///
+/// # Errors
+///
+/// That of the file system, also for a folder in which something lies.
+pub fn remove_empty_folder(path: &Path) -> io::Result<()> {
+    faults::pass(Operation::Remove)?;
+    fs::remove_dir(path)
+}
+
+/// Opens an empty file that is only there to be locked, and makes it where it is missing.
+///
+/// # Errors
+///
+/// That of the file system.
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
+    faults::pass(Operation::Create)?;
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+}
+
+/// Removes what killed writers left in a folder of a run, and puts back what they had moved aside; what cannot be
+/// removed only takes space. Returns what has its name again.
 ///
 /// Nobody else may be writing there.
-pub fn clean(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if UNFINISHED_BEFORE
+pub fn clean(folder: &Path) -> Vec<PathBuf> {
+    each_entry(folder, |path, name| {
+        if UNFINISHED_OF_A_RUN
             .iter()
             .any(|start| name.starts_with(start))
         {
-            let _ = match entry.file_type() {
-                Ok(kind) if kind.is_dir() => remove_folder(&entry.path()),
-                _ => remove_file(&entry.path()),
-            };
+            let _ = remove(path);
         }
-    }
+    })
 }
 
-/// A folder under construction. It is removed again unless [`finish`](Self::finish) gives it its name.
-#[derive(Debug)]
-pub struct NewFolder {
-    target: PathBuf,
-    temporary: Option<PathBuf>,
-    sums: sums::Sums,
+/// As [`clean`], in a folder that holds files of others and where other processes may write: only what
+/// [`NewFolder::beside`] makes is touched, and nothing that a process still holds.
+pub fn clean_shared(folder: &Path) -> Vec<PathBuf> {
+    each_entry(folder, |path, name| {
+        // The copy that an earlier version moved away may be the only one.
+        let is_ours = name.starts_with(UNFINISHED_SHARED) && !path.join(ASIDE_BEFORE).exists();
+        if is_ours && is_abandoned(path) {
+            let _ = remove(path);
+        }
+    })
 }
 
-impl NewFolder {
-    /// A folder that will be `target`; the one above it has to be there.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] when the file system refuses.
-    pub fn named(target: &Path) -> Result<Self, TrainError> {
-        let temporary = faults::pass(Operation::Create)
-            .and_then(|()| folder_name().tempdir_in(parent_of(target)))
-            .map_err(TrainError::io("create", target))?;
-        Ok(Self {
-            target: target.into(),
-            temporary: Some(temporary.keep()),
-            sums: sums::Sums::default(),
-        })
-    }
-
-    /// Where it is until it is finished.
-    pub fn path(&self) -> &Path {
-        self.temporary.as_deref().unwrap_or(&self.target)
-    }
-
-    /// Writes a file in it.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] when the file system refuses.
-    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
-        let path = self.path().join(name);
-        faults::pass(Operation::Create)
-            .and_then(|()| File::create(&path))
-            .and_then(|mut file| {
-                faults::write(&mut file, bytes)?;
-                faults::pass(Operation::Sync)?;
-                file.sync_all()
-            })
-            .map_err(TrainError::io("write", self.target.join(name)))?;
-        self.sums.add(name, bytes);
-        Ok(())
-    }
-
-    /// Takes in a file that something else wrote into [`path`](Self::path).
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] when it cannot be read.
-    pub fn adopt(&mut self, name: &str) -> Result<(), TrainError> {
-        let path = self.path().join(name);
-        let bytes = fs::read(&path).map_err(TrainError::io("read", &path))?;
-        self.sums.add(name, &bytes);
-        Ok(())
-    }
-
-    /// Adds `SHA256SUMS` with the files written so far.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] when the file system refuses.
-    pub fn seal(&mut self) -> Result<(), TrainError> {
-        let text = self.sums.to_string();
-        self.write(sums::FILE, text.as_bytes())
-    }
-
-    /// Gives the folder its name. One that has it is moved away first, and removed at the end: at no moment
-    /// does the name stand for a part of either.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::Io`] when the file system refuses; an earlier folder of that name is then intact.
-    pub fn finish(mut self) -> Result<(), TrainError> {
-        let Some(temporary) = self.temporary.clone() else {
-            return Ok(());
-        };
-        let target = &self.target;
-        sync_folder(&temporary);
-        let refused = |e| TrainError::io("rename", target)(e);
-        let earlier = match target.symlink_metadata() {
-            Err(_) => None,
-            Ok(_) => {
-                let mut aside = temporary.clone().into_os_string();
-                aside.push("-before");
-                let aside = PathBuf::from(aside);
-                rename(target, &aside).map_err(refused)?;
-                Some(aside)
+/// Shows every entry to `see` and puts back what was moved aside.
+fn each_entry(folder: &Path, see: impl Fn(&Path, &str)) -> Vec<PathBuf> {
+    let mut back = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        match name.strip_prefix(ASIDE) {
+            None => see(&path, &name),
+            Some(own) => {
+                let target = folder.join(own);
+                if put_back(&target).is_ok_and(|is_back| is_back) {
+                    back.push(target);
+                }
             }
-        };
-        if let Err(e) = rename(&temporary, target) {
-            if let Some(aside) = &earlier {
-                let _ = rename(aside, target);
-            }
-            return Err(refused(e));
         }
-        self.temporary = None;
-        if let Some(aside) = earlier {
-            // It only takes space, until the next run.
-            let _ = match aside.is_dir() {
-                true => remove_folder(&aside),
-                false => remove_file(&aside),
-            };
-        }
-        sync_folder(parent_of(target));
-        Ok(())
     }
+    back
 }
 
-impl Drop for NewFolder {
-    fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = remove_folder(temporary);
-        }
-    }
+/// Whether no process holds the lock of a folder; without locks on folders none is known to be abandoned.
+fn is_abandoned(folder: &Path) -> bool {
+    File::open(folder).is_ok_and(|folder| folder.try_lock().is_ok())
 }
 
 fn parent_of(path: &Path) -> &Path {
@@ -240,19 +204,19 @@ fn remove_file(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// Removes whatever it is; of a link, the link.
+fn remove(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata()?.is_dir() {
+        true => remove_folder(path),
+        false => remove_file(path),
+    }
+}
+
 /// Temporary files are private by default; what a run leaves is as readable as any other file.
-fn temporary_name() -> tempfile::Builder<'static, 'static> {
-    with_mode(0o666)
-}
-
-fn folder_name() -> tempfile::Builder<'static, 'static> {
-    with_mode(0o777)
-}
-
 #[cfg_attr(not(unix), allow(unused_variables))]
-fn with_mode(mode: u32) -> tempfile::Builder<'static, 'static> {
+fn temporary_name(prefix: &str, mode: u32) -> tempfile::Builder<'_, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(UNFINISHED);
+    builder.prefix(prefix);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -272,49 +236,6 @@ fn sync_folder(folder: &Path) {
 mod tests {
     use super::*;
     use faults::Kind;
-
-    fn folder(at: &Path, text: &str) -> Result<(), TrainError> {
-        let mut folder = NewFolder::named(at)?;
-        folder.write("a", text.as_bytes())?;
-        folder.write("b", text.as_bytes())?;
-        folder.seal()?;
-        folder.finish()
-    }
-
-    fn read(at: &Path) -> Option<String> {
-        let a = fs::read_to_string(at.join("a")).ok()?;
-        assert_eq!(fs::read_to_string(at.join("b")).unwrap(), a);
-        sums::Sums::read(at).unwrap().unwrap();
-        Some(a)
-    }
-
-    #[test]
-    fn whatever_fails_a_folder_is_the_old_or_the_new_one_and_the_rest_is_cleaned() {
-        for kind in [Kind::Error, Kind::Kill] {
-            for n in 1.. {
-                let root = tempfile::tempdir().unwrap();
-                let at = root.path().join("x");
-                folder(&at, "old").unwrap();
-                faults::arm(n, kind);
-                let written = folder(&at, "new");
-                let happened = faults::disarm();
-                clean(root.path());
-                let left: Vec<_> = fs::read_dir(root.path()).unwrap().flatten().collect();
-                assert!(left.len() <= 1, "{kind:?} {n}: {left:?}");
-                match (written, read(&at).as_deref()) {
-                    (Ok(()), Some("new")) => {}
-                    (Err(_), Some("old")) => {}
-                    // Killed between the two renames.
-                    (Err(_), None) if kind == Kind::Kill => {}
-                    (written, found) => panic!("{kind:?} {n}: {written:?}, {found:?}"),
-                }
-                if !happened {
-                    assert!(n > 10, "{n}");
-                    break;
-                }
-            }
-        }
-    }
 
     #[test]
     fn whatever_fails_a_file_is_the_old_or_the_new_one() {
@@ -339,5 +260,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_replaced_by_one() {
+        let root = tempfile::tempdir().unwrap();
+        let socket = root.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let error = write_file(&socket, b"x").unwrap_err().to_string();
+        assert!(error.contains("socket"), "{error}");
+        assert!(!socket.symlink_metadata().unwrap().is_file());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn beside_files_of_others_only_what_is_ours_and_abandoned_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let folder = root.path().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            folder
+        };
+        let (dead, busy) = (make(".sdlora-export-dead"), make(".sdlora-export-busy"));
+        // Of an earlier version, which kept a name of no use inside.
+        let only_copy = make(".sdlora-export-copy/old");
+        let others = [make(".tmp-x"), make(".tmpx"), make("x")];
+        let lock = File::open(&busy).unwrap();
+        lock.lock().unwrap();
+        assert!(clean_shared(root.path()).is_empty());
+        assert!(!dead.exists() && busy.exists() && only_copy.exists());
+        assert!(others.iter().all(|folder| folder.exists()));
     }
 }

@@ -38,6 +38,12 @@ pub fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets")
 }
 
+/// Writes the weights of a backbone.
+pub fn save(vit: &Vit, path: &Path) {
+    let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// A folder with the weights of a backbone and room for runs.
 pub struct Bench {
     folder: TempDir,
@@ -48,12 +54,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let vit = Vit::init(&shape(), &mut rng, &test_device()).unwrap();
-        vit.save(
-            &folder.path().join("vit.safetensors"),
-            WeightDtype::F32,
-            &BTreeMap::new(),
-        )
-        .unwrap();
+        save(&vit, &folder.path().join("vit.safetensors"));
         Self { folder }
     }
 

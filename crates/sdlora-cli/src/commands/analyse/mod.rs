@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use sdlora_train::TrainError;
-use sdlora_train::files::write_file;
+use sdlora_train::files::{create_folders, write_file};
 
 use crate::UsageError;
 use crate::commands::Common;
@@ -104,12 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(text) = subject.stops_short() {
         note!("{text}");
     }
-    std::fs::create_dir_all(&out).map_err(|e| {
-        UsageError(format!(
-            "cannot create {}: {e}; choose another `--out`",
-            out.display()
-        ))
-    })?;
+    create_folders(&out).map_err(|e| UsageError(format!("{e}; choose another `--out`")))?;
     let mut lines = String::from("diagnostic,verdict,line\n");
     let mut n_shown = 0;
     for diagnostic in asked {

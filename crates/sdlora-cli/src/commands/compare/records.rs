@@ -4,13 +4,13 @@
 //! lines a table is made again without the runs, and runs of several machines come together in one.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use sdlora_metrics::Summary;
+use sdlora_train::files::Appended;
 use sdlora_train::heads::FloatsStored;
 use serde::{Deserialize, Serialize};
 
@@ -104,8 +104,8 @@ impl Records {
     /// When it cannot be read, or a line is no record.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let mut lines = Lines::default();
-        match File::open(path) {
-            Ok(mut file) => lines.read(&mut file, path)?,
+        match std::fs::read(path) {
+            Ok(bytes) => lines.take(&bytes, path)?,
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(cannot("read", path)(e)),
         }
@@ -138,31 +138,23 @@ impl Records {
     pub fn put(&self, record: Record) -> anyhow::Result<()> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &self.path;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(cannot("write", path))?;
-        match file.lock() {
-            // Some network file systems know no locks; there one process at a time is safe.
-            Err(e) if e.kind() == ErrorKind::Unsupported => {}
-            locked => locked.map_err(cannot("lock", path))?,
-        }
-        lines.read(&mut file, path)?;
+        let mut file = Appended::open(path).map_err(cannot("write", path))?;
+        file.lock().map_err(cannot("lock", path))?;
+        let added = file.read_from(lines.n_bytes);
+        lines.take(&added.map_err(cannot("read", path))?, path)?;
         if lines.records.get(&record.key) == Some(&record) {
             return Ok(());
         }
         // What follows the last whole line was left by a process that was killed while it wrote.
-        let length = file.metadata().map_err(cannot("read", path))?.len();
-        if length > lines.n_bytes {
-            file.set_len(lines.n_bytes).map_err(cannot("write", path))?;
+        if file.n_bytes().map_err(cannot("read", path))? > lines.n_bytes {
+            file.cut(lines.n_bytes).map_err(cannot("write", path))?;
         }
         let end = if lines.is_open { "\n" } else { "" };
         let line = format!("{end}{}\n", serde_json::to_string(&record)?);
         // One call, so that a reader without the lock sees whole lines.
-        file.write_all(line.as_bytes())
-            .and_then(|()| file.sync_data())
+        file.add(line.as_bytes());
+        file.flush()
+            .and_then(|()| file.sync())
             .map_err(cannot("write", path))?;
         lines.n_bytes += line.len() as u64;
         lines.n_lines += 1;
@@ -173,12 +165,8 @@ impl Records {
 }
 
 impl Lines {
-    /// Reads what was added since; a last line that is no record and has no end is not taken.
-    fn read(&mut self, file: &mut File, path: &Path) -> anyhow::Result<()> {
-        let mut added = Vec::new();
-        file.seek(SeekFrom::Start(self.n_bytes))
-            .and_then(|_| file.read_to_end(&mut added))
-            .map_err(cannot("read", path))?;
+    /// Takes what was added since; a last line that is no record and has no end is not taken.
+    fn take(&mut self, added: &[u8], path: &Path) -> anyhow::Result<()> {
         for line in added.split_inclusive(|&byte| byte == b'\n') {
             let is_whole = line.ends_with(b"\n");
             if !line.trim_ascii().is_empty() {
@@ -217,6 +205,7 @@ fn cannot(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sdlora_train::files::faults::{self, Kind};
 
     fn record(entry: &str, seed: u32, accuracy: f64) -> Record {
         Record {
@@ -332,6 +321,44 @@ mod tests {
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.starts_with(&format!("{line}\n")) && text.ends_with("}\n"));
         Records::open(&path).unwrap();
+    }
+
+    #[test]
+    fn whichever_operation_fails_or_is_the_last_no_record_is_lost_or_torn() {
+        for kind in [Kind::Error, Kind::Kill] {
+            for n in 1.. {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("own.jsonl");
+                let records = Records::open(&path).unwrap();
+                records.put(record("old", 1, 0.5)).unwrap();
+                // Half a line that a killed process left, which the next one takes away.
+                let mut text = std::fs::read_to_string(&path).unwrap();
+                text.push_str(&text[..40].to_owned());
+                std::fs::write(&path, &text).unwrap();
+                faults::arm(n, kind);
+                let put = records.put(record("new", 1, 0.25));
+                let happened = faults::disarm();
+                let what = format!("{kind:?} {n}: {put:?}");
+                let found = Records::open(&path).expect(&what);
+                let has = |records: &Records, entry: &str| {
+                    records.of_run(&record(entry, 1, 0.0).key).is_some()
+                };
+                assert!(has(&found, "old"), "{what}");
+                assert!(put.is_err() || has(&found, "new"), "{what}");
+                // The same process and the next one go on from there.
+                records.put(record("new", 1, 0.25)).expect(&what);
+                found.put(record("next", 1, 0.25)).expect(&what);
+                let all = Records::open(&path).expect(&what);
+                let all = ["old", "new", "next"].map(|entry| has(&all, entry));
+                assert_eq!(all, [true; 3], "{what}");
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert_eq!(text.lines().count(), 3, "{what}: {text}");
+                if !happened {
+                    assert_eq!(n, 5, "open, cut, write, sync");
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
