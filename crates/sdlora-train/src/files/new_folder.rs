@@ -5,11 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::faults::{self, Operation};
-use super::{
-    ASIDE, UNFINISHED, UNFINISHED_SHARED, parent_of, remove, remove_folder, rename, sums,
-    sync_folder, temporary_name,
+use super::ops::{
+    UNFINISHED, parent_of, remove, remove_folder, rename, sync_folder, temporary_name,
 };
+use super::sums;
 use crate::error::TrainError;
+
+/// Start of the names of folders under construction beside files of the user.
+pub(super) const UNFINISHED_SHARED: &str = ".sdlora-export-";
+/// Start of the name of what is being replaced, where two folders cannot be exchanged; its own name follows.
+pub(super) const ASIDE: &str = ".sdlora-before-";
 
 /// A folder under construction. It is removed again unless [`finish`](Self::finish) gives it its name.
 #[derive(Debug)]
