@@ -120,20 +120,18 @@ impl Appended {
         Ok(())
     }
 
-    /// Writes some of what waits. A fault takes half of it and then fails, as a full disk does.
+    /// Writes some of what waits. A fault takes some and then fails, as a full disk does.
     fn write(&mut self) -> io::Result<usize> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        match faults::pass(Operation::Write) {
+        match faults::pass_write(self.waiting.len()) {
             Ok(()) => self.file.write(&self.waiting),
-            Err(fault) => match self.waiting.len() / 2 {
-                0 => Err(fault),
-                half => {
-                    self.fault = Some(fault);
-                    self.file.write(&self.waiting[..half])
-                }
-            },
+            Err((fault, 0)) => Err(fault),
+            Err((fault, n_taken)) => {
+                self.fault = Some(fault);
+                self.file.write(&self.waiting[..n_taken])
+            }
         }
     }
 
@@ -189,11 +187,12 @@ mod tests {
             file.add(&line);
             assert!(file.flush().is_err());
         }
+        // It was full after the first three, of which the file has taken half a line.
+        assert_eq!(file.end().unwrap(), 3 * line.len() as u64);
         faults::disarm();
         file.flush().unwrap();
         let text = std::fs::read(&path).unwrap();
-        assert_eq!(text.len() % line.len(), 0);
-        assert!(text.len() > line.len() && text.len() < 5 * line.len());
+        assert_eq!(text, line.repeat(3));
         file.cut(3).unwrap();
         assert_eq!(file.n_bytes().unwrap(), 3);
         assert_eq!(file.read_from(1).unwrap(), b"xx");

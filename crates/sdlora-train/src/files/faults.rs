@@ -88,12 +88,22 @@ pub(super) fn pass(operation: Operation) -> io::Result<()> {
     }
 }
 
-/// Writes bytes; half of them when it is to fail.
+/// Counts a write of so many bytes; where it is to fail, how many of them the file takes all the same: half, and none
+/// of a process that is dead already.
+pub(super) fn pass_write(n_bytes: usize) -> Result<(), (io::Error, usize)> {
+    let is_dead = ARMED
+        .get()
+        .is_some_and(|armed| armed.has_happened && armed.kind == Kind::Kill);
+    let n_taken = if is_dead { 0 } else { n_bytes / 2 };
+    pass(Operation::Write).map_err(|fault| (fault, n_taken))
+}
+
+/// Writes bytes; some of them when it is to fail.
 pub(super) fn write(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    match pass(Operation::Write) {
+    match pass_write(bytes.len()) {
         Ok(()) => file.write_all(bytes),
-        Err(fault) => {
-            file.write_all(&bytes[..bytes.len() / 2])?;
+        Err((fault, n_taken)) => {
+            file.write_all(&bytes[..n_taken])?;
             Err(fault)
         }
     }
