@@ -212,6 +212,7 @@ impl Trainer<'_> {
         let mut replicas = Replicas::of(&model, &self.device, &self.split);
         let mut step = log.losses.len();
         let mut watch = None;
+        let mut lost = None;
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
@@ -280,15 +281,13 @@ impl Trainer<'_> {
                     });
                 }
                 if step + 1 == n_steps {
-                    let after = self.loss_after(&model, &batch, task.labels);
-                    if watch.lost_at_end(after) {
-                        return Err(TrainError::LostAtEnd {
-                            task_idx: task.task_idx,
-                            loss: after,
-                            limit: watch.limit(),
-                            lr: self.optimizer.lr,
-                        });
-                    }
+                    let loss = self.loss_after(&model, &batch, task.labels);
+                    lost = watch.lost_at_end(loss).then(|| TrainError::LostAtEnd {
+                        task_idx: task.task_idx,
+                        loss,
+                        limit: watch.limit(),
+                        lr: self.optimizer.lr,
+                    });
                 }
                 if self.residual_every > 0
                     && log.losses.len().is_multiple_of(self.residual_every)
@@ -323,8 +322,11 @@ impl Trainer<'_> {
             }
         }
         let model = whole(model);
-        match (n_steps > 0).then(|| unsound_part(&model)).flatten() {
-            Some(what) => Err(self.unsound(task, n_steps, what)),
+        if let Some(what) = (n_steps > 0).then(|| unsound_part(&model)).flatten() {
+            return Err(self.unsound(task, n_steps, what));
+        }
+        match lost {
+            Some(lost) => Err(lost),
             None => Ok((model, log)),
         }
     }
