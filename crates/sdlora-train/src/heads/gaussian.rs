@@ -19,13 +19,14 @@ use std::sync::Arc;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-use super::align::{Columns, Gaussians, LogitNorm, Recipe, align};
+use super::align::{Columns, Gaussians, LogitNorm, Recipe, Spread, align};
 use super::drift::{self, Drift};
 use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead};
 use crate::error::TrainError;
+use crate::linalg::{Symmetric, packed_len};
 use crate::model::generator;
 use crate::options::parse;
-use covariance::Covariance;
+use covariance::{factor, factors, pooled};
 use moments::ClassMoments;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
@@ -95,6 +96,18 @@ enum NextTask {
     Aligned,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Covariance {
+    /// One whole matrix for every class, as published.
+    #[default]
+    Full,
+    /// Variances of every class.
+    Diagonal,
+    /// One whole matrix for all classes, pooled within classes.
+    Shared,
+}
+
 /// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
 const MAX_SAMPLES: usize = 10_000;
 
@@ -113,6 +126,15 @@ fn default_lr() -> f64 {
 
 /// Class means `[n_classes, d_model]`.
 const MEANS: &str = "means";
+/// Lower triangles of the factors of whole covariances `[n_classes, d_model (d_model + 1) / 2]`.
+const FACTORS: &str = "factors";
+/// The lower triangle of the covariance that all classes share `[d_model (d_model + 1) / 2]`; in files of
+/// earlier versions also those of the covariances that have become factors, per class.
+const COVARIANCE: &str = "covariance";
+/// Variances `[n_classes, d_model]`.
+const VARIANCES: &str = "variances";
+/// Degrees of freedom `[1]` that the shared covariance comes from.
+const DEGREES: &str = "degrees";
 /// First label of the task of a class `[n_classes, 1]`.
 const FIRST_LABELS: &str = "first_labels";
 /// The aligned classifier `[n_classes, d_model]` and `[n_classes, 1]`.
@@ -135,7 +157,7 @@ impl Head for Gaussian {
         if let Some(before) = drift::take_before(&mut state) {
             drift::compensate(&mut means, &before, table);
         }
-        let new = ClassMoments::of(table, task.first_label);
+        let new = ClassMoments::of(&table.features, d, &table.labels, task.first_label);
         means.extend(&new.means);
         let n_classes = means.len() / d.max(1);
         state.set_rows(MEANS, vec![n_classes, d], means);
@@ -247,6 +269,78 @@ fn go_on_with(state: &mut HeadState, aligned: &Columns, d: usize) {
         bias: trained.bias.and(replaced.bias),
         ..trained
     });
+}
+
+impl Covariance {
+    /// Keeps that of new classes, the first of which has the label `first_label`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`factor`].
+    fn keep(
+        self,
+        state: &mut HeadState,
+        new: &ClassMoments,
+        first_label: usize,
+    ) -> Result<(), TrainError> {
+        let d = new.d_model;
+        let (name, width) = match self {
+            Self::Full => (FACTORS, packed_len(d)),
+            Self::Diagonal => (VARIANCES, d),
+            Self::Shared => {
+                pool(state, new);
+                return Ok(());
+            }
+        };
+        factorise_earlier(state, d)?;
+        let mut values = state.rows(name);
+        values.truncate(first_label * width);
+        for class in 0..new.n_classes() {
+            match self {
+                Self::Diagonal => values.extend(new.variances(class)),
+                _ => values.extend(factor(new.covariance(class), d)?),
+            }
+        }
+        state.set_rows(name, vec![values.len() / width.max(1), width], values);
+        Ok(())
+    }
+
+    /// How samples lie around their means, of features of width `d`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`factor`].
+    fn spread(self, state: &HeadState, d: usize) -> Result<Spread<'_>, TrainError> {
+        let spread = match self {
+            Self::Full => state.per_class.get(FACTORS).map(|a| Spread::Full(a)),
+            Self::Diagonal => state.per_class.get(VARIANCES).map(|a| Spread::Diagonal(a)),
+            Self::Shared => {
+                let shared = state.shared.get(COVARIANCE);
+                let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
+                Some(Spread::Shared(shared.transpose()?))
+            }
+        };
+        Ok(spread.unwrap_or(Spread::Shared(None)))
+    }
+}
+
+/// Turns the covariances that an earlier version kept into the factors that are kept now.
+fn factorise_earlier(state: &mut HeadState, d: usize) -> Result<(), TrainError> {
+    let Some(earlier) = state.per_class.remove(COVARIANCE) else {
+        return Ok(());
+    };
+    let factors = factors(&earlier.values, d)?;
+    state.set_rows(FACTORS, earlier.shape.clone(), factors);
+    Ok(())
+}
+
+/// Adds the spread of new classes to the covariance within classes.
+fn pool(state: &mut HeadState, new: &ClassMoments) {
+    let before = |name: &str| state.shared.get(name).map_or(&[][..], |a| &a.values);
+    let degrees = before(DEGREES).first().copied().map_or(0.0, f64::from);
+    let (lower, total) = pooled(before(COVARIANCE), degrees, new);
+    state.set_shared(COVARIANCE, vec![packed_len(new.d_model)], lower);
+    state.set_shared(DEGREES, vec![1], vec![total as f32]);
 }
 
 /// Rows `(μ_c − μ) / ‖μ_c − μ‖` about the mean `μ` of all means: the nearest mean by angle around it.

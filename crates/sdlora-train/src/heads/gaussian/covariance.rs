@@ -1,91 +1,12 @@
-//! What is kept of the spread of a class, and the factor that samples are drawn with.
-
-use serde::{Deserialize, Serialize};
+//! Covariances of classes, and the factors that samples are drawn with.
 
 use super::moments::ClassMoments;
 use crate::error::TrainError;
-use crate::heads::HeadState;
-use crate::heads::align::Spread;
 use crate::linalg::{Symmetric, packed_len};
 
 /// Added to the diagonal of a covariance, relative to its mean: few images leave it singular. (The
 /// published code adds 1e-4 to features whose variance is about 1.)
 const RIDGE: f64 = 1e-4;
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Covariance {
-    /// One whole matrix for every class, as published.
-    #[default]
-    Full,
-    /// Variances of every class.
-    Diagonal,
-    /// One whole matrix for all classes, pooled within classes.
-    Shared,
-}
-
-/// Lower triangles of the factors of whole covariances `[n_classes, d_model (d_model + 1) / 2]`.
-const FACTORS: &str = "factors";
-/// The lower triangle of the covariance that all classes share `[d_model (d_model + 1) / 2]`; in files of
-/// earlier versions also those of the covariances that have become factors, per class.
-const COVARIANCE: &str = "covariance";
-/// Variances `[n_classes, d_model]`.
-const VARIANCES: &str = "variances";
-/// Degrees of freedom `[1]` that the shared covariance comes from.
-const DEGREES: &str = "degrees";
-
-impl Covariance {
-    /// Keeps that of new classes, the first of which has the label `first_label`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`factor`].
-    pub(super) fn keep(
-        self,
-        state: &mut HeadState,
-        new: &ClassMoments,
-        first_label: usize,
-    ) -> Result<(), TrainError> {
-        let d = new.d_model;
-        let (name, width) = match self {
-            Self::Full => (FACTORS, packed_len(d)),
-            Self::Diagonal => (VARIANCES, d),
-            Self::Shared => {
-                pool(state, new);
-                return Ok(());
-            }
-        };
-        factorise_earlier(state, d)?;
-        let mut values = state.rows(name);
-        values.truncate(first_label * width);
-        for class in 0..new.n_classes() {
-            match self {
-                Self::Diagonal => values.extend(new.variances(class)),
-                _ => values.extend(factor(new.covariance(class), d)?),
-            }
-        }
-        state.set_rows(name, vec![values.len() / width.max(1), width], values);
-        Ok(())
-    }
-
-    /// How samples lie around their means, of features of width `d`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`factor`].
-    pub(super) fn spread(self, state: &HeadState, d: usize) -> Result<Spread<'_>, TrainError> {
-        let spread = match self {
-            Self::Full => state.per_class.get(FACTORS).map(|a| Spread::Full(a)),
-            Self::Diagonal => state.per_class.get(VARIANCES).map(|a| Spread::Diagonal(a)),
-            Self::Shared => {
-                let shared = state.shared.get(COVARIANCE);
-                let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
-                Some(Spread::Shared(shared.transpose()?))
-            }
-        };
-        Ok(spread.unwrap_or(Spread::Shared(None)))
-    }
-}
 
 /// The lower triangle of the factor to sample with, row by row; zeros where all images are one.
 ///
@@ -106,25 +27,23 @@ pub(in crate::heads) fn factor(covariance: Symmetric, d: usize) -> Result<Vec<f3
     }
 }
 
-/// Turns the covariances that an earlier version kept into the factors that are kept now.
-fn factorise_earlier(state: &mut HeadState, d: usize) -> Result<(), TrainError> {
-    let Some(earlier) = state.per_class.remove(COVARIANCE) else {
-        return Ok(());
-    };
-    let lower = earlier.values.chunks_exact(packed_len(d).max(1));
+/// The factors of covariances that are given as lower triangles, one after another.
+///
+/// # Errors
+///
+/// Those of [`factor`].
+pub(super) fn factors(lower: &[f32], d: usize) -> Result<Vec<f32>, TrainError> {
+    let lower = lower.chunks_exact(packed_len(d).max(1));
     let factors = lower.map(|lower| factor(Symmetric::unpacked(lower, d), d));
-    let factors = factors.collect::<Result<Vec<_>, _>>()?.concat();
-    state.set_rows(FACTORS, earlier.shape.clone(), factors);
-    Ok(())
+    Ok(factors.collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// Adds the spread of new classes to the covariance within classes.
-fn pool(state: &mut HeadState, new: &ClassMoments) {
+/// The covariance within classes that comes from `degrees` degrees of freedom, as a lower triangle, with the spread of
+/// new classes; and the degrees of both.
+pub(super) fn pooled(before: &[f32], degrees: f64, new: &ClassMoments) -> (Vec<f32>, f64) {
     let d = new.d_model;
-    let before = |name: &str| state.shared.get(name).map_or(&[][..], |a| &a.values);
-    let degrees = before(DEGREES).first().copied().map_or(0.0, f64::from);
     let mut sum = Symmetric::zeros(d);
-    sum.add(degrees, &Symmetric::unpacked(before(COVARIANCE), d));
+    sum.add(degrees, &Symmetric::unpacked(before, d));
     let mut total = degrees;
     for class in 0..new.n_classes() {
         let own = new.degrees(class);
@@ -133,16 +52,20 @@ fn pool(state: &mut HeadState, new: &ClassMoments) {
     }
     let mut mean = Symmetric::zeros(d);
     mean.add(1.0 / total.max(1.0), &sum);
-    state.set_shared(COVARIANCE, vec![packed_len(d)], mean.packed());
-    state.set_shared(DEGREES, vec![1], vec![total as f32]);
+    (mean.packed(), total)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{D, fit, head, table};
-    use super::super::{FIRST_LABELS, MEANS, WEIGHT};
+    use super::super::{COVARIANCE, FACTORS, FIRST_LABELS, MEANS, VARIANCES, WEIGHT};
     use super::*;
     use crate::features::FeatureTable;
+    use crate::heads::HeadState;
+
+    fn moments_of(table: &FeatureTable) -> ClassMoments {
+        ClassMoments::of(&table.features, table.d_model, &table.labels, 0)
+    }
 
     fn factor_of(lower: &[f32]) -> Vec<f32> {
         factor(Symmetric::unpacked(lower, 2), 2).unwrap()
@@ -163,7 +86,7 @@ mod tests {
         let kept = fit(head.as_ref(), HeadState::default(), &table(0..2, 1, 0.0), 0);
         let mut earlier = kept.clone();
         earlier.per_class.remove(FACTORS);
-        let new = ClassMoments::of(&table(0..2, 1, 0.0), 0);
+        let new = moments_of(&table(0..2, 1, 0.0));
         let lower: Vec<f32> = (0..2).flat_map(|c| new.covariance(c).packed()).collect();
         earlier.set_rows(COVARIANCE, vec![2, packed_len(D)], lower);
         let next = table(2..4, 2, 0.0);

@@ -1,6 +1,5 @@
 //! Means of the classes of a task and how their images lie around them.
 
-use crate::features::FeatureTable;
 use crate::linalg::Symmetric;
 
 /// Means of the classes of a task, and the distances of their images to them.
@@ -13,13 +12,13 @@ pub(super) struct ClassMoments {
 }
 
 impl ClassMoments {
-    pub(super) fn of(table: &FeatureTable, first_label: usize) -> Self {
-        let d = table.d_model;
-        let end = table.labels.iter().max().map_or(0, |&label| label + 1);
+    /// Of features `[n_images, d]` with labels, the first of which in this task is `first_label`.
+    pub(super) fn of(features: &[f32], d: usize, labels: &[usize], first_label: usize) -> Self {
+        let end = labels.iter().max().map_or(0, |&label| label + 1);
         let mut images: Vec<Vec<f64>> = vec![Vec::new(); end.saturating_sub(first_label)];
-        for (i, &label) in table.labels.iter().enumerate() {
+        for (row, &label) in features.chunks_exact(d.max(1)).zip(labels) {
             if let Some(class) = label.checked_sub(first_label) {
-                images[class].extend(table.row(i).iter().map(|&x| f64::from(x)));
+                images[class].extend(row.iter().map(|&x| f64::from(x)));
             }
         }
         let mut means = Vec::with_capacity(images.len() * d);
