@@ -152,7 +152,7 @@ mod tests {
     use sdlora_testkit::test_device;
     use sdlora_train::files::faults::{self, Kind};
     use sdlora_train::files::sums::Sums;
-    use sdlora_train::{RunConfig, Silent, Start};
+    use sdlora_train::{RunConfig, RunOptions, Silent};
 
     /// The files of a run folder but for its checkpoints, by their path.
     fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -190,10 +190,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("run");
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
-        let device = test_device();
-        let start = Start::Fresh;
-        let finished =
-            sdlora_train::run(&plan, &data, &device, &folder, start, &mut Silent).unwrap();
+        let options = RunOptions::new(&data, &test_device(), &folder);
+        let finished = sdlora_train::run(&plan, &options, &mut Silent).unwrap();
 
         // Two results that differ in the name of the device.
         write(&folder, &plan, &finished, "new").unwrap();

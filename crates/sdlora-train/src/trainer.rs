@@ -281,7 +281,7 @@ impl Trainer<'_> {
                     });
                 }
                 if step + 1 == n_steps {
-                    let loss = self.loss_after(&model, &batch, task.labels);
+                    let loss = self.loss_after(&model, &batch, task);
                     lost = watch.lost_at_end(loss).then(|| TrainError::LostAtEnd {
                         task_idx: task.task_idx,
                         loss,
@@ -332,9 +332,9 @@ impl Trainer<'_> {
     }
 
     /// The loss of a batch, or of as much of it as is computed at once, after its step.
-    fn loss_after(&self, model: &Model, batch: &Batch, task_labels: &[usize]) -> f64 {
+    fn loss_after(&self, model: &Model, batch: &Batch, task: &TaskData<'_>) -> f64 {
         let rows = self.split.first_piece(batch.labels.len());
-        let (loss, _) = self.loss_of(model, &self.device, batch, rows, task_labels);
+        let (loss, _) = self.loss_of(model, &self.device, batch, rows, task);
         let loss = match self.method.penalty(model) {
             None => loss,
             Some(penalty) => loss + penalty,
