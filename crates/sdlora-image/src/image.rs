@@ -110,8 +110,8 @@ impl Image {
 
 /// Luma of a pixel of 1 or 3 channels, rounded to nearest.
 ///
-/// The weights are PIL's: 299, 587 and 114 thousandths, rounded to 16 binary places. Exact thousandths give another byte
-/// for one colour of 1,900.
+/// The weights are PIL's: 299, 587 and 114 thousandths, rounded to 16 binary places. Exact thousandths give another
+/// byte for one colour of 1,900.
 pub(crate) fn luma(pixel: &[u8]) -> u8 {
     match *pixel {
         [r, g, b] => {

@@ -15,7 +15,8 @@ use crate::run_data::RunData;
 ///
 /// The same rule as [`ClassMeans`](crate::ClassMeans), so that the distance to the method `ncm` is
 /// what the backbone adds. Method, head, optimiser and backbone of the plan are not looked at, and
-/// no weights are needed; `observer` is told what the data set has to say. Accuracies are fractions over the images of each task.
+/// no weights are needed; `observer` is told what the data set has to say. Accuracies are fractions over the images of
+/// each task.
 ///
 /// # Errors
 ///
