@@ -195,7 +195,7 @@ mod tests {
 
     /// The records of the search, and the sentence of docs/reproducing.md while they are missing.
     const RECORDS: &str = "docs/results/search.jsonl";
-    const NOT_YET: &str = "The search of `tune-paper` has not been run yet";
+    const NOT_YET: &str = "The rates of `paper` are not yet those that this search found";
 
     #[test]
     fn every_row_of_the_paper_takes_the_setting_that_the_search_found() {
