@@ -66,7 +66,7 @@ impl Listing<'_> {
         };
         match item {
             Item::Mod(_) => {
-                let inner = [module.as_slice(), &[name.clone()]].concat();
+                let inner = [module.as_slice(), std::slice::from_ref(&name)].concat();
                 let shown = path.split("::").map(str::to_owned).collect();
                 self.line(&path, format!("pub mod {path}"));
                 self.module(&inner, &shown);

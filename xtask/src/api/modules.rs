@@ -43,7 +43,7 @@ impl Crate {
                     Some((_, items)) => items.clone(),
                     None => parse(&file_of(folder, &name))?,
                 };
-                let path = [path.as_slice(), &[name.clone()]].concat();
+                let path = [path.as_slice(), std::slice::from_ref(&name)].concat();
                 self.add(path, inner, &folder.join(name))?;
             }
             kept.push(item);
