@@ -333,7 +333,8 @@ mod tests {
                 records.put(record("old", 1, 0.5)).unwrap();
                 // Half a line that a killed process left, which the next one takes away.
                 let mut text = std::fs::read_to_string(&path).unwrap();
-                text.push_str(&text[..40].to_owned());
+                let half = text[..40].to_owned();
+                text.push_str(&half);
                 std::fs::write(&path, &text).unwrap();
                 faults::arm(n, kind);
                 let put = records.put(record("new", 1, 0.25));
