@@ -18,9 +18,10 @@ use crate::model::Model;
 /// mean square of 1,800, for what an adapter and a head train far more, and they start below 1.
 const LARGEST_NORM: f32 = 16_777_216.0;
 
-/// The first part of a model that holds a number which is infinite, not a number or beyond
-/// [`LARGEST_NORM`]: a parameter, or an array that a head keeps, which only has to be finite. Frozen weights
-/// of the backbone are those of a file, which were looked at when it was read.
+/// The first part of a model that holds a number which is infinite or not a number, or a trained parameter beyond
+/// [`LARGEST_NORM`]. What is frozen, and the arrays that a head keeps, only have to be finite: the inverse norm
+/// of a direction that was hardly trained is large. Frozen weights of the backbone are those of a file, which were
+/// looked at when it was read.
 pub(crate) fn unsound_part(model: &Model) -> Option<String> {
     let mut sum = Look::new(false);
     sum.at(model);
@@ -52,12 +53,13 @@ fn unsound_array(head: &HeadState) -> Option<String> {
         .next()
 }
 
-/// The running sum of the squares of all numbers.
+/// The running sums of the squares of all numbers.
 struct Look {
     path: Vec<String>,
     trained_only: bool,
     by_name: bool,
-    sum: Option<Tensor<1>>,
+    /// Of what is trained, and of what is frozen.
+    sums: [Option<Tensor<1>>; 2],
     found: Option<String>,
 }
 
@@ -67,7 +69,7 @@ impl Look {
             path: Vec::new(),
             trained_only: false,
             by_name,
-            sum: None,
+            sums: [None, None],
             found: None,
         }
     }
@@ -88,7 +90,9 @@ impl Look {
     }
 
     fn ends_sound(self) -> bool {
-        self.sum.is_none_or(is_sound)
+        let [trained, frozen] = self.sums;
+        trained.is_none_or(|sum| is_sound(sum, true))
+            && frozen.is_none_or(|sum| is_sound(sum, false))
     }
 }
 
@@ -102,24 +106,27 @@ impl ModuleVisitor for Look {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if self.found.is_some() || self.trained_only && !param.is_require_grad() {
+        let is_trained = param.is_require_grad();
+        if self.found.is_some() || self.trained_only && !is_trained {
             return;
         }
         let squares = param.val().detach().square().sum();
         if !self.by_name {
-            self.sum = Some(match self.sum.take() {
+            let sum = &mut self.sums[usize::from(!is_trained)];
+            *sum = Some(match sum.take() {
                 Some(sum) => sum + squares,
                 None => squares,
             });
-        } else if !is_sound(squares) {
+        } else if !is_sound(squares, is_trained) {
             self.found = Some(self.path.join("."));
         }
     }
 }
 
-/// Whether a sum of squares is that of a norm within the bound; one that is no number is not.
-fn is_sound(sum: Tensor<1>) -> bool {
-    sum.into_scalar::<f32>() <= LARGEST_NORM * LARGEST_NORM
+/// Whether a sum of squares is finite, and that of a norm within the bound where it is of something trained.
+fn is_sound(sum: Tensor<1>, is_trained: bool) -> bool {
+    let sum = sum.into_scalar::<f32>();
+    sum.is_finite() && (!is_trained || sum <= LARGEST_NORM * LARGEST_NORM)
 }
 
 /// The loss that a task is watched against.
@@ -220,6 +227,13 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -2e7, 1e20] {
             let found = unsound_part(&with_bias(model(), [0.0, bad, 0.0])).unwrap();
             assert!(found.contains("head") && found.contains("bias"), "{found}");
+        }
+        // Frozen numbers may be as large as they like: the inverse norm of a direction, for instance.
+        for (large, is_sound) in [(1e9, true), (f32::INFINITY, false)] {
+            let mut model = with_bias(model(), [large, 0.0, 0.0]);
+            let trained = model.head.trained.as_mut().unwrap();
+            trained.bias = trained.bias.take().map(|bias| bias.set_require_grad(false));
+            assert_eq!(unsound_part(&model).is_none(), is_sound, "{large}");
         }
     }
 

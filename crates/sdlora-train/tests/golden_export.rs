@@ -292,9 +292,13 @@ fn resize_and_crop_of_a_run_reach_the_processor_and_come_back() {
     folder.set_file_name("cropped");
     write_model(&folder.join("model"), &finished).unwrap();
     let run = open(&folder);
-    for (format, name) in [(Format::Hf, "hf"), (Format::Timm, "timm")] {
+    // transformers cuts the centre of some pictures one pixel further to the left.
+    for (format, name, n_notes) in [(Format::Hf, "hf", 1), (Format::Timm, "timm", 0)] {
         let out = bench.path(name);
-        assert!(export(&run, format, &out, false).unwrap().is_empty());
+        let notes = export(&run, format, &out, false).unwrap();
+        assert_eq!(notes.len(), n_notes, "{name}: {notes:?}");
+        let of_centre = |note: &String| note.contains("the centre lies one pixel further");
+        assert!(notes.iter().all(of_centre), "{name}: {notes:?}");
         let checkpoint = Checkpoint::open(&out, &Hints::default()).unwrap();
         let found = checkpoint.preprocess().unwrap();
         assert_eq!((found.input_size, found.resized_side()), (14, 16));

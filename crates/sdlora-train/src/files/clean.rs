@@ -27,7 +27,7 @@ pub fn clean(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// As [`clean`], in a folder that holds files of others and where other processes may write: only what
-/// [`NewFolder::beside`] makes is touched, and nothing that a process still holds.
+/// [`NewFolder::beside`](super::NewFolder::beside) makes is touched, and nothing that a process still holds.
 pub fn clean_shared(folder: &Path) -> Vec<PathBuf> {
     each_entry(folder, |path, name| {
         // The copy that an earlier version moved away may be the only one.
