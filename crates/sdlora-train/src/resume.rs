@@ -230,6 +230,7 @@ pub(crate) fn restore(
     if let Some(second_pass) = state.second_pass() {
         second_pass
             .check(fresh.backbone.config().depth)
+            .and_then(|()| state.fits(&second_pass.room(d_model, device)))
             .map_err(|problem| TrainError::checkpoint(path, problem))?;
     }
     let sites: Vec<Site> = fresh

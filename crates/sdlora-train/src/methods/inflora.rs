@@ -139,7 +139,7 @@ fn spaces(model: &Model) -> Result<Vec<Space>, TrainError> {
     let vit = model.backbone.config();
     match model.state.is_empty() {
         true => Ok(vec![Space::new(vit.d_model); vit.depth]),
-        false => of_state(&model.state),
+        false => of_state(&model.state, [vit.depth, vit.d_model]),
     }
 }
 

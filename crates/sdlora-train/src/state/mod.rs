@@ -171,6 +171,31 @@ impl MethodState {
         }
     }
 
+    /// Checks that the matrices have the names and shapes of those of another state.
+    ///
+    /// # Errors
+    ///
+    /// A sentence without a full stop that names the first one that differs.
+    pub(crate) fn fits(&self, other: &Self) -> Result<(), String> {
+        let (own, others) = (self.shape().matrices, other.shape().matrices);
+        for (own, other) in own.iter().zip(&others) {
+            if (&own.name, own.shape) != (&other.name, other.shape) {
+                return Err(format!(
+                    "`{}` has shape {:?} where `{}` of shape {:?} is needed",
+                    own.name, own.shape, other.name, other.shape
+                ));
+            }
+        }
+        match own.len() == others.len() {
+            true => Ok(()),
+            false => Err(format!(
+                "the state of its method has {} matrices where {} are needed",
+                own.len(),
+                others.len()
+            )),
+        }
+    }
+
     /// This state with a fact in addition.
     #[must_use]
     pub fn with_fact(mut self, name: &str, value: Value) -> Self {

@@ -84,12 +84,15 @@ pub(super) fn into_state(spaces: &[Space], device: &Device) -> MethodState {
     MethodState::of(&bases, |_| Role::Shared).with_fact(KEEPS, json!(keeps))
 }
 
-/// The subspaces of a state, block by block; empty before the first task.
+/// The subspaces of a state, one for each of `depth` blocks of width `d_model`.
 ///
 /// # Errors
 ///
-/// [`TrainError::Setting`] for a state that another method keeps.
-pub(super) fn of_state(state: &MethodState) -> Result<Vec<Space>, TrainError> {
+/// [`TrainError::Setting`] for a state that another method keeps, or of another backbone.
+pub(super) fn of_state(
+    state: &MethodState,
+    [depth, d_model]: [usize; 2],
+) -> Result<Vec<Space>, TrainError> {
     let keeps = state.fact(KEEPS).cloned().unwrap_or_else(|| json!([]));
     let keeps: Vec<Keeps> = serde_json::from_value(keeps).map_err(|e| {
         TrainError::setting("state", KEEPS, format!("bases or what they span: {e}"))
@@ -104,7 +107,15 @@ pub(super) fn of_state(state: &MethodState) -> Result<Vec<Space>, TrainError> {
             width,
         }
     });
-    Ok(spaces.collect())
+    let spaces: Vec<Space> = spaces.collect();
+    match spaces.len() == depth && spaces.iter().all(|space| space.width == d_model) {
+        true => Ok(spaces),
+        false => Err(TrainError::setting(
+            "state",
+            format!("{} subspaces", spaces.len()),
+            format!("one of width {d_model} for each of {depth} blocks"),
+        )),
+    }
 }
 
 /// The subspace of one block, on the host.
@@ -496,9 +507,11 @@ mod tests {
         assert_eq!(state.fact(KEEPS), Some(&json!(["used", "free"])));
         assert_eq!(state.names().collect::<Vec<_>>(), ["bases.0", "bases.1"]);
         assert_eq!(state.floats_stored().shared, 8);
-        assert_eq!(of_state(&state).unwrap(), spaces);
-        assert!(of_state(&MethodState::default()).unwrap().is_empty());
+        assert_eq!(of_state(&state, [2, 4]).unwrap(), spaces);
+        for shape in [[3, 4], [2, 5]] {
+            assert!(of_state(&state, shape).is_err(), "{shape:?}");
+        }
         let other = MethodState::default().with_fact(KEEPS, json!("everything"));
-        assert!(of_state(&other).is_err());
+        assert!(of_state(&other, [0, 4]).is_err());
     }
 }
