@@ -29,14 +29,17 @@ pub struct Recompute {
 }
 
 impl Recompute {
-    /// Features `[batch, d_model]` of a model without prompts, and what gives the gradients of its
-    /// blocks once that of the features is there. `images` is `[batch, n_channels, image_size,
-    /// image_size]` with autodiff. `None` where no block gets a gradient.
+    /// Features `[batch, d_model]` of a model, and what gives the gradients of its blocks once that of the
+    /// features is there. `images` is `[batch, n_channels, image_size, image_size]` with autodiff. `None` where
+    /// no block gets a gradient, and for a model with a second pass, whose blocks read more than tokens.
     ///
     /// # Panics
     ///
     /// If the images do not have the size of the backbone.
     pub fn features(model: &Model, images: &Tensor<4>) -> Option<(Tensor<2>, Self)> {
+        if model.state.second_pass().is_some() {
+            return None;
+        }
         let trains_backbone = n_trained(&model.backbone) > 0;
         let adapted = model.adapter.sites.iter().map(|bank| bank.site().group);
         let first = match trains_backbone {
