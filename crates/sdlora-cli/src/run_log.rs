@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 pub struct RunLogger<'a> {
     path: PathBuf,
     file: Option<Appended>,
-    /// Whether the log is that of a run which goes on, and was this long when it was left: what follows is cut
-    /// before anything is added.
+    /// Set when the log continues that of an earlier session: its length then, if known. What follows is cut before
+    /// anything is added.
     uncut: Option<Option<u64>>,
     flushed: Instant,
     next: &'a mut dyn Observer,
@@ -274,7 +274,7 @@ mod tests {
                 log.event(&step(2));
                 drop(log);
                 let happened = faults::disarm();
-                // A process that is killed there writes no second checkpoint, and the run goes on from the first.
+                // A process that is killed there writes no second checkpoint, and the run continues from the first.
                 let (mark, next) = match happened && kind == Kind::Kill {
                     true => (mark, 1),
                     false => (second, 2),

@@ -13,7 +13,8 @@ use crate::dataset::{Content, Dataset, SampleIdx};
 use crate::hex::hex;
 use crate::split::Split;
 
-/// Bytes of image files that are read as a whole: seconds on a slow disk, and most folders of one's own.
+/// Bytes of image files up to which all of them are read. That takes seconds on a slow disk and covers most folders
+/// of users.
 const READ_WHOLE: u64 = 1 << 30;
 
 /// The fingerprint of a data set.

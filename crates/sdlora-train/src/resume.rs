@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Tensor};
 use sdlora_core::{Adapter, Site};
@@ -16,7 +16,7 @@ use crate::config::Plan;
 use crate::error::TrainError;
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::methods::LossOver;
-use crate::model::Model;
+use crate::model::{Model, parameters};
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
@@ -134,17 +134,10 @@ impl Position {
 }
 
 fn trained_ids<M: Module>(module: &M) -> BTreeSet<u64> {
-    struct Collect(BTreeSet<u64>);
-    impl ModuleVisitor for Collect {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                self.0.insert(param.id.val());
-            }
-        }
-    }
-    let mut collect = Collect(BTreeSet::new());
-    module.visit(&mut collect);
-    collect.0
+    let trained = parameters(module)
+        .into_iter()
+        .filter(|(_, is_trained)| *is_trained);
+    trained.map(|(id, _)| id.val()).collect()
 }
 
 /// Writes a checkpoint and removes the earlier ones of the same task that it makes superfluous. A model

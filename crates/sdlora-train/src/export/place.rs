@@ -321,7 +321,7 @@ mod tests {
                     let expected = if made.is_ok() { "new" } else { "old" };
                     assert_eq!(text(&out).as_deref(), Some(expected), "{what}");
                     assert_eq!(names(home.path()), ["out", "thesis.docx"], "{what}");
-                    // And an export goes on from there.
+                    // The next export works as usual.
                     export(&out, "next").unwrap();
                     assert_eq!(text(&out).as_deref(), Some("next"), "{what}");
                     faults::set_exchange(true);

@@ -11,8 +11,8 @@ const MAX_WAITING: usize = 1 << 20;
 
 /// A file that is open to be added to.
 ///
-/// What the file system takes only in part goes on where it stopped, so no line is torn while the process lives. A kill
-/// may tear the last one, which [`cut`](Self::cut) takes away.
+/// If the file system takes only a part, the next write continues after it, so no line is torn while the process
+/// lives. A kill may tear the last line; [`cut`](Self::cut) removes it.
 #[derive(Debug)]
 pub struct Appended {
     file: File,
@@ -105,7 +105,7 @@ impl Appended {
     ///
     /// # Errors
     ///
-    /// That of the file system; the next call goes on where this one stopped.
+    /// That of the file system; the next call continues where this one stopped.
     pub fn flush(&mut self) -> io::Result<()> {
         while !self.waiting.is_empty() {
             let n = match self.write() {
