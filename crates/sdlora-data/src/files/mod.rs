@@ -19,13 +19,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub(crate) use locate::{Place, locate};
-pub(crate) use names::{ARCHIVES, place_of};
+pub(crate) use names::{ARCHIVES, is_litter, place_of};
+pub(crate) use read::open_file;
 pub use read::{open_image, read_file};
 
 use crate::error::DataError;
 use listing::{Entry, Listing, too_many};
-use names::is_litter;
-use read::{gunzip, open_file};
+use read::gunzip;
 use store::Store;
 
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
@@ -319,6 +319,7 @@ impl Files {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    pub(crate) use super::tar::tests::tarred;
     use super::*;
     use std::io::Write;
 

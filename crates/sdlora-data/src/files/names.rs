@@ -11,7 +11,7 @@ pub(crate) fn place_of(path: &Path) -> String {
 }
 
 /// True for what operating systems leave behind.
-pub(super) fn is_litter(part: &str) -> bool {
+pub(crate) fn is_litter(part: &str) -> bool {
     (part.starts_with('.') && part != "." && part != "..") || part == "__MACOSX"
 }
 
