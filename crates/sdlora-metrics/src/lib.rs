@@ -19,7 +19,8 @@
 //! | [`backward_transfer`] | mean over `j < T−1` of `acc[T−1][j] − acc[j][j]` |
 //!
 //! Beside the matrix, [`Confusion`] counts which class or task is taken for which, and [`Calibration`] compares the
-//! confidence of predictions with how often they are right.
+//! confidence of predictions with how often they are right. [`auroc`] and [`false_alarms`] say how well a score tells
+//! strangers from samples of known classes.
 //!
 //! A metric is `None` where it is undefined: with one task there is no forgetting, without test counts no mean over
 //! images, and a missing row leaves undefined whatever needs it.
@@ -50,6 +51,7 @@ mod error;
 mod final_accuracy;
 mod forgetting;
 mod matrix;
+mod separation;
 mod stats;
 mod summary;
 
@@ -63,5 +65,6 @@ pub use error::MetricsError;
 pub use final_accuracy::{final_average_accuracy, weighted_final_accuracy};
 pub use forgetting::{forgetting, forgetting_max_over_all, forgetting_per_task};
 pub use matrix::AccuracyMatrix;
+pub use separation::{auroc, false_alarms};
 pub use stats::{Spread, mean, standard_error};
 pub use summary::{Metric, Summary};
