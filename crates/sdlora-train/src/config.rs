@@ -72,6 +72,10 @@ pub struct RunConfig {
     /// tuning, where test images must stay unseen. 0 evaluates on the test half.
     #[serde(default)]
     pub hold_out: usize,
+    /// Training images of every class that no step and no head sees: they turn logits into probabilities and tell
+    /// where a class ends, see [`PredictConfig`](crate::PredictConfig). 0 trains on all, and leaves both out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub calibrate_on: usize,
     /// Where prepared images are kept: `"memory"`, `"none"`, or `{ megabytes = n }` for a limit that the
     /// training images of a task and all test images share. It changes speed and memory, no number.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -85,7 +85,7 @@ impl Evaluator {
 /// # Errors
 ///
 /// Those of reading the images.
-fn features(
+pub(crate) fn features(
     extractor: &Extractor,
     loaders: &[Loader],
     device: &Device,

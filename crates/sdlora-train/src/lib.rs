@@ -70,6 +70,7 @@ mod observer;
 mod one_class;
 mod optimizer;
 mod options;
+mod predicting;
 pub mod pretrain;
 mod recompute;
 mod resume;
@@ -89,7 +90,7 @@ pub use error::TrainError;
 pub use evaluator::evaluate;
 pub use expected::{Expected, MeanOver};
 pub use export::{
-    AdapterFolder, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
+    AdapterFolder, Answer, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
     extract_features, write_model,
 };
 pub use extractor::Extractor;
@@ -102,6 +103,7 @@ pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
+pub use predicting::{Calibrated, Novelty, PredictConfig};
 pub use recompute::Recompute;
 pub use run::{Finished, RunOptions, Start, run};
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};

@@ -6,9 +6,11 @@ use burn::tensor::Device;
 
 use crate::config::Plan;
 use crate::error::TrainError;
+use crate::export::TensorFile;
 use crate::heads::Classifier;
 use crate::model::Model;
 use crate::observer::Observer;
+use crate::predicting::PredictConfig;
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::session::Session;
@@ -22,6 +24,10 @@ pub struct Finished {
     pub classifier: Classifier,
     /// Name of the head it comes from.
     pub head_name: String,
+    /// How its images are prepared, and what is known of its numbers.
+    pub predicting: PredictConfig,
+    /// Means and precision of [`Novelty`](crate::Novelty), where the plan has them gathered.
+    pub novelty: Option<TensorFile>,
     /// Its log.
     pub log: RunLog,
     /// Class ids in the order of their labels.

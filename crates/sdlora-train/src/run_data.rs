@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use sdlora_data::{
-    Cache, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream, TrainSet,
+    Cache, DataError, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream,
+    TrainSet,
 };
 use sdlora_image::TransformConfig;
 
@@ -28,6 +29,8 @@ pub(crate) const EVAL_BATCH: usize = 256;
 pub(crate) struct Task {
     train: TrainSet,
     test: EvalSet,
+    /// Held out of the training half to calibrate what the run leaves.
+    calibration: Option<EvalSet>,
     /// Labels of its classes, ascending; new ones and those that come again.
     pub(crate) labels: Vec<usize>,
     /// Label of its first new class: the number of classes of the tasks before.
@@ -132,9 +135,11 @@ impl RunData {
                 0 => (task.train.clone(), task.test.clone()),
                 n_per_class => task.train.hold_out(n_per_class, config.seed)?,
             };
+            let (train, calibration) = held_out(train, config.calibrate_on, config.seed)?;
             tasks.push(Task {
                 train,
                 test,
+                calibration,
                 labels: task.labels().to_vec(),
                 first_label,
                 n_new_classes: task.n_new_classes,
@@ -202,6 +207,17 @@ impl RunData {
         loaders.collect()
     }
 
+    /// The images of every task that are held out to calibrate; none where the plan holds none out.
+    pub(crate) fn calibration_loaders(&self) -> Result<Vec<Loader>, TrainError> {
+        let sets = self
+            .tasks
+            .iter()
+            .filter_map(|task| task.calibration.as_ref());
+        // They are read once.
+        sets.map(|set| self.plain_loader(set, Cache::None))
+            .collect()
+    }
+
     /// The training images of a task in their order, as evaluation prepares them.
     pub(crate) fn plain_train_loader(&self, task_idx: usize) -> Result<Loader, TrainError> {
         // They are read once.
@@ -246,6 +262,26 @@ impl RunData {
         let source = ImageSource::new(self.dataset.clone(), set, transform, cache)?;
         Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), self.seed)?)
     }
+}
+
+/// A training half without `n_per_class` random images of every class, and those; all of it for 0.
+fn held_out(
+    train: TrainSet,
+    n_per_class: usize,
+    seed: u64,
+) -> Result<(TrainSet, Option<EvalSet>), TrainError> {
+    if n_per_class == 0 {
+        return Ok((train, None));
+    }
+    let (train, held_out) = train
+        .hold_out(n_per_class, seed)
+        .map_err(|error| match error {
+            DataError::Setting {
+                found, expected, ..
+            } => TrainError::setting("calibrate_on", found, expected),
+            other => other.into(),
+        })?;
+    Ok((train, Some(held_out)))
 }
 
 /// What the training images of a round have of the cache of a run, and what all test images have: half of it.

@@ -8,20 +8,23 @@ use std::time::Instant;
 
 use burn::optim::ModuleOptimizer;
 use burn::tensor::Device;
+use sdlora_data::datasets::image_reading;
 use sdlora_metrics::AccuracyMatrix;
 
 use crate::batch_split::BatchSplit;
 use crate::checkpoint;
 use crate::config::{Plan, RunConfig, check_input};
 use crate::error::TrainError;
-use crate::evaluator::Evaluator;
+use crate::evaluator::{self, Evaluator};
+use crate::export::TensorFile;
 use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
-use crate::heads::HeadTask;
+use crate::heads::{Classifier, HeadTask};
 use crate::methods::{AdapterSpec, TaskContext};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::one_class;
+use crate::predicting::{self, Calibrated, Novelty, PredictConfig};
 use crate::resume::{Position, Restored, restore, save, step_name, steps_done_name, task_end_name};
 use crate::run::{Finished, RunOptions, Start};
 use crate::run_data::{Round, RunData};
@@ -258,13 +261,20 @@ impl<'a> Session<'a> {
             self.model = method.after_stream(self.model, &context, &images)?;
         }
         let features = self.features.take();
-        if head.is_fitted() {
+        let gathers = self.config().calibrate_on > 0;
+        if head.is_fitted() || gathers {
             let table = match features {
                 Some(table) => table,
                 None => self.features_of(round)?,
             };
-            let task = head_task(&self.data.rounds[round], &table, seed, &self.device);
-            self.model.head = head.fit(self.model.head, &task)?;
+            if gathers {
+                let first_label = self.round(round).first_label;
+                predicting::gather(&mut self.model.head, &table, first_label);
+            }
+            if head.is_fitted() {
+                let task = head_task(&self.data.rounds[round], &table, seed, &self.device);
+                self.model.head = head.fit(self.model.head, &task)?;
+            }
             // Before it is evaluated: its numbers would be told as results.
             if let Some(what) = unsound_part(&self.model) {
                 return Err(TrainError::Unsound {
@@ -347,14 +357,18 @@ impl<'a> Session<'a> {
         Ok(self)
     }
 
-    /// What the run has come to, with its folder.
+    /// What the run has come to, with its folder. Reads the images that were held out to calibrate.
     ///
     /// # Errors
     ///
-    /// [`TrainError::Setting`] for a session that no round is over of.
+    /// [`TrainError::Setting`] for a session that no round is over of, and those of the images.
     pub fn finish(self) -> Result<Finished, TrainError> {
+        let classifier = self.model.classifier(self.plan.head().as_ref())?;
+        let (predicting, novelty) = self.predicting(&classifier)?;
         Ok(Finished {
-            classifier: self.model.classifier(self.plan.head().as_ref())?,
+            classifier,
+            predicting,
+            novelty,
             head_name: self.plan.head_name().to_owned(),
             model: self.model,
             log: self.log,
@@ -362,6 +376,31 @@ impl<'a> Session<'a> {
             class_order: self.data.class_order,
             folder: self.folder,
         })
+    }
+
+    /// How images are prepared, and what the held-out ones say of the numbers of the model.
+    fn predicting(
+        &self,
+        classifier: &Classifier,
+    ) -> Result<(PredictConfig, Option<TensorFile>), TrainError> {
+        let config = self.config();
+        let reading = image_reading(&config.dataset, &config.dataset_options)?;
+        let mut predicting = PredictConfig::new(&config.transform, reading);
+        let loaders = self.data.calibration_loaders()?;
+        let Some((novelty, file)) = Novelty::of(&self.model.head)?.filter(|_| !loaders.is_empty())
+        else {
+            return Ok((predicting, None));
+        };
+        let tables =
+            evaluator::features(&self.model.extractor(), &loaders, &self.device, &mut || {
+                false
+            })?;
+        predicting.calibrated = Some(Calibrated::of(
+            classifier,
+            &novelty,
+            &tables.unwrap_or_default(),
+        ));
+        Ok((predicting, Some(file)))
     }
 
     /// The log so far.

@@ -28,6 +28,7 @@ const SUMS: &str = "SHA256SUMS";
 fn finished(bench: &Bench, method: &str, head: &str) -> (Plan, PathBuf, Vec<Vec<u32>>) {
     let mut config = bench.config(method);
     config.n_epochs = 1;
+    config.calibrate_on = 1;
     config.head = Some(HeadConfig::named(head));
     let plan = config.check().unwrap();
     let finished = bench.run("run", &plan, Start::Fresh).unwrap();
@@ -71,6 +72,8 @@ fn no_mutation_of_a_finished_run_panics() {
     for (name, n) in [
         ("plan.toml", 400),
         ("model/classes.json", 200),
+        ("model/predict.json", 200),
+        ("model/novelty.safetensors", 200),
         ("model/head.safetensors", 300),
         ("model/vit.safetensors", 300),
     ] {

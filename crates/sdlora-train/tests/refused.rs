@@ -52,6 +52,7 @@ fn settings_that_do_not_fit_backbone_or_data_leave_no_folder() {
         config.backbone.weights = "absent.safetensors".into()
     });
     change("hold_out", |config| config.hold_out = 1000);
+    change("calibrate_on", |config| config.calibrate_on = 1000);
     for (i, (config, part)) in cases.into_iter().enumerate() {
         let name = format!("refused-{i}");
         let method = config.method.clone();

@@ -22,10 +22,12 @@ use serde::Serialize;
 
 pub use adapter::AdapterFolder;
 pub use extract::extract_features;
-pub use model_folder::{Predictor, write_model};
+pub use model_folder::{Answer, Predictor, write_model};
 pub use tensors::{HostTensor, TensorFile};
 
-use self::model_folder::{ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, PROMPTS_FILE, VIT_FILE};
+use self::model_folder::{
+    ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, NOVELTY_FILE, PREDICT_FILE, PROMPTS_FILE, VIT_FILE,
+};
 use self::place::{Kind, Place};
 use self::preparation::Preparation;
 use crate::config::{BackboneConfig, RunConfig, check_input};
@@ -115,9 +117,8 @@ impl FinishedRun {
         }
         let config = read_plan(folder)?;
         let mut files = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
-        if model.join(ADAPTER_FILE).is_file() {
-            files.push(ADAPTER_FILE);
-        }
+        let others = [ADAPTER_FILE, PREDICT_FILE, NOVELTY_FILE];
+        files.extend(others.into_iter().filter(|name| model.join(name).is_file()));
         check_files(&model, &files)?;
         let (vit, _) = Vit::load(&vit_file, None, device)?;
         check_input(&config.transform, vit.config(), &vit_file)?;

@@ -8,6 +8,8 @@
 //! | `classes.json` | names of the classes in the order of their labels |
 //! | `prompts.safetensors` | prompts, without which features and head do not fit; only of a prompt method |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
+//! | `predict.json` | how images are prepared, and what was calibrated; see [`PredictConfig`] |
+//! | `novelty.safetensors` | class means and the precision around them; only of a run with `calibrate_on` |
 //! | `SHA256SUMS` | the sums of all of them, checked when they are read |
 
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ use crate::files::{NewFolder, write_file};
 use crate::heads::Classifier;
 use crate::methods::{METHODS, MethodEntry};
 use crate::model::Model;
+use crate::predicting::{Novelty, PredictConfig, energy, probabilities};
 use crate::run::Finished;
 use crate::state::{self, MethodState};
 
@@ -40,6 +43,8 @@ pub(super) const PROMPTS_FILE: &str = "prompts.safetensors";
 pub(super) const VIT_FILE: &str = "vit.safetensors";
 pub(super) const HEAD_FILE: &str = "head.safetensors";
 pub(super) const CLASSES_FILE: &str = "classes.json";
+pub(super) const PREDICT_FILE: &str = "predict.json";
+pub(super) const NOVELTY_FILE: &str = "novelty.safetensors";
 pub(super) const ADAPTER_FILE: &str = "adapter.safetensors";
 
 /// Writes the files above into `folder`, which appears when all of them are there. The one above it has to be
@@ -64,7 +69,7 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
     let vit = model.merged_backbone();
     let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new())?;
     write_file(&folder.join(VIT_FILE), &bytes)?;
-    let mut written = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
+    let mut written = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE, PREDICT_FILE];
 
     let head_file = folder.join(HEAD_FILE);
     finished.classifier.write(&head_file, &finished.head_name)?;
@@ -72,6 +77,11 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
     let names = serde_json::to_vec_pretty(&finished.class_names)
         .map_err(|e| TrainError::setting("class names", "unwritable", e.to_string()))?;
     write_file(&folder.join(CLASSES_FILE), &names)?;
+    write_file(&folder.join(PREDICT_FILE), &finished.predicting.to_json()?)?;
+    if let Some(novelty) = &finished.novelty {
+        novelty.write(&folder.join(NOVELTY_FILE))?;
+        written.push(NOVELTY_FILE);
+    }
     if state::write(&folder.join(PROMPTS_FILE), &model.state)? {
         written.push(PROMPTS_FILE);
     }
@@ -161,8 +171,24 @@ pub struct Predictor {
     extractor: Extractor,
     classifier: Classifier,
     class_names: Vec<String>,
+    /// Absent in folders of earlier versions.
+    config: Option<PredictConfig>,
+    novelty: Option<Novelty>,
     device: Device,
     path: PathBuf,
+}
+
+/// What a model says of one image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Labels of the most likely classes and their probabilities, the most likely first; of equals, the smaller label.
+    /// Probabilities are those of the temperature that the folder knows, of 1 where it knows none.
+    pub top: Vec<(usize, f64)>,
+    /// Distance from the nearest class mean, see [`Novelty`]; absent where the folder has no means.
+    pub distance: Option<f64>,
+    /// `−T log Σ exp(logit / T)` over all classes, with the temperature `T` of the probabilities (Liu et al. 2020,
+    /// "Energy-based out-of-distribution detection", equation 4): another score of strangers, to compare with.
+    pub energy: f64,
 }
 
 impl Predictor {
@@ -180,7 +206,7 @@ impl Predictor {
         let classifier = Classifier::read(&head_file, d_model)?;
         let path = folder.join(CLASSES_FILE);
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
-        let class_names: Vec<String> =
+        let mut class_names: Vec<String> =
             serde_json::from_slice(&text).map_err(|e| TrainError::Damaged {
                 path,
                 problem: e.to_string(),
@@ -192,10 +218,31 @@ impl Predictor {
                 problem: format!("{n_classes} classes have {} names", class_names.len()),
             });
         }
+        class_names.truncate(n_classes);
+        let path = folder.join(PREDICT_FILE);
+        let config = match path.is_file() {
+            false => None,
+            true => {
+                check_files(folder, &[PREDICT_FILE])?;
+                let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
+                Some(PredictConfig::from_json(&text, &path)?)
+            }
+        };
+        let path = folder.join(NOVELTY_FILE);
+        let novelty = match path.is_file() {
+            false => None,
+            true => {
+                check_files(folder, &[NOVELTY_FILE])?;
+                let file = TensorFile::read(&path)?;
+                Some(Novelty::from_file(&file, &path, d_model)?)
+            }
+        };
         Ok(Self {
             extractor: Extractor::from(vit).with_state(state),
             classifier,
             class_names,
+            config,
+            novelty,
             device: device.clone(),
             path: folder.join(VIT_FILE),
         })
@@ -213,18 +260,78 @@ impl Predictor {
     /// The class name of each of `images: [batch, n_channels, image_size, image_size]`, which has to be the
     /// size that [`check`](Self::check) accepts.
     pub fn predict(&self, images: Tensor<4>) -> Vec<&str> {
-        let features = self.extractor.features(images);
-        let [n, d_model] = features.dims();
-        let table = FeatureTable {
-            features: features.into_data().iter::<f32>().collect(),
-            d_model,
-            labels: vec![0; n],
-        };
-        let labels = self.classifier.predict(&table);
+        let labels = self.classifier.predict(&self.features(images));
         labels
             .into_iter()
             .map(|label| self.class_names[label].as_str())
             .collect()
+    }
+
+    /// What the model says of each of `images: [batch, n_channels, image_size, image_size]`, with the `n_top` most
+    /// likely classes, or all where there are fewer. The size is that of [`predict`](Self::predict).
+    pub fn answers(&self, images: Tensor<4>, n_top: usize) -> Vec<Answer> {
+        let table = self.features(images);
+        let n_classes = self.classifier.n_classes();
+        let calibrated = self.config.as_ref().and_then(|c| c.calibrated.as_ref());
+        let temperature = calibrated.map_or(1.0, |calibrated| calibrated.temperature);
+        let mut distances = self
+            .novelty
+            .as_ref()
+            .map(|n| n.distances(&table).into_iter());
+        let logits = self.classifier.logits(&table);
+        let rows = logits.chunks_exact(n_classes.max(1)).take(table.len());
+        rows.map(|logits| {
+            let shares = probabilities(logits, temperature);
+            let mut order: Vec<usize> = (0..n_classes).collect();
+            let n_top = n_top.min(n_classes);
+            // Plus 0 makes one of both zeros.
+            let by_logit = |a: &usize, b: &usize| {
+                (logits[*b] + 0.0)
+                    .total_cmp(&(logits[*a] + 0.0))
+                    .then(a.cmp(b))
+            };
+            if n_top < n_classes {
+                order.select_nth_unstable_by(n_top, by_logit);
+            }
+            order.truncate(n_top);
+            order.sort_unstable_by(by_logit);
+            Answer {
+                top: order
+                    .into_iter()
+                    .map(|label| (label, shares[label]))
+                    .collect(),
+                distance: distances.as_mut().and_then(Iterator::next),
+                energy: energy(logits, temperature),
+            }
+        })
+        .collect()
+    }
+
+    fn features(&self, images: Tensor<4>) -> FeatureTable {
+        let features = self.extractor.features(images);
+        let [n, d_model] = features.dims();
+        FeatureTable {
+            features: features.into_data().iter::<f32>().collect(),
+            d_model,
+            labels: vec![0; n],
+        }
+    }
+
+    /// The same model with other means to measure distances from.
+    #[must_use]
+    pub fn with_novelty(mut self, novelty: Novelty) -> Self {
+        self.novelty = Some(novelty);
+        self
+    }
+
+    /// Names of the classes in the order of their labels.
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// How images are prepared, and what was calibrated; `None` of a folder that an earlier version wrote.
+    pub fn config(&self) -> Option<&PredictConfig> {
+        self.config.as_ref()
     }
 
     /// Where images have to be.
