@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+mod image_progress;
 mod known;
 #[cfg(test)]
 mod mutations;
@@ -25,6 +26,7 @@ mod results;
 mod run_log;
 mod shown;
 mod stop;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -32,11 +34,7 @@ use clap::{Parser, Subcommand};
 
 use output::{OutputError, answer, note};
 use shown::clipped_to;
-
-/// A mistake of the user rather than a failed run.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct UsageError(pub String);
+pub use usage::UsageError;
 
 /// Class-incremental learning on a frozen, pre-trained ViT.
 #[derive(Debug, Parser)]
@@ -52,6 +50,7 @@ enum Command {
     Pretrain(commands::pretrain::Args),
     Compare(commands::compare::Args),
     Predict(commands::predict::Args),
+    Evaluate(commands::evaluate::Args),
     Inspect(commands::inspect::Args),
     Presets(commands::presets::Args),
     Data(commands::data::Args),
@@ -96,6 +95,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pretrain(args) => commands::pretrain::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::Predict(args) => commands::predict::run(args),
+        Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Data(args) => commands::data::run(args),

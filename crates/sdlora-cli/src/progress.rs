@@ -36,13 +36,19 @@ const SMOOTHING: f64 = 0.05;
 
 /// When the next line may be printed.
 #[derive(Debug)]
-struct Pace {
+pub struct Pace {
     since: Instant,
+}
+
+impl From<Instant> for Pace {
+    fn from(since: Instant) -> Self {
+        Self { since }
+    }
 }
 
 impl Pace {
     /// Whether a line is due; if so, it counts as printed.
-    fn is_due(&mut self, now: Instant) -> bool {
+    pub fn is_due(&mut self, now: Instant) -> bool {
         let is_due = now.duration_since(self.since) >= LINE_EVERY;
         if is_due {
             self.since = now;
@@ -57,7 +63,7 @@ impl Pace {
 }
 
 /// Whether standard error is a terminal on which a line can be drawn over.
-fn can_draw() -> bool {
+pub fn can_draw() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 

@@ -36,6 +36,18 @@ pub fn shown_lines(text: &str) -> String {
     escaped(text, |c| is_unsafe(c) && c != '\n' && c != '\t')
 }
 
+/// A text of JSON, in which the same characters are escaped as JSON has it: they stand in its strings only.
+pub fn json_shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_unsafe(c) {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

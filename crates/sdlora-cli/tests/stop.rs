@@ -273,6 +273,13 @@ fn a_plan_changed_by_hand_is_refused_by_predict_and_a_damaged_model_is_named() {
     let predict = || sdlora(home.path(), &["predict", "--run", "runs/mine", "a.ppm"]);
     out(&predict());
 
+    // A model of an earlier version is prepared for by the plan.
+    let later = ["predict.json", "SHA256SUMS"];
+    let aside = home.path().join("aside");
+    fs::create_dir(&aside).unwrap();
+    for name in later {
+        fs::rename(run.join("model").join(name), aside.join(name)).unwrap();
+    }
     let plan = fs::read_to_string(run.join("plan.toml")).unwrap();
     fs::write(
         run.join("plan.toml"),
@@ -293,6 +300,10 @@ fn a_plan_changed_by_hand_is_refused_by_predict_and_a_damaged_model_is_named() {
         err(&predict())
     );
     fs::write(run.join("plan.toml"), &plan).unwrap();
+    out(&predict());
+    for name in later {
+        fs::rename(aside.join(name), run.join("model").join(name)).unwrap();
+    }
 
     for entry in fs::read_dir(run.join("model")).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();

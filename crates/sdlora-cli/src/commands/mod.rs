@@ -5,6 +5,7 @@ pub mod compare;
 mod contact_sheet;
 pub mod data;
 pub mod data_fetch;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 mod in_parallel;

@@ -6,7 +6,7 @@
 mod calibration;
 mod confusion;
 mod drift;
-mod finding;
+pub(super) mod finding;
 mod head;
 mod logits;
 mod magnitudes;
