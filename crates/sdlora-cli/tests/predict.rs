@@ -97,6 +97,24 @@ fn values(text: &str) -> Vec<Value> {
         .collect()
 }
 
+/// A distance above that of every image of `mine`, and below that of every image of `strange`, which it makes.
+fn between(home: &Path) -> f64 {
+    write(&home.join("strange/0.png"), "chequers", 0);
+    write(&home.join("strange/1.png"), "chequers", 1);
+    let distances = |folder: &str| -> Vec<f64> {
+        let args = ["--reject", "--format", "jsonl", folder];
+        let all = values(&out(&predict(home, &args)));
+        let distances = all.iter().map(|value| value["distance"].as_f64().unwrap());
+        distances.collect()
+    };
+    let known = distances("mine").into_iter().fold(0.0, f64::max);
+    let strange = distances("strange")
+        .into_iter()
+        .fold(f64::INFINITY, f64::min);
+    assert!(known < strange, "{known} {strange}");
+    0.5 * (known + strange)
+}
+
 fn refused(found: &Output, part: &str) {
     assert_eq!(found.status.code(), Some(2), "{}", err(found));
     assert!(err(found).contains(part), "{part}: {}", err(found));
@@ -304,8 +322,7 @@ fn every_form_says_the_same_and_breaks_no_line() {
 fn what_is_no_class_is_refused_with_the_reason() {
     let home = home(CALIBRATED);
     let home = home.path();
-    write(&home.join("strange/0.png"), "chequers", 0);
-    write(&home.join("strange/1.png"), "chequers", 1);
+    let between = between(home);
     let json = |more: &[&str]| {
         let args = [
             &["--reject", "--format", "jsonl", "mine", "strange"][..],
@@ -316,11 +333,12 @@ fn what_is_no_class_is_refused_with_the_reason() {
     };
     let all = json(&[]);
     let n = 2 * usize::from(N_IMAGES);
-    let n_kept = all[..n]
+    // Those that were held out do not exceed the threshold, but for rounding.
+    let kept: Vec<&Value> = all[..n]
         .iter()
         .filter(|value| value["refused"] == false)
-        .count();
-    assert!(n_kept >= n - 2, "{n_kept} of {n}");
+        .collect();
+    assert!(kept.len() >= 3, "{} of {n}", kept.len());
     for value in &all[n..] {
         assert_eq!(
             (&value["refused"], &value["class"]),
@@ -336,11 +354,20 @@ fn what_is_no_class_is_refused_with_the_reason() {
         );
         assert!(reason.contains(&part), "{reason}");
     }
-    let text = out(&predict(home, &["--reject", "strange", "mine/dark/1.png"]));
+    let path = kept[0]["path"].as_str().unwrap();
+    let text = out(&predict(home, &["--reject", "strange", path]));
+    let class = kept[0]["class"].as_str().unwrap();
     let expected =
-        "strange/0.png\tnone of these\nstrange/1.png\tnone of these\nmine/dark/1.png\tdark\n";
+        format!("strange/0.png\tnone of these\nstrange/1.png\tnone of these\n{path}\t{class}\n");
     assert_eq!(text, expected);
     // A threshold of one's own.
+    let own = json(&["--threshold", &between.to_string()]);
+    for (i, value) in own.iter().enumerate() {
+        assert_eq!(
+            (&value["refused"], &value["threshold"]),
+            (&(i >= n).into(), &between.into())
+        );
+    }
     let is_refused = |value: &Value| value["refused"] == true;
     assert!(json(&["--threshold", "0"]).iter().all(is_refused));
     let none = json(&["--threshold", "1e30"]);
@@ -416,7 +443,14 @@ fn holding_images_out_changes_the_run_and_nothing_else_does() {
         "dataset_options={{ root = {:?} }}",
         held.path().join("mine")
     );
-    let mut args = vec!["train", "--name", "x", "--data-dir", data.to_str().unwrap()];
+    let mut args = vec![
+        "train",
+        "--name",
+        "x",
+        "--quiet",
+        "--data-dir",
+        data.to_str().unwrap(),
+    ];
     for setting in [
         "dataset=folder",
         &root,
@@ -478,7 +512,8 @@ fn images_go_to_the_folders_of_their_classes_and_none_is_lost() {
     );
     assert!(!home.join("out").exists() && read("in/a/1.png").is_some());
 
-    let copied = predict(home, &["in", "--reject", "--copy-to", "copies"]);
+    let between = format!("--threshold={}", between(home));
+    let copied = predict(home, &["in", "--reject", &between, "--copy-to", "copies"]);
     assert_eq!(copied.status.code(), Some(1), "{}", err(&copied));
     assert_eq!(
         read("copies/none-of-these/2.png"),
@@ -487,7 +522,7 @@ fn images_go_to_the_folders_of_their_classes_and_none_is_lost() {
     assert_eq!(read("copies/dark/1-2.png"), Some(picture("dark", 2)));
     assert_eq!(read("in/b/1.png"), Some(picture("dark", 2)));
 
-    let moved = predict(home, &["in", "--reject", "--move-to", "sorted"]);
+    let moved = predict(home, &["in", "--reject", &between, "--move-to", "sorted"]);
     assert_eq!(moved.status.code(), Some(1), "{}", err(&moved));
     assert!(
         err(&moved).contains("moved 2 to sorted/dark"),

@@ -36,8 +36,8 @@ pub struct Args {
     /// Measure distances from means that are gathered anew, from all training images of the run by its finished model
     #[arg(long, hide = true, conflicts_with = "folder")]
     anew: bool,
-    /// A folder, zip or tar with a folder for every class, called as the class is; other folders are strangers. The test
-    /// images of the run's data set when absent, where classes that the run did not learn are strangers
+    /// A folder, zip or tar with a folder for every class, called as the class is; other folders are strangers.
+    /// The test images of the run's data set when absent, where classes that the run did not learn are strangers
     folder: Option<PathBuf>,
 }
 

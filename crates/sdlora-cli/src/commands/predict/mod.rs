@@ -15,7 +15,7 @@ use sdlora_train::files::NewFile;
 use crate::UsageError;
 use crate::commands::{Common, check_place, refuse_overwriting};
 use crate::image_progress::ImageProgress;
-use crate::output::{answer, note};
+use crate::output::{self, answer, note, say};
 use lines::{Form, Found, Lines, Said};
 pub use model::{Model, ModelArgs};
 use sorting::{Sorting, Way};
@@ -80,7 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     let mut sorting = args.sorting(&names, &list, &model)?;
-    let mut sink = Sink::open(args.out.as_deref())?;
+    let mut sink = Sink::open(args.out.as_deref(), sorting.is_some())?;
     let n_images = list.images().len();
     if list.n_others() > 0 && !args.common.quiet {
         note!(
@@ -113,9 +113,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     sink.finish()?;
     progress.finish();
-    // Last, so that nothing has moved where the answer could not be given.
+    // Last, so that a command that ends early has moved nothing.
     if let Some(sorting) = sorting {
         sorting.run(args.common.quiet)?;
+        output::check()?;
     }
     if n_failed > 0 {
         anyhow::bail!("{n_failed} of {n_images} images cannot be read: their lines say why");
@@ -241,10 +242,10 @@ fn said(answer: Result<Answer, String>, classes: &[String], threshold: Option<f6
                     .map(|(label, probability)| (classes[label].as_str(), probability))
                     .collect(),
                 distance,
-                // A distance that is no number is none of a class.
-                is_refused: threshold
-                    .zip(distance)
-                    .map(|(threshold, distance)| distance.is_nan() || distance > threshold),
+                // A distance that is not known, or no number, is none of a class.
+                is_refused: threshold.map(|threshold| {
+                    distance.is_none_or(|distance| distance.is_nan() || distance > threshold)
+                }),
             })
         }
     }
@@ -252,13 +253,17 @@ fn said(answer: Result<Answer, String>, classes: &[String], threshold: Option<f6
 
 /// Where the answer goes.
 enum Sink {
+    /// To standard output, where it is all that the command does.
     Standard,
+    /// To standard output, where images are sorted as well: that goes on when nobody reads any more.
+    Beside,
     File(NewFile),
 }
 
 impl Sink {
-    fn open(out: Option<&Path>) -> anyhow::Result<Self> {
+    fn open(out: Option<&Path>, sorts: bool) -> anyhow::Result<Self> {
         Ok(match out {
+            None if sorts => Self::Beside,
             None => Self::Standard,
             Some(out) => Self::File(NewFile::named(out)?),
         })
@@ -267,6 +272,7 @@ impl Sink {
     fn line(&mut self, text: &str) -> anyhow::Result<()> {
         match self {
             Self::Standard => answer!("{text}")?,
+            Self::Beside => say!("{text}"),
             Self::File(file) => {
                 file.write(text.as_bytes())?;
                 file.write(b"\n")?;
@@ -277,7 +283,7 @@ impl Sink {
 
     fn finish(self) -> anyhow::Result<()> {
         match self {
-            Self::Standard => Ok(()),
+            Self::Standard | Self::Beside => Ok(()),
             Self::File(file) => Ok(file.finish()?),
         }
     }
