@@ -56,6 +56,7 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
         "path",
         "staircase",
         "scale",
+        "collisions",
         "drift",
         "confusion",
         "logits",
@@ -80,7 +81,7 @@ fn every_diagnostic_of_a_run_writes_its_figure_its_table_and_its_line() {
     }
     assert!(text.contains("staircase: claim holds"), "{text}");
     let findings = fs::read_to_string(folder.join("findings.csv")).unwrap();
-    assert_eq!(findings.lines().count(), 13);
+    assert_eq!(findings.lines().count(), 14);
 
     // The accuracy of the confusion is that of the run.
     let metrics = fs::read_to_string(home.path().join("runs/tiny/metrics.json")).unwrap();
@@ -227,6 +228,10 @@ fn the_staircase_needs_no_run_and_mistakes_are_named() {
         (
             &["--only", "staircase", "--out", "x", "--points", "0"],
             "--points",
+        ),
+        (
+            &["--only", "staircase", "--out", "x", "--threshold", "0"],
+            "--threshold",
         ),
     ] {
         let output = analyse(home.path(), args);

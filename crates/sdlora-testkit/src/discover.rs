@@ -167,6 +167,7 @@ mod tests {
         &["sites", "d_input", "d_output"],
         &["variants", "variant_sites"],
         &["width", "rank", "tasks"],
+        &["penalised", "methods"],
         &["shape", "images", "logits", "labels", "cases"],
         &["hidden_size", "num_attention_heads"],
         &["architecture"],

@@ -9,8 +9,8 @@ mod toy;
 
 use sdlora_testkit::test_device;
 use sdlora_train::analysis::{
-    LogitTable, Refit, TaskState, TrainedRun, Trajectory, direction_residuals, head_norms, parts,
-    straight_path, task_optima, update_scale,
+    LogitTable, Refit, TaskState, TrainedRun, Trajectory, collision_rate, collisions,
+    direction_residuals, head_norms, parts, sparsity, straight_path, task_optima, update_scale,
 };
 use sdlora_train::{FeatureTable, Finished, Model, RunConfig, Start, TrainError, accuracy};
 use toy::{Bench, data_dir};
@@ -160,6 +160,8 @@ fn frozen_features_do_not_drift_and_the_weights_do_not_change() {
     assert_eq!((refit.stale, refit.base), (Some(refit.fresh), refit.fresh));
     assert!(update_scale(&run).unwrap().sites.is_empty());
     assert!(direction_residuals(&run).unwrap().1.is_empty());
+    let found = collisions(&run, 1e-9).unwrap();
+    assert_eq!((found.sparsity, found.rates[0][1]), (vec![1.0; 2], 0.0));
 }
 
 #[test]
@@ -203,6 +205,37 @@ fn the_scale_is_that_of_the_update_and_only_adapted_sites_are_listed() {
         let norm = norm.sum::<f64>().sqrt();
         assert!((site.update[1] - norm).abs() < 1e-4 * norm, "{site:?}");
     }
+}
+
+#[test]
+fn collisions_are_those_of_the_updates_of_two_tasks() {
+    let bench = Bench::new();
+    let threshold = 1e-3;
+    let (finished, run) = opened(&bench, "run", "name = \"nlora\"\nrank = 4", |_| {});
+    let found = collisions(&run, threshold).unwrap();
+    // The updates of all sites, one task after the other: a LoRA of its own each, never rescaled.
+    let mut updates = [Vec::new(), Vec::new()];
+    for site in &finished.model.adapter.sites {
+        let past = site.past.as_ref().unwrap();
+        let current = site.current.as_ref().unwrap();
+        let factors = [(&past.a, &past.b), (&current.a, &current.b)];
+        for (update, (a, b)) in updates.iter_mut().zip(factors) {
+            let product = a.val().matmul(b.val()).into_data();
+            update.extend(product.iter::<f32>());
+        }
+    }
+    let [first, second] = updates;
+    // Differences of rounded weights: an entry that just meets the threshold may not do so there.
+    let near = |found: f64, expected: f64| (found - expected).abs() * first.len() as f64 <= 2.5;
+    let shares = [&first, &second].map(|update| sparsity(update, threshold));
+    let rate = collision_rate(&first, &second, threshold);
+    assert!(shares.iter().all(|&s| s > 0.01 && s < 0.99), "{shares:?}");
+    assert!(near(found.sparsity[0], shares[0]) && near(found.sparsity[1], shares[1]));
+    assert!(near(found.mean_rate().unwrap(), rate), "{found:?}, {rate}");
+    assert_eq!(found.rates[0][1], found.rates[1][0]);
+    // The smaller a change that counts, the more of them there are.
+    let finer = collisions(&run, threshold / 10.0).unwrap();
+    assert!(finer.mean_rate() > found.mean_rate());
 }
 
 #[test]
@@ -321,6 +354,10 @@ fn a_checkpoint_that_is_gone_is_named_and_the_others_still_answer() {
     };
     let run = open().unwrap();
     assert_eq!((run.rounds(), run.missing_rounds()), (&[1][..], vec![0]));
+    assert!(matches!(
+        collisions(&run, 1e-3),
+        Err(TrainError::NotKept { .. })
+    ));
     let error = run.model_after(0).unwrap_err();
     assert!(
         error.is_usage() && error.to_string().contains("end of task 0"),

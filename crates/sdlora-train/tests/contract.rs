@@ -179,6 +179,15 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "olora",
             vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
+        (
+            "nlora",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
+        // P and Q are fixed.
+        (
+            "clora",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
         // The up-projections alone, of as many sites; the down-projections are designed.
         (
             "inflora",

@@ -15,6 +15,7 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_core::{Adapter, HostFactors, Updates};
 use sdlora_data::{Cache, Dataset, ImageSource, LoaderConfig, TaskSplit, TaskStream};
 use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
+use sdlora_train::analysis::{collision_rate, sparsity};
 use sdlora_train::methods::{self, AdapterSpec, METHODS, TaskContext};
 use sdlora_train::{ColumnStart, Finished, HeadConfig, Model, Plan, Start};
 use sdlora_vit::Vit;
@@ -53,6 +54,9 @@ const RELATIVES: &[(&str, &[&str])] = &[
         &[
             "name = \"lora-per-task\"",
             "name = \"olora\"",
+            "name = \"nlora\"\nlambda = 0.0",
+            "name = \"clora\"\nlambda = 0.0",
+            "name = \"clora\"\nbases = \"old-features\"",
             "name = \"joint\"",
         ],
     ),
@@ -313,6 +317,54 @@ fn the_penalty_of_olora_turns_row_spaces_orthogonal() {
     }
 }
 
+#[test]
+fn a_weight_of_zero_is_a_lora_per_task_to_the_bit_and_nlora_makes_updates_sparse() {
+    let bench = Bench::new();
+    let with = |folder: &str, method: &str| {
+        let mut config = bench.config(method);
+        config.n_epochs = 20;
+        let schedule = "shape = \"cosine\"\neta_min = 0.0";
+        config.optimizer.schedule = toml::from_str(schedule).unwrap();
+        let plan = config.check().unwrap();
+        bench
+            .run(folder, &plan, Start::Fresh)
+            .unwrap()
+            .model
+            .adapter
+    };
+    let plain = with("plain", "name = \"lora-per-task\"\nrank = 4");
+    let free = with("free", "name = \"nlora\"\nrank = 4\nlambda = 0.0");
+    assert_eq!(bits(&free), bits(&plain));
+    let sparse = with("sparse", "name = \"nlora\"\nrank = 4\nlambda = 2.0");
+    let released = with(
+        "released",
+        "name = \"nlora\"\nrank = 4\nlambda = 2.0\npenalty = \"rank-product\"",
+    );
+    let update_of = |factors: HostFactors| -> Vec<f32> {
+        let d_output = factors.b.len() / factors.rank;
+        let entry = |row: &[f32], j: usize| -> f32 {
+            let column = factors.b.iter().skip(j).step_by(d_output);
+            row.iter().zip(column).map(|(a, b)| a * b).sum()
+        };
+        let rows = factors.a.chunks_exact(factors.rank);
+        rows.flat_map(|row| (0..d_output).map(|j| entry(row, j)).collect::<Vec<_>>())
+            .collect()
+    };
+    let measured = |adapter: &Adapter| {
+        let (first, second) = (update_of(past(adapter, 0)), update_of(current(adapter)));
+        let share = (sparsity(&first, 1e-3) + sparsity(&second, 1e-3)) / 2.0;
+        (share, collision_rate(&first, &second, 1e-3))
+    };
+    let (free, sparse, released) = (measured(&free), measured(&sparse), measured(&released));
+    assert!(free.0 < 0.3 && free.1 > 0.5, "without it: {free:?}");
+    assert!(sparse.0 > 0.6 && sparse.1 < 0.2, "{sparse:?}");
+    // The product of ranks says nothing of single entries.
+    assert!(
+        released.0 < sparse.0 && released.1 > sparse.1,
+        "{released:?}"
+    );
+}
+
 /// Attention inputs `[n_tokens, d_model]` of the first block for the training images of a task. No
 /// update changes what the first block sees.
 fn first_inputs(bench: &Bench, plan: &Plan, task_idx: usize) -> Tensor<2> {
@@ -378,6 +430,46 @@ fn inflora_leaves_the_outputs_on_old_inputs_as_they_were() {
     let (along, interference) = shares(0.0, "inputs");
     assert!(along > 0.5, "without a memory {along} of the old inputs");
     assert!(interference > 0.1, "without a memory {interference}");
+}
+
+#[test]
+fn clora_without_a_weight_is_a_lora_per_task_and_keeps_nothing_that_it_can_draw() {
+    let bench = Bench::new();
+    let of = |folder: &str, method: &str| run(&bench, folder, method, 3);
+    let plain = of("plain", "name = \"lora-per-task\"\nrank = 4");
+    let free = of("free", "name = \"clora\"\nrank = 4\nlambda = 0.0");
+    assert_eq!(bits(&free.model), bits(&plain.model));
+    for bases in ["random", "minor", "major"] {
+        let method = format!("name = \"clora\"\nrank = 4\nbases = \"{bases}\"");
+        let found = of(bases, &method);
+        assert!(bits(&found.model.adapter) != bits(&plain.model.adapter));
+        assert!(found.model.state.is_empty(), "{bases}");
+        assert_eq!(found.log.floats_stored, plain.log.floats_stored, "{bases}");
+    }
+}
+
+#[test]
+fn clora_with_bases_of_old_features_keeps_the_new_factors_away_from_old_inputs() {
+    let bench = Bench::new();
+    // The share of the mean square of old inputs that lies along the columns of the new down-projection.
+    let along = |lambda: f64| {
+        let method =
+            format!("name = \"clora\"\nrank = 3\nbases = \"old-features\"\nlambda = {lambda:?}");
+        let mut config = bench.config(&method);
+        config.n_epochs = 20;
+        let plan = config.check().unwrap();
+        let name = format!("lambda-{lambda}");
+        let run = bench.run(&name, &plan, Start::Fresh).unwrap();
+        assert!(run.log.floats_stored[0].shared > 0, "the memory is kept");
+        let a = run.model.adapter.sites[0].current.as_ref().unwrap();
+        let a = a.a.val().inner();
+        let square = |x: Tensor<2>| f64::from((x.clone() * x).sum().into_scalar::<f32>());
+        let old = first_inputs(&bench, &plan, 0);
+        let of_old = square(old.clone()) * square(a.clone());
+        3.0 * square(old.matmul(a)) / of_old
+    };
+    let (free, held) = (along(0.0), along(5.0));
+    assert!(free > 0.1 && held < 0.1 * free, "{free} and {held}");
 }
 
 #[test]

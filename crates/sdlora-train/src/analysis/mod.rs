@@ -9,10 +9,12 @@
 //! | what would a head fitted anew reach? | [`Refit`] |
 //! | what is stored, and what of it is trained? | [`parts`] |
 //! | do later directions repeat earlier ones? | [`direction_residuals`] |
+//! | do tasks change the same entries of the weights? | [`collisions`] |
 //! | is there a barrier between two checkpoints? | [`straight_path`] |
 //! | how far apart are the optima of single tasks? | [`task_optima`] |
 //! | do singular values appear one after another? | [`staircase`] |
 
+mod collisions;
 mod logits;
 mod optima;
 mod parts;
@@ -24,6 +26,7 @@ mod staircase;
 mod trained;
 mod trajectory;
 
+pub use collisions::{Collisions, collision_rate, collisions, sparsity};
 pub use logits::{LogitTable, TaskLogits, head_norms, task_logits};
 pub use optima::{TaskOptima, task_optima};
 pub use parts::{Part, parts};

@@ -14,14 +14,13 @@
 //! It also keeps the used instead of the free basis where the first task alone uses more than half of
 //! the width; here the basis that is named is kept.
 
-mod input_subspaces;
-
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
 use rayon::prelude::*;
 use sdlora_core::Direction;
-use sdlora_vit::{Projection, Vit};
+use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
+use super::input_subspaces::{Energy, covariances, into_state, spaces};
 use super::lora::plain_lora;
 use super::lora_per_task::new_slot;
 use super::{
@@ -30,7 +29,6 @@ use super::{
 };
 use crate::error::TrainError;
 use crate::model::Model;
-use input_subspaces::{Energy, Space, into_state, of_state};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "inflora",
@@ -103,43 +101,6 @@ impl InfLora {
     fn threshold(&self, task: &TaskContext) -> f64 {
         let past = task.task_idx as f64 / task.n_tasks.max(1) as f64;
         self.lamb + (self.lame - self.lamb) * past
-    }
-}
-
-/// Of every block the mean of `x xᵀ` over all tokens that its attention sees, `[d_model, d_model]`.
-fn covariances(vit: &Vit, images: &dyn TaskImages) -> Result<Vec<Vec<f64>>, TrainError> {
-    let none = sdlora_core::Updates::default();
-    let (depth, d_model) = (vit.config().depth, vit.config().d_model);
-    let mut sums: Vec<Vec<f64>> = vec![vec![0.0; d_model * d_model]; depth];
-    let mut n_rows = 0usize;
-    images.each_batch(&mut |images, _labels| {
-        vit.attention_inputs(images, &none, |block_idx, inputs| {
-            let [batch, n_tokens, d_model] = inputs.dims();
-            let rows = inputs.reshape([batch * n_tokens, d_model]);
-            let products: Tensor<2> = rows.clone().transpose().matmul(rows);
-            // Sums over batches in double precision: a task may have a million tokens.
-            for (sum, v) in sums[block_idx]
-                .iter_mut()
-                .zip(products.into_data().iter::<f32>())
-            {
-                *sum += f64::from(v);
-            }
-            if block_idx == 0 {
-                n_rows += batch * n_tokens;
-            }
-        });
-    })?;
-    let scale = 1.0 / n_rows.max(1) as f64;
-    sums.iter_mut().flatten().for_each(|v| *v *= scale);
-    Ok(sums)
-}
-
-/// The input subspaces of a model, or empty ones.
-fn spaces(model: &Model) -> Result<Vec<Space>, TrainError> {
-    let vit = model.backbone.config();
-    match model.state.is_empty() {
-        true => Ok(vec![Space::new(vit.d_model); vit.depth]),
-        false => of_state(&model.state, [vit.depth, vit.d_model]),
     }
 }
 

@@ -4,11 +4,13 @@
 //! configuration check and contract tests read the same slice.
 
 mod adapter_spec;
+mod clora;
 mod coda_prompt;
 mod dualprompt;
 mod finetune;
 mod hide_prompt;
 mod inflora;
+mod input_subspaces;
 mod joint;
 mod l2p;
 mod linear;
@@ -16,6 +18,7 @@ mod lora;
 mod lora_per_task;
 mod method;
 mod ncm;
+mod nlora;
 mod olora;
 mod ranpac;
 mod sdlora;
@@ -44,6 +47,8 @@ pub const METHODS: &[MethodEntry] = &[
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
+    nlora::ENTRY,
+    clora::ENTRY,
     inflora::ENTRY,
     l2p::ENTRY,
     dualprompt::ENTRY,

@@ -4,6 +4,7 @@
 //! [`sdlora_train::analysis`] into a figure, a table and one line; nothing is computed here.
 
 mod calibration;
+mod collisions;
 mod confusion;
 mod drift;
 pub(super) mod finding;
@@ -51,6 +52,7 @@ const DIAGNOSTICS: &[Diagnostic] = &[
     path::DIAGNOSTIC,
     staircase::DIAGNOSTIC,
     scale::DIAGNOSTIC,
+    collisions::DIAGNOSTIC,
     drift::DIAGNOSTIC,
     confusion::DIAGNOSTIC,
     logits::DIAGNOSTIC,

@@ -29,6 +29,9 @@ pub struct Options {
     /// Bins of `calibration`
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub bins: u32,
+    /// Change of an entry of a weight from which `collisions` counts it
+    #[arg(long, default_value_t = 1e-3)]
+    pub threshold: f64,
 }
 
 /// A run, or nothing, and the settings.
@@ -51,6 +54,13 @@ impl Subject {
             return Err(UsageError(format!(
                 "`--lr-factor {}` is no factor: give a number greater than 0",
                 options.lr_factor
+            ))
+            .into());
+        }
+        if !(options.threshold.is_finite() && options.threshold > 0.0) {
+            return Err(UsageError(format!(
+                "`--threshold {}` is no size of a change: give a number greater than 0",
+                options.threshold
             ))
             .into());
         }

@@ -10,11 +10,14 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::TaskImages;
 use crate::eigen::Eigen;
 use crate::error::TrainError;
+use crate::model::Model;
 use crate::state::{MethodState, Role};
 
 /// What is measured of the inputs `x` of a layer, whose covariance is `C = mean x xᵀ`.
@@ -69,6 +72,43 @@ struct Bases {
 /// The fact that says what every basis spans.
 const KEEPS: &str = "keeps";
 
+/// Of every block the mean of `x xᵀ` over all tokens that its attention sees, `[d_model, d_model]`.
+pub(super) fn covariances(vit: &Vit, images: &dyn TaskImages) -> Result<Vec<Vec<f64>>, TrainError> {
+    let none = sdlora_core::Updates::default();
+    let (depth, d_model) = (vit.config().depth, vit.config().d_model);
+    let mut sums: Vec<Vec<f64>> = vec![vec![0.0; d_model * d_model]; depth];
+    let mut n_rows = 0usize;
+    images.each_batch(&mut |images, _labels| {
+        vit.attention_inputs(images, &none, |block_idx, inputs| {
+            let [batch, n_tokens, d_model] = inputs.dims();
+            let rows = inputs.reshape([batch * n_tokens, d_model]);
+            let products: Tensor<2> = rows.clone().transpose().matmul(rows);
+            // Sums over batches in double precision: a task may have a million tokens.
+            for (sum, v) in sums[block_idx]
+                .iter_mut()
+                .zip(products.into_data().iter::<f32>())
+            {
+                *sum += f64::from(v);
+            }
+            if block_idx == 0 {
+                n_rows += batch * n_tokens;
+            }
+        });
+    })?;
+    let scale = 1.0 / n_rows.max(1) as f64;
+    sums.iter_mut().flatten().for_each(|v| *v *= scale);
+    Ok(sums)
+}
+
+/// The input subspaces of a model, or empty ones.
+pub(super) fn spaces(model: &Model) -> Result<Vec<Space>, TrainError> {
+    let vit = model.backbone.config();
+    match model.state.is_empty() {
+        true => Ok(vec![Space::new(vit.d_model); vit.depth]),
+        false => of_state(&model.state, [vit.depth, vit.d_model]),
+    }
+}
+
 /// The state that keeps the subspaces of all blocks.
 pub(super) fn into_state(spaces: &[Space], device: &Device) -> MethodState {
     let bases = spaces.iter().map(|space| {
@@ -116,6 +156,14 @@ pub(super) fn of_state(
             format!("one of width {d_model} for each of {depth} blocks"),
         )),
     }
+}
+
+/// The basis of the subspace of a block in a state, and what it spans; `None` where nothing is kept yet.
+pub(super) fn basis_of(state: &MethodState, block_idx: usize) -> Option<(Keeps, Tensor<2>)> {
+    let basis = state.get(&format!("bases.{block_idx}"))?;
+    let keeps = state.fact(KEEPS)?.get(block_idx)?;
+    let keeps = serde_json::from_value(keeps.clone()).ok()?;
+    Some((keeps, basis.val()))
 }
 
 /// The subspace of one block, on the host.
