@@ -1,25 +1,21 @@
 //! Absorbing a direction that the earlier ones already span (paper, section 4.3, SD-LoRA-KD).
 //!
-//! After task t the trained product `A_t B_t` is fitted by least squares on the earlier directions,
-//! on every site for itself: `min_c ‖A_t B_t − Σ_k c_k D_k‖_F`. Where the residual is small on every
-//! site, the direction is dropped and its coefficients are added to the weights of the earlier
-//! ones. All products are formed through `rank × rank` matrices, in double precision.
-//!
-//! Deviates from the paper: equation 8 fits the unit direction and adds its coefficients `Δα_k` to the
-//! earlier magnitudes as they are. Here they are added as `α_t · c_k`, which is what the dropped
-//! direction contributed along the k-th one: so the function stays what training made it, up to the
-//! residual. The two agree for `α_t = 1`; with `Δα` the update would jump by `(1 − α_t) Σ_k c_k D_k`
-//! in the moment of absorbing.
+//! After task t the trained product `A_t B_t` is fitted by least squares on the earlier directions:
+//! `min_c ‖A_t B_t − Σ_k c_k D_k‖_F`. Where the residual is small on every site, the direction is
+//! dropped and the weights of the earlier ones take its coefficients. All products are formed through
+//! `rank × rank` matrices, in double precision. [`Coefficients`] says on which sites together a fit is
+//! made and by what its result is multiplied.
 //!
 //! A magnitude is shared by sites whose coefficients differ. Their mean goes into the magnitude and
-//! the rest into the frozen offsets of the site, so the function changes by the residual only. Where
-//! magnitudes are reset at the start of a task, everything goes into the offsets.
+//! the rest into the frozen offsets of the site, so nothing is lost by sharing. Where magnitudes are
+//! reset at the start of a task, everything goes into the offsets, which no reset touches.
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::config::{CurrentForm, MagnitudeStart};
+use crate::direction::{Direction, PastDirections};
 use crate::magnitude::Magnitudes;
 
 /// How the residual of a unit direction on a site of `d_input × d_output` is measured.
@@ -50,6 +46,29 @@ impl ResidualNorm {
     }
 }
 
+/// What the earlier directions take over of one that is absorbed. With `D_t = A_t B_t / norm_t`, where `norm_t` is
+/// what the settings divide a finished direction by:
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coefficients {
+    /// On every site its own, times what the direction contributed when it was trained: the function
+    /// stays as it was up to the residual.
+    ///
+    /// Deviates from the paper, whose equation 8 is [`Paper`](Self::Paper).
+    #[default]
+    Trained,
+    /// On every site its own, times what the direction would contribute from the next task on if it were
+    /// kept. It differs from `Trained` where a kept direction jumps when its task is over: where it is
+    /// divided by a norm that no magnitude takes up, or its magnitude is reset.
+    Kept,
+    /// Equation 8 as it stands: one `Δα_k` for all sites that share a magnitude, the least squares of
+    /// `D_t` on all of them together, added to `α_k` whatever `α_t` was.
+    ///
+    /// The function jumps in that moment, by `(1 − α_t) Σ_k Δα_k D_k` and more where the direction ran
+    /// undivided.
+    Paper,
+}
+
 /// What was found when a direction was fitted on the earlier ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Absorption {
@@ -59,6 +78,65 @@ pub struct Absorption {
     pub is_absorbed: bool,
 }
 
+/// The least squares of the running direction on a site.
+struct Fit {
+    /// `⟨D_i, D_j⟩_F` of the earlier directions.
+    gram: Vec<f64>,
+    /// `⟨D_i, A_t B_t⟩_F`.
+    target: Vec<f64>,
+    /// `‖A_t B_t‖_F²`.
+    length: f64,
+}
+
+impl Fit {
+    fn of(past: &PastDirections, current: &Direction) -> Self {
+        let inverse = past.inverse_norms();
+        let directions = past.to_host();
+        let current = current.to_host();
+        let n = directions.len();
+        let mut gram = vec![0.0; n * n];
+        let mut target = vec![0.0; n];
+        for i in 0..n {
+            for j in 0..=i {
+                let inner = inverse[i] * inverse[j] * directions[i].inner(&directions[j]);
+                gram[i * n + j] = inner;
+                gram[j * n + i] = inner;
+            }
+            target[i] = inverse[i] * directions[i].inner(&current);
+        }
+        let length = current.inner(&current).max(0.0);
+        Self {
+            gram,
+            target,
+            length,
+        }
+    }
+
+    /// `‖A_t B_t − Σ_k c_k D_k‖_F² / ‖A_t B_t‖_F²` of the coefficients that fit best; 0 without a length.
+    fn residual_of_best(&self, c: &[f64]) -> f64 {
+        let explained: f64 = c.iter().zip(&self.target).map(|(c, t)| c * t).sum();
+        match self.length > 0.0 {
+            true => ((self.length - explained) / self.length).max(0.0),
+            false => 0.0,
+        }
+    }
+
+    /// That of any coefficients.
+    fn residual_of(&self, c: &[f64]) -> f64 {
+        let n = c.len();
+        let along: f64 = c.iter().zip(&self.target).map(|(c, t)| c * t).sum();
+        let row = |i: usize| -> f64 {
+            let row = self.gram[i * n..(i + 1) * n].iter();
+            row.zip(c).map(|(g, c)| g * c).sum()
+        };
+        let square: f64 = (0..n).map(|i| c[i] * row(i)).sum();
+        match self.length > 0.0 {
+            true => ((self.length - 2.0 * along + square) / self.length).max(0.0),
+            false => 0.0,
+        }
+    }
+}
+
 impl Adapter {
     /// Fits the running direction on the earlier ones and drops it when its residual is at most
     /// `threshold` on every site. `None` when no direction runs or there is no earlier one.
@@ -66,6 +144,7 @@ impl Adapter {
         mut self,
         norm: ResidualNorm,
         threshold: f64,
+        coefficients: Coefficients,
         device: &Device,
     ) -> (Self, Option<Absorption>) {
         let mut fits = Vec::with_capacity(self.sites.len());
@@ -73,33 +152,18 @@ impl Adapter {
             let (Some(past), Some(current)) = (&bank.past, &bank.current) else {
                 return (self, None);
             };
-            let inverse = past.inverse_norms();
-            let directions = past.to_host();
-            let current = current.to_host();
-            let n = directions.len();
-            let mut gram = vec![0.0; n * n];
-            let mut target = vec![0.0; n];
-            for i in 0..n {
-                for j in 0..=i {
-                    let inner = inverse[i] * inverse[j] * directions[i].inner(&directions[j]);
-                    gram[i * n + j] = inner;
-                    gram[j * n + i] = inner;
-                }
-                target[i] = inverse[i] * directions[i].inner(&current);
-            }
-            let length = current.inner(&current).max(0.0);
-            let coefficients = least_squares(gram, &target);
-            let explained: f64 = coefficients.iter().zip(&target).map(|(c, t)| c * t).sum();
-            let squared = if length > 0.0 {
-                ((length - explained) / length).max(0.0)
-            } else {
-                0.0
-            };
-            let site = bank.site();
-            let residual = norm.of(squared, (site.d_input * site.d_output) as f64);
-            fits.push((residual, coefficients, length));
+            fits.push(Fit::of(past, current));
         }
-        let residuals: Vec<f64> = fits.iter().map(|(residual, ..)| *residual).collect();
+        let (found, added) = self.added(&fits, coefficients, device);
+        let residuals: Vec<f64> = self
+            .sites
+            .iter()
+            .zip(found)
+            .map(|(bank, squared)| {
+                let site = bank.site();
+                norm.of(squared, (site.d_input * site.d_output) as f64)
+            })
+            .collect();
         let is_absorbed = residuals.iter().all(|&residual| residual <= threshold);
         let found = Absorption {
             residuals,
@@ -110,24 +174,9 @@ impl Adapter {
         }
 
         let mut rows = self.magnitude_rows();
-        let last: Vec<f64> = rows
-            .iter_mut()
-            .map(|row| row.pop().unwrap_or(0.0))
-            .collect();
-        // What the running direction contributed: its magnitude times its form.
-        let added: Vec<Vec<f64>> = self
-            .sites
-            .iter()
-            .zip(&fits)
-            .map(|(bank, (_, coefficients, length))| {
-                let form = match self.config().current {
-                    CurrentForm::Raw => 1.0,
-                    CurrentForm::Normalised { eps } => 1.0 / length.sqrt().hypot(eps),
-                };
-                let scale = last[self.group(bank.site())] * form;
-                coefficients.iter().map(|c| scale * c).collect()
-            })
-            .collect();
+        rows.iter_mut().for_each(|row| {
+            row.pop();
+        });
         let mut shared = vec![vec![0.0; rows.first().map_or(0, Vec::len)]; rows.len()];
         if !matches!(self.config().start, MagnitudeStart::Reset { .. }) {
             let mut n_sites = vec![0.0f64; rows.len()];
@@ -162,6 +211,95 @@ impl Adapter {
         }
         self.magnitudes = Some(Magnitudes::from_rows(&rows, device));
         (self, Some(found))
+    }
+
+    /// The square of the relative residual on every site, and what the weight of every earlier direction there
+    /// would gain.
+    fn added(
+        &self,
+        fits: &[Fit],
+        coefficients: Coefficients,
+        device: &Device,
+    ) -> (Vec<f64>, Vec<Vec<f64>>) {
+        let groups = || self.sites.iter().map(|bank| self.group(bank.site()));
+        let best = || {
+            fits.iter()
+                .map(|fit| least_squares(fit.gram.clone(), &fit.target))
+        };
+        let scaled = |scales: Vec<f64>| {
+            let best: Vec<Vec<f64>> = best().collect();
+            let residuals = fits.iter().zip(&best);
+            let residuals = residuals.map(|(fit, c)| fit.residual_of_best(c)).collect();
+            let added = best.iter().zip(scales);
+            let added = added.map(|(c, scale)| c.iter().map(|c| scale * c).collect());
+            (residuals, added.collect())
+        };
+        match coefficients {
+            Coefficients::Trained => {
+                let rows = self.magnitude_rows();
+                let last = |group: usize| rows[group].last().copied().unwrap_or(0.0);
+                // What the running direction contributed: its magnitude times its form.
+                let scales = fits.iter().zip(groups()).map(|(fit, group)| {
+                    let form = match self.config().current {
+                        CurrentForm::Raw => 1.0,
+                        CurrentForm::Normalised { eps } => 1.0 / fit.length.sqrt().hypot(eps),
+                    };
+                    last(group) * form
+                });
+                scaled(scales.collect())
+            }
+            Coefficients::Kept => {
+                let (inverse, rows) = self.finished(device);
+                let magnitude = |group: usize| match self.config().start {
+                    MagnitudeStart::Reset { value } => value,
+                    MagnitudeStart::Keep { .. } | MagnitudeStart::Carry { .. } => {
+                        rows[group].last().copied().unwrap_or(0.0)
+                    }
+                };
+                let scales = groups()
+                    .zip(&inverse)
+                    .map(|(group, inverse)| magnitude(group) * inverse);
+                scaled(scales.collect())
+            }
+            Coefficients::Paper => {
+                let (inverse, _) = self.finished(device);
+                let of_group = |group: usize| {
+                    let n = fits.first().map_or(0, |fit| fit.target.len());
+                    let (mut gram, mut target) = (vec![0.0; n * n], vec![0.0; n]);
+                    for ((fit, inverse), own) in fits.iter().zip(&inverse).zip(groups()) {
+                        if own == group {
+                            gram.iter_mut()
+                                .zip(&fit.gram)
+                                .for_each(|(sum, g)| *sum += g);
+                            let terms = target.iter_mut().zip(&fit.target);
+                            terms.for_each(|(sum, t)| *sum += inverse * t);
+                        }
+                    }
+                    least_squares(gram, &target)
+                };
+                let of_groups: Vec<Vec<f64>> = (0..self.n_groups()).map(of_group).collect();
+                let added: Vec<Vec<f64>> = groups().map(|group| of_groups[group].clone()).collect();
+                let residuals = fits.iter().zip(&inverse).zip(&added);
+                let residuals = residuals.map(|((fit, inverse), added)| {
+                    // In the units of A B, where D is A B times `inverse`.
+                    let unit = if *inverse > 0.0 { 1.0 / inverse } else { 0.0 };
+                    let c: Vec<f64> = added.iter().map(|c| c * unit).collect();
+                    fit.residual_of(&c)
+                });
+                (residuals.collect(), added)
+            }
+        }
+    }
+
+    /// What divides the running direction on every site once its task is over, inverted, and the magnitudes then.
+    fn finished(&self, device: &Device) -> (Vec<f64>, Vec<Vec<f64>>) {
+        let finished = self.clone().finish_task(device);
+        let inverse = finished.sites.iter().map(|bank| {
+            let past = bank.past.as_ref();
+            past.and_then(|past| past.inverse_norms().last().copied())
+                .unwrap_or(0.0)
+        });
+        (inverse.collect(), finished.magnitude_rows())
     }
 }
 

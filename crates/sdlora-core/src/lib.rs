@@ -53,7 +53,7 @@ mod residual;
 mod site;
 mod update;
 
-pub use absorb::{Absorption, ResidualNorm};
+pub use absorb::{Absorption, Coefficients, ResidualNorm};
 pub use adapter::{Adapter, SiteDirections, Updates};
 pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant};
 pub use direction::{Direction, HostFactors, PastDirections};

@@ -49,7 +49,25 @@ for noise in (0.0, 0.02, 1.0):
         }
     )
 
-out = {"d_input": D_INPUT, "d_output": D_OUTPUT, "ranks": RANKS, "sites": sites}
+# One coefficient a direction for all sites together (equation 8): the unit direction of every site, one below the other.
+def unit(site):
+    def product(f):
+        a = np.array(f["a"]).reshape(D_INPUT, -1)
+        return (a @ np.array(f["b"]).reshape(-1, D_OUTPUT)).ravel()
+
+    past = [product(f) for f in site["past"]]
+    current = product(site["current"])
+    return [p / np.linalg.norm(p) for p in past], current / np.linalg.norm(current)
+
+
+units = [unit(site) for site in sites]
+design = np.concatenate([np.stack(past, axis=1) for past, _ in units])
+target = np.concatenate([current for _, current in units])
+shared, *_ = np.linalg.lstsq(design, target, rcond=None)
+rest = [current - np.stack(past, axis=1) @ shared for past, current in units]
+together = {"coefficients": shared.tolist(), "fro": [np.linalg.norm(r) for r in rest]}
+
+out = {"d_input": D_INPUT, "d_output": D_OUTPUT, "ranks": RANKS, "sites": sites, "together": together}
 path = pathlib.Path("crates/sdlora-testkit/golden/absorb.json")
 path.write_text(json.dumps(out, indent=1) + "\n")
 print(path, [round(s["fro"], 6) for s in sites])

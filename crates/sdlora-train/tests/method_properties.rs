@@ -216,6 +216,58 @@ fn a_threshold_of_zero_keeps_every_direction_and_a_high_one_absorbs_every_later_
 }
 
 #[test]
+fn ranks_fall_and_directions_are_absorbed_in_one_run_as_in_the_algorithm_of_the_paper() {
+    let bench = Bench::new();
+    let ranks = "ranks = [{ from_task = 0, rank = 4 }, { from_task = 1, rank = 2 }]";
+    let with = |folder: &str, method: &str| {
+        let method = format!("{method}\n{ranks}");
+        run(&bench, folder, &method, 3).model.adapter
+    };
+    let falling = with("rr", "name = \"sdlora-rr\"");
+    let kept = with("kd", "name = \"sdlora-kd\"\nthreshold = 0.0");
+    assert_eq!(bits(&kept), bits(&falling));
+    let all = "name = \"sdlora-kd\"\nthreshold = 1.0\nnorm = \"fro\"";
+    assert_eq!(with("absorbed", all).ranks(), [4]);
+    for (options, expected) in [
+        (format!("rank = 4\n{ranks}"), "beside `ranks`"),
+        ("ranks = []".into(), "method.ranks"),
+        ("threshold = -1.0".into(), "method.threshold"),
+        ("coefficients = \"mean\"".into(), "kept"),
+    ] {
+        let error = methods::build("sdlora-kd", &options.parse().unwrap());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_direction_that_is_absorbed_as_kept_goes_when_the_next_task_starts() {
+    let bench = Bench::new();
+    let with = |coefficients: &str, n_tasks: usize| {
+        // A fit for all sites together leaves more than one of a site's own.
+        let method = format!(
+            "name = \"sdlora-kd\"\nrank = 4\nnorm = \"fro\"\nthreshold = 10.0\n\
+             coefficients = \"{coefficients}\""
+        );
+        let folder = format!("{coefficients}-{n_tasks}");
+        let run = run(&bench, &folder, &method, n_tasks);
+        (run.model.adapter.ranks(), run.log.magnitudes)
+    };
+    // The last one stays, because no task follows.
+    for (coefficients, ranks) in [
+        ("trained", vec![4]),
+        ("paper", vec![4]),
+        ("kept", vec![4, 4]),
+    ] {
+        let (found, magnitudes) = with(coefficients, 3);
+        assert_eq!(found, ranks, "{coefficients}");
+        let n_last = magnitudes.last().unwrap()[0].len();
+        assert_eq!(n_last, ranks.len(), "{coefficients}");
+    }
+    assert_eq!(with("kept", 1).0, [4]);
+}
+
+#[test]
 fn a_run_without_a_new_direction_resumes_where_it_stopped() {
     let bench = Bench::new();
     let plan = plan(&bench, "name = \"sdlora-first\"", 3);

@@ -7,7 +7,7 @@
 //! |---|---|---|---|---|
 //! | `sdlora` | every task | constant | trained | |
 //! | `sdlora-rr` (section 4.3) | every task | falls with the task | trained | |
-//! | `sdlora-kd` (section 4.3) | every task | constant | trained | a direction that the others span is absorbed |
+//! | `sdlora-kd` (section 4.3) | every task | constant, or falls | trained | a direction that the others span is absorbed |
 //! | `sdlora-first` (Table 4, a) | the first task, and is frozen after it | constant | trained | |
 //! | `sdlora-single` (Table 4, b) | the first task, and is trained on | constant | trained | |
 //! | `sdlora-fixed-magnitude` (Table 4, c) | every task | constant | fixed | |
@@ -18,20 +18,24 @@
 //! The magnitudes of `sdlora-fixed-magnitude` are fixed at the value that a task starts with: the reset value
 //! in `reference`, what was learned in `paper` and `carry`.
 //!
+//! Algorithm 1 of the paper reduces ranks and absorbs directions in one run: `sdlora-kd` with `ranks`.
+//!
 //! The paper gives `sdlora-kd` the threshold 9e-4 and leaves the norm open; see [`ResidualNorm`].
-//! Differs from the paper: equation 8 adds the coefficients `Δα_k` of the unit direction. Here they count by the
-//! magnitude `α_t` that it was trained to, because absorbing then changes the function by the residual alone; see
-//! `crates/sdlora-core/src/absorb.rs`.
+//! Differs from the paper: equation 8 adds the coefficients `Δα_k` of the unit direction, which is
+//! `coefficients = "paper"`. By default they count by the magnitude `α_t` that it was trained to, because absorbing
+//! then changes the function by the residual alone. With `"kept"` they count by what the direction would be worth
+//! had it been kept: in `reference` the others jump when the next task starts, and so does it, in the same moment.
+//! See [`Coefficients`].
 
 mod ranks;
 
-use sdlora_core::{ResidualNorm, SdLoraConfig, Variant};
+use sdlora_core::{Coefficients, ResidualNorm, SdLoraConfig, Variant};
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_projections,
-    default_rank, parse, query_and_value,
+    AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_number,
+    check_projections, default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
@@ -57,19 +61,20 @@ pub(super) const RR: MethodEntry = MethodEntry {
 };
 pub(super) const KD: MethodEntry = MethodEntry {
     name: "sdlora-kd",
-    summary: "SD-LoRA that absorbs a direction which the earlier ones span (options: norm, threshold)",
+    summary: "SD-LoRA that absorbs a direction which the earlier ones span (norm, threshold, coefficients, ranks)",
     build: |options| {
         let options: WithThreshold = parse("sdlora-kd", options)?;
-        let (norm, threshold) = (options.norm, options.threshold);
-        if !(threshold.is_finite() && threshold >= 0.0) {
-            let expected = "a finite number of at least 0";
-            return Err(TrainError::setting("method.threshold", threshold, expected));
-        }
+        check_number("method.threshold", options.threshold, true)?;
+        let ranks = options.ranks()?;
         let member = Member {
-            absorbs: Some((norm, threshold)),
+            absorbs: Some(Absorbs {
+                norm: options.norm,
+                threshold: options.threshold,
+                coefficients: options.coefficients,
+            }),
             ..Member::default()
         };
-        built((constant(options.rank)?, options.family), member)
+        built((ranks, options.family), member)
     },
     second_pass: None,
 };
@@ -157,17 +162,37 @@ struct WithSchedule {
 /// The options of `sdlora-kd`.
 #[derive(Debug, Serialize, Deserialize)]
 struct WithThreshold {
-    /// Rank of every direction.
-    #[serde(default = "default_rank")]
-    rank: usize,
+    /// Rank of every direction; 10 where neither it nor `ranks` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+    /// Which rank from which task on, as in `sdlora-rr`, in the place of `rank`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ranks: Option<RankSchedule>,
     /// How the residual is measured.
     #[serde(default)]
     norm: ResidualNorm,
     /// A direction whose residual is at most this on every site is absorbed.
     #[serde(default = "paper_threshold")]
     threshold: f64,
+    /// What the earlier directions take over: `trained`, `kept` or `paper`.
+    #[serde(default)]
+    coefficients: Coefficients,
     #[serde(flatten)]
     family: Family,
+}
+
+impl WithThreshold {
+    fn ranks(&self) -> Result<Ranks, TrainError> {
+        match (self.rank, &self.ranks) {
+            (Some(rank), Some(_)) => Err(TrainError::setting(
+                "method.rank",
+                rank,
+                "left out beside `ranks`, which says the rank of every task",
+            )),
+            (None, Some(ranks)) => ranks.check(),
+            (rank, None) => constant(rank.unwrap_or_else(default_rank)),
+        }
+    }
 }
 
 /// The paper's τ.
@@ -180,7 +205,34 @@ fn paper_threshold() -> f64 {
 struct Member {
     begins: Begins,
     fixes_past: bool,
-    absorbs: Option<(ResidualNorm, f64)>,
+    absorbs: Option<Absorbs>,
+}
+
+/// When a direction is absorbed, and what the others take over.
+#[derive(Debug, Clone, Copy)]
+struct Absorbs {
+    norm: ResidualNorm,
+    threshold: f64,
+    coefficients: Coefficients,
+}
+
+impl Absorbs {
+    fn absorb(self, mut model: Model, task: &TaskContext) -> Model {
+        let absorbed = model.adapter.absorb_current(
+            self.norm,
+            self.threshold,
+            self.coefficients,
+            &task.device,
+        );
+        (model.adapter, _) = absorbed;
+        model
+    }
+
+    /// Whether a direction is absorbed when the next task starts, and not when its own ends. In the last task it
+    /// stays: there is no later one that it would enter differently.
+    fn is_at_the_next_start(self) -> bool {
+        self.coefficients == Coefficients::Kept
+    }
 }
 
 /// When a direction begins.
@@ -226,6 +278,11 @@ fn built((ranks, family): (Ranks, Family), member: Member) -> Result<Box<dyn Met
 impl Method for SdLora {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         let is_first = task.task_idx == 0;
+        if let Some(absorbs) = self.member.absorbs
+            && absorbs.is_at_the_next_start()
+        {
+            model = absorbs.absorb(model, task);
+        }
         match self.member.begins {
             Begins::FirstTask {
                 is_trained_on: true,
@@ -243,12 +300,11 @@ impl Method for SdLora {
         Ok(task.grow_head(model))
     }
 
-    fn after_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        if let Some((norm, threshold)) = self.member.absorbs {
-            let absorbed = model.adapter.absorb_current(norm, threshold, &task.device);
-            (model.adapter, _) = absorbed;
-        }
-        Ok(model)
+    fn after_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        Ok(match self.member.absorbs {
+            Some(absorbs) if !absorbs.is_at_the_next_start() => absorbs.absorb(model, task),
+            _ => model,
+        })
     }
 
     fn adapter(&self) -> Option<AdapterSpec> {
