@@ -168,6 +168,7 @@ mod tests {
         &["variants", "variant_sites"],
         &["width", "rank", "tasks"],
         &["penalised", "methods"],
+        &["paths", "objectives"],
         &["shape", "images", "logits", "labels", "cases"],
         &["hidden_size", "num_attention_heads"],
         &["architecture"],

@@ -341,6 +341,13 @@ impl RunConfig {
                     "no section, because this method computes the features of an image once",
                 ));
             }
+            if method.replaces_loss() {
+                return Err(TrainError::setting(
+                    "mix",
+                    "on",
+                    "no section, because the loss of this method knows one label an image",
+                ));
+            }
         }
         Ok(Plan {
             config: self,

@@ -83,6 +83,7 @@ struct Batch {
     inputs: Inputs,
     labels: Vec<usize>,
     mix: Mix,
+    step: usize,
 }
 
 /// What the features come from.
@@ -371,6 +372,7 @@ impl Trainer<'_> {
                 inputs: Inputs::Images(mix.apply(batch.images)),
                 labels: batch.labels_host,
                 mix,
+                step,
             }));
         };
         let n_batches = task.loader.n_batches();
@@ -389,6 +391,7 @@ impl Trainer<'_> {
             inputs: Inputs::Features(Tensor::from_data(data, &self.device)),
             labels,
             mix: Mix::None,
+            step,
         }))
     }
 
@@ -437,6 +440,10 @@ impl Trainer<'_> {
                 labels: &batch.labels[rows.clone()],
                 task_labels,
                 task_idx,
+                step: batch.step,
+                first_row: rows.start,
+                seed: self.seed,
+                head: self.head,
             },
         );
         let loss = own

@@ -267,7 +267,7 @@ fn every_list_of_every_method_is_refused_when_it_is_empty_names_something_twice_
             }
         }
     }
-    assert_eq!(n_with_projections, 15, "of {}", METHODS.len());
+    assert_eq!(n_with_projections, 17, "of {}", METHODS.len());
 }
 
 #[test]
@@ -351,6 +351,26 @@ fn lists_of_the_other_sections_are_refused_with_their_range_when_the_configurati
         format!("{first}\nschedule = {{ shape = \"multi-step\", milestones = [1], gamma = 0.5 }}");
     let error = check(&FULL.replace(first, &late)).unwrap_err().to_string();
     assert!(error.contains("from 0 to 0"), "{error}");
+}
+
+#[test]
+fn labels_are_not_mixed_under_a_method_with_a_loss_of_its_own() {
+    for name in ["tspmo", "sgrpo"] {
+        let mut config = RunConfig::parse(FULL).unwrap();
+        config.head = None;
+        config.method = sdlora_train::MethodConfig {
+            name: name.into(),
+            options: toml::Table::new(),
+        };
+        assert!(config.mix.is_some());
+        let error = config.clone().check().unwrap_err().to_string();
+        assert!(
+            error.contains("mix") && error.contains("one label"),
+            "{error}"
+        );
+        config.mix = None;
+        config.check().unwrap();
+    }
 }
 
 #[test]

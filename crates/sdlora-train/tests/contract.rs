@@ -188,6 +188,15 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "clora",
             vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
+        // Paths are read off the head's logits.
+        (
+            "tspmo",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
+        (
+            "sgrpo",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
         // The up-projections alone, of as many sites; the down-projections are designed.
         (
             "inflora",

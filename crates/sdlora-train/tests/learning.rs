@@ -48,11 +48,20 @@ fn accuracy(bench: &Bench, name: &str, lr: f64) -> f64 {
     row.iter().sum::<f64>() / row.len() as f64
 }
 
+/// The objective of T-SPMO divides by its tokens and weighs them by their probability, so its gradient is about a
+/// tenth of that of cross-entropy.
+fn rate(name: &str) -> f64 {
+    match name {
+        "tspmo" => 0.3,
+        _ => 0.03,
+    }
+}
+
 #[test]
 fn every_method_names_most_of_six_characters() {
     let bench = Bench::new();
     for entry in METHODS {
-        let found = accuracy(&bench, entry.name, 0.03);
+        let found = accuracy(&bench, entry.name, rate(entry.name));
         // Guessing names a sixth.
         assert!(found >= 0.65, "{}: {found:.2}", entry.name);
     }

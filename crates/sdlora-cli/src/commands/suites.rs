@@ -45,6 +45,7 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/suite-tiny-imagenet-10x10.toml"),
     ),
     ("paper", include_str!("../../presets/suite-paper.toml")),
+    ("related", include_str!("../../presets/suite-related.toml")),
     (
         "tune-omniglot",
         include_str!("../../presets/tune-omniglot.toml"),
@@ -58,6 +59,10 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
     ("tune-paper", include_str!("../../presets/tune-paper.toml")),
+    (
+        "tune-related",
+        include_str!("../../presets/tune-related.toml"),
+    ),
     (
         "tune-omniglot-100x5",
         include_str!("../../presets/tune-omniglot-100x5.toml"),

@@ -311,7 +311,7 @@ mod tests {
             };
             let (used, free) = (value(&used), value(&free));
             assert!(
-                used > 0.1 && (used - free).abs() < 1e-5 * used,
+                used > 0.01 && (used - free).abs() < 1e-5 * used,
                 "{used} {free}"
             );
         }
@@ -387,12 +387,12 @@ mod tests {
         let found = [0.0, 1.0, 10.0, 50.0].map(|lambda| shares("factors", lambda).0);
         assert!(found.windows(2).all(|pair| pair[1] < pair[0]), "{found:?}");
         assert!(
-            found[0] > 0.3 && found[2] < 0.15 && found[3] < 0.06,
+            found[0] > 0.3 && found[2] < 0.2 && found[3] < 0.1,
             "{found:?}"
         );
         // The other form holds it to the update.
         let (_, of_update) = shares("update", 10.0);
-        assert!(of_update < 0.06, "{of_update}");
+        assert!(of_update < 0.1, "{of_update}");
     }
 
     #[test]

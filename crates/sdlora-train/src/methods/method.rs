@@ -90,6 +90,15 @@ pub struct LossBatch<'a> {
     pub task_labels: &'a [usize],
     /// Task, from 0.
     pub task_idx: usize,
+    /// Step of the task, from 0.
+    pub step: usize,
+    /// Place of the first row in the batch of the step: what is drawn for an image goes by its place there, so
+    /// that it does not depend on how the batch is divided.
+    pub first_row: usize,
+    /// Seed of the run.
+    pub seed: u64,
+    /// The head, whose logits of the trained columns the loss compares.
+    pub head: &'a dyn Head,
 }
 
 /// The training images of a task, prepared as for evaluation, always in the same order.
@@ -256,6 +265,11 @@ pub trait Method: Debug + Send + Sync {
         _images: &dyn TaskImages,
     ) -> Result<Model, TrainError> {
         Ok(model)
+    }
+
+    /// Whether [`loss`](Self::loss) takes the place of cross-entropy: labels cannot be mixed then.
+    fn replaces_loss(&self) -> bool {
+        false
     }
 
     /// The mean loss `[1]` of a batch; `None` is the cross-entropy of the head's columns.

@@ -13,6 +13,7 @@ mod inflora;
 mod input_subspaces;
 mod joint;
 mod l2p;
+mod label_paths;
 mod linear;
 mod lora;
 mod lora_per_task;
@@ -24,8 +25,10 @@ mod ranpac;
 mod sdlora;
 mod sdlora_relative;
 mod settings;
+mod sgrpo;
 mod simplecil;
 mod slca;
+mod tspmo;
 
 use crate::error::TrainError;
 pub use adapter_spec::{AdapterSpec, RankStep, Ranks};
@@ -50,6 +53,8 @@ pub const METHODS: &[MethodEntry] = &[
     nlora::ENTRY,
     clora::ENTRY,
     inflora::ENTRY,
+    tspmo::ENTRY,
+    sgrpo::ENTRY,
     l2p::ENTRY,
     dualprompt::ENTRY,
     coda_prompt::ENTRY,
