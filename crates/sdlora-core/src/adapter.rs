@@ -27,6 +27,9 @@ pub struct SiteDirections {
     pub past: Option<PastDirections>,
     /// Of the running task, trained; absent between tasks.
     pub current: Option<Direction>,
+    /// The accumulated update `[d_input, d_output]` of directions that were merged, frozen; a step costs the same
+    /// whatever its history ([`Adapter::merge_current`]).
+    pub merged: Option<Param<Tensor<2>>>,
     #[module(skip)]
     site: Site,
 }
@@ -63,6 +66,7 @@ impl Adapter {
                 .map(|site| SiteDirections {
                     past: None,
                     current: None,
+                    merged: None,
                     site: site.clone(),
                 })
                 .collect(),
@@ -78,12 +82,16 @@ impl Adapter {
 
     /// Number of tasks that have a direction, the running one included.
     pub fn n_tasks(&self) -> usize {
-        self.sites.first().map_or(0, |s| {
-            s.past.as_ref().map_or(0, |p| p.ranks().len()) + usize::from(s.current.is_some())
-        })
+        self.magnitudes.as_ref().map_or(0, Magnitudes::n_tasks)
     }
 
-    /// The rank of every direction, in task order, the running one last.
+    /// Whether a direction is running on some site.
+    pub fn is_running(&self) -> bool {
+        self.sites.iter().any(|bank| bank.current.is_some())
+    }
+
+    /// The rank of every direction of the first site, in task order, the running one last. Those of other sites
+    /// differ where a method wants it; [`structure`](Self::structure) has them all.
     pub fn ranks(&self) -> Vec<usize> {
         let Some(site) = self.sites.first() else {
             return Vec::new();
@@ -152,8 +160,8 @@ impl Adapter {
             self.sites.len(),
             "one direction per adapted site"
         );
-        if let Some(direction) = directions.first() {
-            self.check_rank(direction.rank())?;
+        for (bank, direction) in self.sites.iter().zip(&directions) {
+            bank.site.check_rank(direction.rank())?;
         }
         self = self.finish_task(device);
 
@@ -294,33 +302,38 @@ impl Adapter {
     ///
     /// [`CoreError::Rank`] naming the first site it does not fit.
     pub fn check_rank(&self, rank: usize) -> Result<(), CoreError> {
-        for SiteDirections { site, .. } in &self.sites {
-            let max = site.d_input.min(site.d_output);
-            if rank == 0 || rank > max {
-                return Err(CoreError::Rank {
-                    rank,
-                    site: site.to_string(),
-                    d_input: site.d_input,
-                    d_output: site.d_output,
-                    max,
-                });
-            }
-        }
-        Ok(())
+        self.sites
+            .iter()
+            .try_for_each(|bank| bank.site.check_rank(rank))
     }
 
     /// The updates of all sites for one forward pass; gradients flow to the current factors and to
-    /// every trainable magnitude.
+    /// every trainable magnitude. Directions with dropout are what they are outside training.
     pub fn updates(&self) -> Updates {
-        self.updates_where(|_| true)
+        self.updates_where(|_| true, unmasked)
     }
 
     /// As [`updates`](Self::updates), those of one group of sites only.
     pub fn group_updates(&self, group: usize) -> Updates {
-        self.updates_where(|site| site.group == group)
+        self.updates_where(|site| site.group == group, unmasked)
     }
 
-    fn updates_where(&self, is_wanted: impl Fn(&Site) -> bool) -> Updates {
+    /// As [`updates`](Self::updates), under masks that are drawn anew for the directions with dropout.
+    pub fn masked_updates(&self, rng: &mut impl Rng) -> Updates {
+        self.updates_where(|_| true, |current| (current.masked_factors(rng), 1.0))
+    }
+
+    /// Whether [`masked_updates`](Self::masked_updates) are others than [`updates`](Self::updates).
+    pub fn has_masks(&self) -> bool {
+        let mut current = self.sites.iter().filter_map(|bank| bank.current.as_ref());
+        current.any(|current| current.form().dropout.is_some())
+    }
+
+    fn updates_where(
+        &self,
+        is_wanted: impl Fn(&Site) -> bool,
+        mut factors: impl FnMut(&Direction) -> ((Tensor<2>, Tensor<2>), f64),
+    ) -> Updates {
         let mut updates = Updates::default();
         let Some(magnitudes) = &self.magnitudes else {
             return updates;
@@ -349,13 +362,16 @@ impl Adapter {
                             / current.norm_squared().add_scalar(eps * eps).sqrt()
                     }
                 };
-                terms.push(ScaledFactors {
-                    a: current.a.val() * scale,
-                    b: current.b.val(),
-                });
+                let ((a, b), mean) = factors(current);
+                let scale = match mean == 1.0 {
+                    true => scale,
+                    false => scale.mul_scalar(mean),
+                };
+                terms.push(ScaledFactors { a: a * scale, b });
             }
-            if !terms.is_empty() {
-                updates.insert(&bank.site, Update::new(terms));
+            let merged = bank.merged.as_ref().map(Param::val);
+            if let Some(update) = Update::of(terms, merged) {
+                updates.insert(&bank.site, update);
             }
         }
         updates
@@ -380,50 +396,27 @@ impl Adapter {
             .map_or(Vec::new(), Magnitudes::to_rows)
     }
 
-    /// An adapter of zeros with the structure of a saved one, to load a record into: the ranks of
-    /// the finished tasks, and of the running one if there is one.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`new`](Self::new) and [`check_rank`](Self::check_rank).
-    pub fn with_structure(
-        config: SdLoraConfig,
-        sites: &[Site],
-        past_ranks: &[usize],
-        current_rank: Option<usize>,
-        device: &Device,
-    ) -> Result<Self, CoreError> {
-        let mut adapter = Self::new(config, sites)?;
-        for &rank in past_ranks.iter().chain(&current_rank) {
-            adapter.check_rank(rank)?;
+    /// Ends the running direction of every site that has one by adding it, at its magnitude, to the accumulated
+    /// update of the site: the function stays what it was. The magnitudes stay, for a direction that is begun in
+    /// its place.
+    pub fn merge_current(mut self) -> Self {
+        let updates = self.updates();
+        for bank in &mut self.sites {
+            // What an update has of earlier tasks stays there.
+            let current = match (&bank.current, updates.get(&bank.site.name)) {
+                (Some(_), Some(update)) => update.terms().last(),
+                _ => None,
+            };
+            let Some(term) = current else { continue };
+            let product = term.a.clone().detach().matmul(term.b.clone().detach());
+            let merged = match &bank.merged {
+                None => product,
+                Some(merged) => merged.val() + product,
+            };
+            bank.merged = Some(Param::from_tensor(merged.detach()).set_require_grad(false));
+            bank.current = None;
         }
-        let zeros = |site: &Site, rank| HostFactors {
-            a: vec![0.0; site.d_input * rank],
-            b: vec![0.0; rank * site.d_output],
-            rank,
-        };
-        for bank in &mut adapter.sites {
-            let site = &bank.site;
-            if !past_ranks.is_empty() {
-                let factors: Vec<_> = past_ranks.iter().map(|&r| zeros(site, r)).collect();
-                let norms = vec![0.0; factors.len()];
-                bank.past = Some(PastDirections::from_host(&factors, &norms, device));
-            }
-            bank.current = current_rank.map(|rank| {
-                let f = zeros(site, rank);
-                Direction::from_factors(
-                    burn::tensor::TensorData::new(f.a, [site.d_input, rank]),
-                    burn::tensor::TensorData::new(f.b, [rank, site.d_output]),
-                    device,
-                )
-            });
-        }
-        let n_tasks = past_ranks.len() + usize::from(current_rank.is_some());
-        if n_tasks > 0 {
-            let rows = vec![vec![0.0; n_tasks]; adapter.n_groups()];
-            adapter.magnitudes = Some(Magnitudes::from_rows(&rows, device));
-        }
-        Ok(adapter)
+        self
     }
 
     /// Freezes everything: factors and magnitudes.
@@ -436,6 +429,11 @@ impl Adapter {
         }
         self.map(&mut Freeze)
     }
+}
+
+/// The factors outside training, and by how much they count.
+fn unmasked(current: &Direction) -> ((Tensor<2>, Tensor<2>), f64) {
+    (current.factors(), current.mean_mask())
 }
 
 fn invert(inverse: f64) -> f64 {

@@ -11,14 +11,86 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+use crate::chunks::{ChunkLayout, Chunks};
+use crate::error::CoreError;
+use crate::gate::{Gate, GateForm};
+use crate::site::Site;
+
+/// What a direction is built of besides plain factors; nothing by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectionForm {
+    /// A gate over the ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateForm>,
+    /// Factors that are expanded from chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<ChunkLayout>,
+    /// Share of the inputs and outputs that a mask drops while the direction is trained (LoRA Dropout, Lin et al.
+    /// 2024, arXiv 2404.09610), from 0 to below 1; elsewhere the direction counts `(1 − p)²`, the mean over masks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+}
+
+impl DirectionForm {
+    /// Checks that the settings make sense for a rank.
+    ///
+    /// # Errors
+    ///
+    /// [`CoreError::Setting`] for the first that does not.
+    pub fn check(&self, rank: usize) -> Result<(), CoreError> {
+        let refuse = |setting, found: String, expected| {
+            Err(CoreError::Setting {
+                setting,
+                found,
+                expected,
+            })
+        };
+        if let Some(GateForm::Softmax { temperature }) = self.gate
+            && !(temperature.is_finite() && temperature > 0.0)
+        {
+            let expected = "a finite number above 0";
+            return refuse("gate.temperature", temperature.to_string(), expected);
+        }
+        if let Some(dropout) = self.dropout
+            && !(0.0..1.0).contains(&dropout)
+        {
+            return refuse("dropout", dropout.to_string(), "a share from 0 to below 1");
+        }
+        let Some(layout) = self.chunks else {
+            return Ok(());
+        };
+        let chunks = layout.n_input.min(layout.n_output);
+        if chunks == 0 || layout.n_input.max(layout.n_output) > LARGEST_CHUNKING {
+            let found = format!("{} and {}", layout.n_input, layout.n_output);
+            return refuse("chunks", found, "from 1 to 4096 chunks of either factor");
+        }
+        if layout.unshared > rank {
+            let expected = "at most the rank";
+            return refuse("chunks.unshared", layout.unshared.to_string(), expected);
+        }
+        Ok(())
+    }
+}
+
+/// Most chunks of a factor: each is an operation of its own.
+const LARGEST_CHUNKING: usize = 4096;
 
 /// The factors of the running task on one site; both are trained.
 #[derive(Module, Debug)]
 pub struct Direction {
-    /// Down-projection `[d_input, rank]`.
+    /// Down-projection `[d_input, rank]`; the chunk of it where there are [`chunks`](Self::chunks).
     pub a: Param<Tensor<2>>,
-    /// Up-projection `[rank, d_output]`.
+    /// Up-projection `[rank, d_output]`; the chunk of it where there are [`chunks`](Self::chunks).
     pub b: Param<Tensor<2>>,
+    /// A factor for every rank.
+    pub gate: Option<Gate>,
+    /// How chunks become factors.
+    pub chunks: Option<Chunks>,
+    #[module(skip)]
+    dropout: Option<f64>,
 }
 
 impl Direction {
@@ -31,10 +103,7 @@ impl Direction {
         rng: &mut impl Rng,
         device: &Device,
     ) -> Self {
-        let bound = 1.0 / (d_input as f32).sqrt();
-        let a: Vec<f32> = (0..d_input * rank)
-            .map(|_| rng.random_range(-bound..bound))
-            .collect();
+        let a = uniform(d_input * rank, d_input, rng);
         Self::from_factors(
             TensorData::new(a, [d_input, rank]),
             TensorData::zeros::<f32, _>([rank, d_output]),
@@ -47,29 +116,145 @@ impl Direction {
         Self {
             a: Param::from_tensor(Tensor::from_data(a, device)),
             b: Param::from_tensor(Tensor::from_data(b, device)),
+            gate: None,
+            chunks: None,
+            dropout: None,
+        }
+    }
+
+    /// The start of a task with a direction of another form, on a site. Of a linear gate all values are 1, of one
+    /// by softmax 0, so that it starts as the direction without.
+    pub fn init_as(
+        form: DirectionForm,
+        site: &Site,
+        rank: usize,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Self {
+        let mut draw = |n| uniform(n, site.d_input, rng);
+        Self::built(form, site, rank, &mut draw, device)
+    }
+
+    /// A direction of zeros, to load a record into.
+    pub(crate) fn zeros_as(form: DirectionForm, site: &Site, rank: usize, device: &Device) -> Self {
+        Self::built(form, site, rank, &mut |n| vec![0.0; n], device)
+    }
+
+    fn built(
+        form: DirectionForm,
+        site: &Site,
+        rank: usize,
+        draw: &mut dyn FnMut(usize) -> Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        let sizes = [site.d_input, site.d_output];
+        let layout = form.chunks;
+        let chunked = layout.and_then(|layout| Chunks::init(sizes, rank, layout, draw, device));
+        let mut direction = match chunked {
+            None => Self::from_factors(
+                TensorData::new(draw(site.d_input * rank), [site.d_input, rank]),
+                TensorData::zeros::<f32, _>([rank, site.d_output]),
+                device,
+            ),
+            Some((a, b, chunks)) => Self {
+                chunks: Some(chunks),
+                ..Self::from_factors(a, b, device)
+            },
+        };
+        direction.gate = form.gate.map(|form| {
+            let start = match form {
+                GateForm::Linear => 1.0,
+                GateForm::Softmax { .. } => 0.0,
+            };
+            Gate::new(vec![start; rank], form, device)
+        });
+        direction.dropout = form.dropout;
+        direction
+    }
+
+    /// What it is built of.
+    pub fn form(&self) -> DirectionForm {
+        DirectionForm {
+            gate: self.gate.as_ref().map(Gate::form),
+            chunks: self.chunks.as_ref().map(Chunks::layout),
+            dropout: self.dropout,
         }
     }
 
     /// Rank of the factors.
     pub fn rank(&self) -> usize {
         let [_, rank] = self.a.lazy_shape().dims();
-        rank
+        let chunks = self.chunks.as_ref();
+        rank + chunks.map_or(0, |chunks| chunks.layout().unshared)
+    }
+
+    /// The factors `[d_input, rank]` and `[rank, d_output]` whose product is the direction: expanded, and the gate
+    /// inside the first. Of a direction with dropout they are those without a mask.
+    pub fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.a.val(), self.b.val());
+        let (a, b) = match &self.chunks {
+            None => (a, b),
+            Some(chunks) => chunks.expanded(a, b),
+        };
+        match &self.gate {
+            None => (a, b),
+            Some(gate) => (a * gate.factors(), b),
+        }
+    }
+
+    /// [`factors`](Self::factors) under a mask that is drawn anew: rows of the first and columns of the second are
+    /// dropped as whole ones, a rank never is. Without dropout nothing is drawn.
+    pub fn masked_factors(&self, rng: &mut impl Rng) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = self.factors();
+        let Some(dropout) = self.dropout else {
+            return (a, b);
+        };
+        let device = a.device();
+        let ([d_input, _], [_, d_output]) = (a.dims(), b.dims());
+        let mut mask = |n: usize| -> Vec<f32> {
+            let kept = (0..n).map(|_| f32::from(u8::from(rng.random::<f64>() >= dropout)));
+            kept.collect()
+        };
+        let rows = TensorData::new(mask(d_input), [d_input, 1]);
+        let columns = TensorData::new(mask(d_output), [1, d_output]);
+        (
+            a * Tensor::from_data(rows, &device),
+            b * Tensor::from_data(columns, &device),
+        )
+    }
+
+    /// By how much the product of [`factors`](Self::factors) counts outside training: `(1 − p)²`, the mean of
+    /// both masks, which are independent.
+    pub fn mean_mask(&self) -> f64 {
+        self.dropout.map_or(1.0, |p| (1.0 - p) * (1.0 - p))
     }
 
     /// `‖A B‖_F²` as a tensor `[1, 1]` that passes gradients to both factors.
     ///
     /// Uses `‖A B‖_F² = Σ (AᵀA) ⊙ (B Bᵀ)`, so no `[d_input, d_output]` matrix is formed.
     pub fn norm_squared(&self) -> Tensor<2> {
-        let (a, b) = (self.a.val(), self.b.val());
+        let (a, b) = self.factors();
         let gram_a = a.clone().transpose().matmul(a);
         let gram_b = b.clone().matmul(b.transpose());
         (gram_a * gram_b).sum().reshape([1, 1])
     }
 
-    /// Copies the factors to the host.
+    /// Copies the direction to the host as plain factors: a gate is inside the first, the mean of masks in the second.
     pub fn to_host(&self) -> HostFactors {
-        HostFactors::from_tensors(self.a.val(), self.b.val())
+        let (a, b) = self.factors();
+        let mean = self.mean_mask() as f32;
+        let mut factors = HostFactors::from_tensors(a, b);
+        if mean != 1.0 {
+            factors.b.iter_mut().for_each(|v| *v *= mean);
+        }
+        factors
     }
+}
+
+/// Numbers from U(±1/√fan_in).
+pub(crate) fn uniform(n: usize, fan_in: usize, rng: &mut impl Rng) -> Vec<f32> {
+    let bound = 1.0 / (fan_in as f32).sqrt();
+    (0..n).map(|_| rng.random_range(-bound..bound)).collect()
 }
 
 /// The factors of one direction on the host, row-major.
@@ -143,6 +328,17 @@ impl HostFactors {
     }
 }
 
+/// A finished direction on one site, on the host: all that a file needs to have it back to the last bit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinishedDirection {
+    /// The factors as they were trained.
+    pub factors: HostFactors,
+    /// What the product is multiplied by, `1 / norm`; 0 where the norm was 0.
+    pub inverse_norm: f32,
+    /// What is added to the shared magnitude on this site alone.
+    pub offset: f32,
+}
+
 /// The frozen directions of all finished tasks on one site, `n_tasks ≥ 1` of them.
 ///
 /// The factors lie side by side, so all of them cost two products: `Σ_k α_k D_k` is
@@ -178,6 +374,26 @@ impl PastDirections {
             factors.len(),
             norms.len()
         );
+        let inverse = |&norm: &f64| if norm > 0.0 { (1.0 / norm) as f32 } else { 0.0 };
+        let directions = factors.iter().zip(norms.iter().map(inverse));
+        let directions: Vec<_> = directions
+            .map(|(factors, inverse_norm)| FinishedDirection {
+                factors: factors.clone(),
+                inverse_norm,
+                offset: 0.0,
+            })
+            .collect();
+        Self::from_finished(&directions, device)
+    }
+
+    /// Puts finished directions side by side, as [`finished`](Self::finished) took them apart.
+    ///
+    /// # Panics
+    ///
+    /// If the list is empty.
+    pub fn from_finished(directions: &[FinishedDirection], device: &Device) -> Self {
+        assert!(!directions.is_empty(), "at least one direction");
+        let factors: Vec<&HostFactors> = directions.iter().map(|d| &d.factors).collect();
         let ranks: Vec<usize> = factors.iter().map(|f| f.rank).collect();
         let total: usize = ranks.iter().sum();
         let d_input = factors[0].a.len() / factors[0].rank;
@@ -187,13 +403,14 @@ impl PastDirections {
         let mut b = Vec::with_capacity(total * d_output);
         let mut spread = vec![0.0f32; ranks.len() * total];
         let mut first = 0;
-        for (k, (f, &norm)) in factors.iter().zip(norms).enumerate() {
+        for (k, direction) in directions.iter().enumerate() {
+            let f = &direction.factors;
             for (to, from) in a.chunks_exact_mut(total).zip(f.a.chunks_exact(f.rank)) {
                 to[first..first + f.rank].copy_from_slice(from);
             }
             b.extend_from_slice(&f.b);
-            let inverse = if norm > 0.0 { (1.0 / norm) as f32 } else { 0.0 };
-            spread[k * total + first..k * total + first + f.rank].fill(inverse);
+            let own = k * total + first..k * total + first + f.rank;
+            spread[own].fill(direction.inverse_norm);
             first += f.rank;
         }
         let frozen = |values, shape| {
@@ -207,9 +424,24 @@ impl PastDirections {
             a: frozen(a, [d_input, total]),
             b: frozen(b, [total, d_output]),
             spread: frozen(spread, [ranks.len(), total]),
-            offsets: frozen(vec![0.0; ranks.len()], [1, ranks.len()]),
+            offsets: frozen(
+                directions.iter().map(|d| d.offset).collect(),
+                [1, ranks.len()],
+            ),
             ranks,
         }
+    }
+
+    /// Takes the directions apart, in task order.
+    pub fn finished(&self) -> Vec<FinishedDirection> {
+        let scales = self.inverse_norms().into_iter().zip(self.offsets_host());
+        let parts = self.to_host().into_iter().zip(scales);
+        let whole = parts.map(|(factors, (inverse_norm, offset))| FinishedDirection {
+            factors,
+            inverse_norm: inverse_norm as f32,
+            offset: offset as f32,
+        });
+        whole.collect()
     }
 
     /// These directions with the given offsets in front; later directions have none.

@@ -29,4 +29,12 @@ pub enum CoreError {
         /// Largest rank that fits.
         max: usize,
     },
+    /// A structure of another adapter.
+    #[error("the structure has {found}, and the adapter needs {expected}")]
+    Structure {
+        /// What there is.
+        found: String,
+        /// What would fit.
+        expected: String,
+    },
 }

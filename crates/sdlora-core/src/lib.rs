@@ -43,24 +43,30 @@
 
 mod absorb;
 mod adapter;
+mod chunks;
 mod config;
 mod direction;
 mod error;
+mod gate;
 mod linear;
 mod magnitude;
 mod precision;
 mod residual;
 mod site;
+mod structure;
 mod update;
 
 pub use absorb::{Absorption, Coefficients, ResidualNorm};
 pub use adapter::{Adapter, SiteDirections, Updates};
+pub use chunks::{ChunkLayout, Chunks};
 pub use config::{CurrentForm, MagnitudeSharing, MagnitudeStart, PastNorm, SdLoraConfig, Variant};
-pub use direction::{Direction, HostFactors, PastDirections};
+pub use direction::{Direction, DirectionForm, FinishedDirection, HostFactors, PastDirections};
 pub use error::CoreError;
+pub use gate::{Gate, GateForm};
 pub use linear::{ColumnUpdate, adapted_linear, effective_weight};
 pub use magnitude::Magnitudes;
 pub use precision::{Precision, cast};
 pub use residual::span_residuals;
 pub use site::Site;
+pub use structure::{AdapterStructure, DirectionStructure, SiteStructure};
 pub use update::{ScaledFactors, Update, UpdateForm};

@@ -46,8 +46,15 @@ pub fn adapted_linear(
         return linear(x, weight, bias);
     }
     let is_half = matches!(dtype, DType::BF16 | DType::F16);
+    let merged = merged(updates, d_input, d_output).map(|merged| cast(merged, dtype));
+    let (weight, apart) = match (merged, is_half) {
+        (None, _) => (weight, None),
+        (Some(merged), false) => (weight + merged, None),
+        (Some(merged), true) => (weight, Some(linear(x.clone(), merged, None))),
+    };
     let updates: Vec<LowRank> = updates
         .iter()
+        .filter(|columns| !columns.update.terms().is_empty())
         .map(|columns| LowRank {
             first_column: columns.first_column,
             pairs: columns
@@ -63,7 +70,22 @@ pub fn adapted_linear(
             },
         })
         .collect();
-    low_rank_linear(x, weight, bias, &updates)
+    let y = match updates.is_empty() {
+        true => linear(x, weight, bias),
+        false => low_rank_linear(x, weight, bias, &updates),
+    };
+    match apart {
+        None => y,
+        Some(apart) => y + apart,
+    }
+}
+
+/// The accumulated updates of all columns `[d_input, d_output]`; `None` where there are none.
+fn merged(updates: &[ColumnUpdate<'_>], d_input: usize, d_output: usize) -> Option<Tensor<2>> {
+    let of =
+        |columns: &ColumnUpdate<'_>| Some((columns.first_column, columns.update.merged()?.clone()));
+    let parts: Vec<_> = updates.iter().filter_map(of).collect();
+    (!parts.is_empty()).then(|| embed(parts, d_input, d_output))
 }
 
 /// `W0 + ΔW`, `[d_input, d_output]`: formed once for all when a model is merged.

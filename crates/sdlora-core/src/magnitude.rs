@@ -43,6 +43,12 @@ impl Magnitudes {
         }
     }
 
+    /// Number of magnitudes of a group, the running one included.
+    pub fn n_tasks(&self) -> usize {
+        let past = self.past.as_ref();
+        1 + past.map_or(0, |past| past.lazy_shape().dims::<2>()[1])
+    }
+
     /// The values, one row per group, one column per task.
     pub fn to_rows(&self) -> Vec<Vec<f64>> {
         let read = |tensor: Tensor<2>| -> Vec<Vec<f64>> {

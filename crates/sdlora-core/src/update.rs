@@ -40,6 +40,7 @@ impl UpdateForm {
             return self;
         }
         let d_output = update.d_output();
+        // What is merged gets no gradient, so it costs neither form more than the other.
         let columns: usize = update
             .terms
             .iter()
@@ -76,10 +77,12 @@ impl ScaledFactors {
     }
 }
 
-/// The update of one site: `ΔW = Σ a_i b_i`, at least one pair.
+/// The update of one site: `ΔW = M + Σ a_i b_i` with at least one pair, or an accumulated update M.
 #[derive(Debug, Clone)]
 pub struct Update {
     terms: Vec<ScaledFactors>,
+    /// `[d_input, d_output]`, frozen.
+    merged: Option<Tensor<2>>,
 }
 
 impl Update {
@@ -89,16 +92,24 @@ impl Update {
     ///
     /// If there is none.
     pub fn new(terms: Vec<ScaledFactors>) -> Self {
-        assert!(
-            !terms.is_empty(),
-            "an update has at least one pair of factors"
-        );
-        Self { terms }
+        Self::of(terms, None).expect("an update has at least one pair of factors")
+    }
+
+    /// An update of these pairs and of an accumulated one `[d_input, d_output]` that gets no gradient; `None`
+    /// where there is neither.
+    pub fn of(terms: Vec<ScaledFactors>, merged: Option<Tensor<2>>) -> Option<Self> {
+        let is_empty = terms.is_empty() && merged.is_none();
+        (!is_empty).then_some(Self { terms, merged })
     }
 
     /// The pairs.
     pub fn terms(&self) -> &[ScaledFactors] {
         &self.terms
+    }
+
+    /// The accumulated update `[d_input, d_output]` of directions that were merged.
+    pub fn merged(&self) -> Option<&Tensor<2>> {
+        self.merged.as_ref()
     }
 
     /// Sum of the ranks.
@@ -108,7 +119,11 @@ impl Update {
 
     /// Output width.
     pub fn d_output(&self) -> usize {
-        self.terms[0].b.dims()[1]
+        match (self.terms.first(), &self.merged) {
+            (Some(term), _) => term.b.dims()[1],
+            (None, Some(merged)) => merged.dims()[1],
+            (None, None) => 0,
+        }
     }
 
     /// The dense form `[d_input, d_output]`.
@@ -116,8 +131,9 @@ impl Update {
         self.terms
             .iter()
             .map(|t| t.a.clone().matmul(t.b.clone()))
+            .chain(self.merged.clone())
             .reduce(|sum, term| sum + term)
-            .expect("an update has at least one pair of factors")
+            .expect("an update has a pair of factors or an accumulated one")
     }
 }
 

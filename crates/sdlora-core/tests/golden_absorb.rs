@@ -7,8 +7,8 @@ use burn::tensor::{Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{
-    Adapter, Coefficients, CurrentForm, Direction, HostFactors, MagnitudeStart, Magnitudes,
-    PastNorm, ResidualNorm, SdLoraConfig, Site, Variant,
+    Adapter, AdapterStructure, Coefficients, CurrentForm, Direction, HostFactors, MagnitudeStart,
+    Magnitudes, PastNorm, ResidualNorm, SdLoraConfig, Site, Variant,
 };
 use sdlora_testkit::{Compared, Tolerance, assert_close, golden_json_with, test_device};
 
@@ -401,8 +401,13 @@ fn a_record_keeps_the_offsets() {
     let offsets = adapter.sites[1].past.as_ref().unwrap().offsets_host();
     assert!(offsets.iter().any(|offset| offset.abs() > 1e-3));
     let bytes = adapter.clone().into_record().into_bytes().unwrap();
-    let restored = Adapter::with_structure(config, &sites, &[2, 2], None, &device)
-        .unwrap()
-        .load_record(ModuleRecord::from_bytes(bytes).unwrap());
+    let restored = Adapter::with_structure(
+        config,
+        &sites,
+        &AdapterStructure::uniform(sites.len(), &[2, 2], None),
+        &device,
+    )
+    .unwrap()
+    .load_record(ModuleRecord::from_bytes(bytes).unwrap());
     assert_eq!(dense(&restored), dense(&adapter));
 }

@@ -28,9 +28,10 @@ const OPTIMIZER: &str = "optimizer.bpk";
 const ARRAYS: &str = "head.safetensors";
 const STATE: &str = "state.json";
 /// Version of the layout; raised when an earlier program would misread it.
-const VERSION: u32 = 4;
-/// The layout before, which kept prompts and input subspaces in another form.
-const BEFORE: u32 = 3;
+const VERSION: u32 = 5;
+/// Layouts that are read like the present one: version 3 kept prompts and input subspaces in another form, version 4
+/// the same ranks for every site.
+const BEFORE: std::ops::RangeInclusive<u32> = 3..=4;
 /// The oldest layout that is read: it has no `SHA256SUMS`, and the hashes of all but the state in the state.
 const OLDEST: u32 = 2;
 
@@ -133,8 +134,9 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
     }
     let version: Version = serde_json::from_slice(&json).map_err(unreadable)?;
     match (version.version, &sums) {
-        (VERSION | BEFORE, Some(_)) | (OLDEST, None) => {}
-        (VERSION | BEFORE, None) => {
+        (version, Some(_)) if version == VERSION || BEFORE.contains(&version) => {}
+        (OLDEST, None) => {}
+        (version, None) if version == VERSION || BEFORE.contains(&version) => {
             return Err(damaged(format!("it has no {}", files::sums::FILE)));
         }
         (newer, _) if newer > VERSION => return Err(TrainError::newer(path, newer, VERSION)),
@@ -182,6 +184,14 @@ pub fn load<S: DeserializeOwned>(path: &Path) -> Result<Checkpoint<S>, TrainErro
         arrays,
         state: state.state,
     })
+}
+
+/// The state of a checkpoint that its hash is right of; `None` where it is damaged or has no hash.
+pub(crate) fn state_of<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let json = fs::read(path.join(STATE)).ok()?;
+    let sums = Sums::read(path).ok()??;
+    sums.check(STATE, &json).ok()?;
+    serde_json::from_slice(&json).ok()
 }
 
 /// Starts the text that was a float in the states of earlier versions, whose reader was off by one bit for some.

@@ -302,6 +302,15 @@ impl RunConfig {
                 "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
             ));
         }
+        let adapter = method.adapter();
+        if self.gradient_checkpointing && adapter.is_some_and(|spec| spec.slot.dropout.is_some()) {
+            return Err(TrainError::setting(
+                "gradient_checkpointing",
+                true,
+                "false, because the blocks would be computed again under another mask; `micro_batch` saves \
+                 memory too",
+            ));
+        }
         let chosen = self.head.get_or_insert_with(|| method.default_head());
         let head = chosen.build()?;
         if !method.takes_steps() && head.needs_steps() {

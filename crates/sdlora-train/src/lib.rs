@@ -66,6 +66,7 @@ mod linalg;
 pub mod methods;
 mod mix;
 mod model;
+mod objects;
 mod observer;
 mod one_class;
 mod optimizer;
@@ -80,8 +81,10 @@ mod run_folder;
 mod run_log;
 mod second_pass;
 mod session;
+pub mod slot;
 mod soundness;
 mod state;
+mod step_context;
 mod trainer;
 
 pub use batch_split::BatchSplit;

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::Tensor;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::Adapter;
+use sdlora_core::{Adapter, Updates};
 use sdlora_vit::Vit;
 
 use crate::error::TrainError;
@@ -33,6 +33,8 @@ pub enum Part {
     Backbone,
     /// The factors of the running direction.
     Directions,
+    /// The gates of the running direction.
+    Gates,
     /// The magnitudes.
     Magnitudes,
     /// The trained classifier.
@@ -43,9 +45,10 @@ pub enum Part {
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Backbone,
         Self::Directions,
+        Self::Gates,
         Self::Magnitudes,
         Self::Head,
         Self::State,
@@ -55,7 +58,18 @@ impl Part {
     pub(crate) fn parameters(self, model: &Model) -> ParamGroup {
         match self {
             Self::Backbone => ParamGroup::ids_from_module(model.backbone.clone()),
-            Self::Directions => ParamGroup::ids_from_module(model.adapter.sites.clone()),
+            Self::Directions => {
+                let mut sites = model.adapter.sites.clone();
+                for current in sites.iter_mut().filter_map(|bank| bank.current.as_mut()) {
+                    current.gate = None;
+                }
+                ParamGroup::ids_from_module(sites)
+            }
+            Self::Gates => {
+                let banks = model.adapter.sites.iter();
+                let gates = banks.filter_map(|bank| bank.current.as_ref()?.gate.clone());
+                ParamGroup::ids_from_module(gates.collect::<Vec<_>>())
+            }
             Self::Magnitudes => ParamGroup::ids_from_module(model.adapter.magnitudes.clone()),
             Self::Head => ParamGroup::ids_from_module(model.head.clone()),
             Self::State => ParamGroup::ids_from_module(model.state.clone()),
@@ -84,8 +98,16 @@ impl Model {
     /// Prompts of the running task may be given to its images where evaluation would have to find
     /// them.
     pub fn training_features(&self, images: Tensor<4>) -> (Tensor<2>, Option<Tensor<1>>) {
-        let updates = self.adapter.updates();
-        second_pass::training_features(&self.state, &self.backbone, images, &updates)
+        self.training_features_with(images, &self.adapter.updates())
+    }
+
+    /// As [`training_features`](Self::training_features), with other updates: under a mask, for instance.
+    pub(crate) fn training_features_with(
+        &self,
+        images: Tensor<4>,
+        updates: &Updates,
+    ) -> (Tensor<2>, Option<Tensor<1>>) {
+        second_pass::training_features(&self.state, &self.backbone, images, updates)
     }
 
     /// Number of parameters that receive gradients.

@@ -34,6 +34,23 @@ pub(crate) fn parse<T: Serialize + DeserializeOwned>(
     }
 }
 
+/// Refuses a setting that is no finite number above 0, or not at least 0 where that is allowed.
+pub(crate) fn check_number(
+    setting: &str,
+    value: f64,
+    is_zero_allowed: bool,
+) -> Result<(), TrainError> {
+    let is_fine = value.is_finite() && (value > 0.0 || is_zero_allowed && value == 0.0);
+    let expected = match is_zero_allowed {
+        true => "a finite number of at least 0",
+        false => "a finite number above 0",
+    };
+    match is_fine {
+        true => Ok(()),
+        false => Err(TrainError::setting(setting, value, expected)),
+    }
+}
+
 /// The first key, with the tables it lies in, that `known` lacks.
 fn unknown_key(typed: &toml::Table, known: &toml::Table) -> Option<String> {
     typed

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Tensor};
-use sdlora_core::{Adapter, Site};
+use sdlora_core::{Adapter, AdapterStructure, Site};
 use sdlora_vit::{Vit, VitConfig};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint;
 use crate::config::Plan;
 use crate::error::TrainError;
+use crate::files::create_folder;
 use crate::heads::{HeadState, TrainedHead, TrainedShape};
 use crate::methods::LossOver;
 use crate::model::{Model, parameters};
+use crate::objects::{Objects, References, references};
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
@@ -55,7 +57,14 @@ struct Learned {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Position {
     n_done: usize,
+    /// Missing in versions before 5.
+    #[serde(default)]
+    adapter: Option<AdapterStructure>,
+    /// What versions before 5 have in the place of `adapter`: the ranks of every site.
+    #[serde(default, skip_serializing)]
     past_ranks: Vec<usize>,
+    /// See `past_ranks`.
+    #[serde(default, skip_serializing)]
     current_rank: Option<usize>,
     trained_head: Option<TrainedShape>,
     #[serde(default)]
@@ -67,6 +76,9 @@ pub(crate) struct Position {
     #[serde(default, skip_serializing)]
     memory: Option<IgnoredAny>,
     with_backbone: bool,
+    /// What lies in objects that checkpoints share; empty in versions before 5, whose records have everything.
+    #[serde(default)]
+    objects: References,
     /// Ids of the parameters that receive gradients.
     trained: BTreeSet<u64>,
     log: RunLog,
@@ -78,31 +90,42 @@ pub(crate) struct Position {
 impl Position {
     /// The position of a run whose first `n_done` rounds are over.
     pub(crate) fn of(model: &Model, n_done: usize, log: &RunLog, mark: Option<u64>) -> Self {
-        let mut ranks = model.adapter.ranks();
-        let is_running = model
-            .adapter
-            .sites
-            .first()
-            .is_some_and(|s| s.current.is_some());
-        let current_rank = if is_running { ranks.pop() } else { None };
         Self {
             n_done,
-            past_ranks: ranks,
-            current_rank,
+            adapter: Some(model.adapter.structure()),
+            past_ranks: Vec::new(),
+            current_rank: None,
             trained_head: model.head.trained.as_ref().map(TrainedHead::shape),
             state: model.state.shape(),
             prompts: None,
             memory: None,
             with_backbone: !trained_ids(&model.backbone).is_empty(),
+            objects: References::default(),
             trained: trained_ids(model),
             log: log.clone(),
             mark,
         }
     }
 
-    /// Checks that the structure fits a backbone and a file with that many bytes of parameters, before room
-    /// is made for what it says.
-    fn check(&self, vit: &VitConfig, n_bytes: usize) -> Result<(), String> {
+    /// The structure of the adapter, for as many sites.
+    fn adapter(&self, n_sites: usize) -> AdapterStructure {
+        self.adapter.clone().unwrap_or_else(|| {
+            AdapterStructure::uniform(n_sites, &self.past_ranks, self.current_rank)
+        })
+    }
+
+    /// The structure of what the record has of the adapter.
+    fn own_adapter(&self, n_sites: usize) -> AdapterStructure {
+        let whole = self.adapter(n_sites);
+        match self.objects.has_directions() {
+            true => whole.without_past(),
+            false => whole,
+        }
+    }
+
+    /// Checks that the structure fits a backbone, its sites and a file with that many bytes of parameters, before
+    /// room is made for what it says.
+    fn check(&self, vit: &VitConfig, sites: &[Site], n_bytes: usize) -> Result<(), String> {
         if self.prompts.is_some() || self.memory.is_some() {
             return Err(
                 "it is of an earlier version, which kept prompts and input subspaces in another form: finish \
@@ -122,6 +145,7 @@ impl Position {
         for (what, n) in [
             ("classes", n_classes.saturating_mul(vit.d_model)),
             ("matrices of the method", self.state.n_numbers()),
+            ("directions", self.own_adapter(sites.len()).n_numbers(sites)),
         ] {
             if n.saturating_mul(size_of::<f32>()) > n_bytes {
                 return Err(format!(
@@ -147,7 +171,7 @@ pub(crate) fn save(
     name: &str,
     model: &Model,
     optimizer: Option<&ModuleOptimizer>,
-    position: Position,
+    mut position: Position,
 ) -> Result<PathBuf, TrainError> {
     if let Some(what) = unsound_part(model) {
         return Err(TrainError::Unsound {
@@ -158,8 +182,16 @@ pub(crate) fn save(
     }
     folder.check()?;
     let checkpoints = &folder.checkpoints();
+    let objects = Objects::of(checkpoints);
+    create_folder(checkpoints)?;
+    let (adapter, directions) = objects.put_directions(model.adapter.clone())?;
+    let n_over = position.n_done.min(position.log.tasks.len());
+    let over: Vec<_> = position.log.tasks.drain(..n_over).collect();
+    let (arrays, shared) = objects.put_shared_arrays(model.head.to_file())?;
+    position.objects = references(directions, objects.put_logs(&over)?, shared);
+    let now = position.objects.clone();
     let learned = Learned {
-        adapter: model.adapter.clone(),
+        adapter,
         head: model.head.clone(),
         state: model.state.clone(),
         backbone: position.with_backbone.then(|| model.backbone.clone()),
@@ -169,7 +201,7 @@ pub(crate) fn save(
         name,
         learned.into_record(),
         optimizer,
-        &model.head.to_file(),
+        &arrays,
         &position,
     )?;
     let superfluous: Vec<String> = checkpoint::names(checkpoints)
@@ -177,7 +209,48 @@ pub(crate) fn save(
         .filter(|other| other != name && other.contains(INSIDE))
         .collect();
     checkpoint::remove(checkpoints, &superfluous);
+    for other in checkpoint::names(checkpoints) {
+        if other != name
+            && let Some(before) = references_of(&checkpoints.join(other))
+        {
+            objects.forget_shared_arrays(&before, &now);
+        }
+    }
     Ok(path)
+}
+
+/// The objects that a checkpoint needs; `None` where it does not say.
+fn references_of(path: &Path) -> Option<References> {
+    #[derive(Deserialize)]
+    struct State {
+        state: Objects,
+    }
+    #[derive(Deserialize)]
+    struct Objects {
+        #[serde(default)]
+        objects: References,
+    }
+    let state: State = checkpoint::state_of(path)?;
+    Some(state.state.objects)
+}
+
+/// Removes the objects of a run that no checkpoint needs: what a kill between two writes left, and what belonged to
+/// checkpoints that are gone.
+pub(crate) fn clean_objects(checkpoints: &Path) {
+    let names = checkpoint::names(checkpoints);
+    let needed = names
+        .iter()
+        .map(|name| references_of(&checkpoints.join(name)));
+    Objects::of(checkpoints).keep_only(needed);
+}
+
+/// Whether a checkpoint is to be read without the large arrays of its head where they are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrays {
+    /// All of them, or the checkpoint is refused: a run continues from it.
+    All,
+    /// Those that are there: it is looked at.
+    ThoseKept,
 }
 
 /// A run as a checkpoint kept it.
@@ -196,11 +269,16 @@ pub(crate) fn restore(
     fresh: Model,
     path: &Path,
     plan: &Plan,
+    arrays: Arrays,
     device: &Device,
 ) -> Result<Restored, TrainError> {
     let config = plan.config();
     let saved = checkpoint::load::<Position>(path)?;
-    let position = saved.state;
+    let mut position = saved.state;
+    let damaged = |problem| TrainError::checkpoint(path, problem);
+    let objects = Objects::of(path.parent().unwrap_or(path));
+    let over = objects.get_logs(&position.objects).map_err(damaged)?;
+    position.log.tasks.splice(0..0, over);
     let columns = position.trained_head.and_then(|head| head.n_in_task());
     let is_of_whole_head = saved.optimizer.is_some() && position.n_done > 0 && columns.is_none();
     if is_of_whole_head && config.loss == LossOver::NewClasses && position.trained_head.is_some() {
@@ -210,11 +288,20 @@ pub(crate) fn restore(
              columns of old classes",
         ));
     }
+    let banks = fresh.adapter.sites.iter();
+    let sites: Vec<Site> = banks.map(|bank| bank.site().clone()).collect();
     position
-        .check(fresh.backbone.config(), saved.n_model_bytes)
+        .check(fresh.backbone.config(), &sites, saved.n_model_bytes)
         .map_err(|problem| TrainError::checkpoint(path, problem))?;
+    let structure = position.adapter(sites.len());
+    let own = position.own_adapter(sites.len());
     let d_model = fresh.backbone.config().d_model;
-    let arrays = HeadState::from_file(&saved.arrays).map_err(|name| {
+    let arrays = match objects.get_shared_arrays(saved.arrays.clone(), &position.objects) {
+        Ok(arrays) => arrays,
+        Err(_) if arrays == Arrays::ThoseKept => saved.arrays,
+        Err(problem) => return Err(damaged(problem)),
+    };
+    let arrays = HeadState::from_file(&arrays).map_err(|name| {
         TrainError::checkpoint(path, format!("its head has an unknown array `{name}`"))
     })?;
     let entry = plan.method_entry().second_pass;
@@ -226,20 +313,9 @@ pub(crate) fn restore(
             .and_then(|()| state.fits(&second_pass.room(d_model, device)))
             .map_err(|problem| TrainError::checkpoint(path, problem))?;
     }
-    let sites: Vec<Site> = fresh
-        .adapter
-        .sites
-        .iter()
-        .map(|s| s.site().clone())
-        .collect();
     let learned = Learned {
-        adapter: Adapter::with_structure(
-            fresh.adapter.config(),
-            &sites,
-            &position.past_ranks,
-            position.current_rank,
-            device,
-        )?,
+        adapter: Adapter::with_structure(fresh.adapter.config(), &sites, &own, device)
+            .map_err(|e| TrainError::checkpoint(path, e.to_string()))?,
         head: HeadState {
             trained: position
                 .trained_head
@@ -253,9 +329,17 @@ pub(crate) fn restore(
     let learned = learned
         .try_load_record(saved.model)
         .map_err(|e| TrainError::checkpoint(path, e.to_string()))?;
+    let adapter = match position.objects.has_directions() {
+        true => {
+            let adapter = learned.adapter;
+            let joined = objects.get_directions(adapter, &structure, &position.objects, device);
+            joined.map_err(damaged)?
+        }
+        false => learned.adapter,
+    };
     let model = Model {
         backbone: learned.backbone.unwrap_or(fresh.backbone),
-        adapter: learned.adapter,
+        adapter,
         head: learned.head,
         state: learned.state,
     };

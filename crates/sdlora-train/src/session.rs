@@ -25,7 +25,10 @@ use crate::model::Model;
 use crate::observer::{Event, Observer};
 use crate::one_class;
 use crate::predicting::{self, Calibrated, Novelty, PredictConfig};
-use crate::resume::{Position, Restored, restore, save, step_name, steps_done_name, task_end_name};
+use crate::resume::{
+    Arrays, Position, Restored, clean_objects, restore, save, step_name, steps_done_name,
+    task_end_name,
+};
 use crate::run::{Finished, RunOptions, Start};
 use crate::run_data::{Round, RunData};
 use crate::run_folder::RunFolder;
@@ -83,6 +86,7 @@ impl<'a> Session<'a> {
             options.start,
             &mut notices,
         )?;
+        clean_objects(&folder.checkpoints());
         let matrix = AccuracyMatrix::new(data.tasks.len()).with_test_counts(data.test_counts())?;
         let mut session = Self {
             plan,
@@ -126,7 +130,7 @@ impl<'a> Session<'a> {
             log: self.log,
             n_done: self.n_done,
             mark,
-        } = restore(self.model, &path, self.plan, &self.device)?;
+        } = restore(self.model, &path, self.plan, Arrays::All, &self.device)?;
         let (log, n_done) = (&self.log, self.n_done);
         let (n_before, n_now) = (log.matrix.n_tasks(), self.data.tasks.len());
         if n_before != n_now || n_done > self.data.rounds.len() {

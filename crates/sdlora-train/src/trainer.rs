@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sdlora_core::Precision;
-use sdlora_data::{Batches, Loader};
+use sdlora_data::{Batches, EpochPlan, Loader};
 use serde::{Deserialize, Serialize};
 
 use crate::batch_split::{BatchSplit, Replicas, with_trained};
@@ -20,6 +20,7 @@ use crate::model::{Model, parameters};
 use crate::observer::{Event, Observer};
 use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
+use crate::slot::training_updates;
 use crate::soundness::{LossWatch, unsound_part};
 
 /// Position and log of a task in training.
@@ -217,12 +218,13 @@ impl Trainer<'_> {
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            while let Some(batch) = self.next(&mut batches, task, epoch, step)? {
+            let plan = task.features.map(|_| task.loader.loader.plan(epoch));
+            while let Some(batch) = self.next(&mut batches, plan.as_ref(), task, epoch, step)? {
                 let n_images = batch.labels.len();
                 let (value, grads) = replicas.gradients(
                     &model,
                     n_images,
-                    |model, device, rows| self.loss_of(model, device, &batch, rows, task),
+                    |model, device, rows| self.loss_of(model, device, &batch, rows, task, step),
                     self.method.penalty(&model),
                     self.precision.loss_scale(),
                 )?;
@@ -255,6 +257,10 @@ impl Trainer<'_> {
                     lr,
                     seed: self.seed,
                     device: self.device.clone(),
+                    images: match &batch.inputs {
+                        Inputs::Images(images) => Some(images.clone()),
+                        Inputs::Features(_) => None,
+                    },
                 };
                 let grads = self.method.after_backward(&model, grads, &context)?;
                 model = self
@@ -282,7 +288,7 @@ impl Trainer<'_> {
                     });
                 }
                 if step + 1 == n_steps {
-                    let loss = self.loss_after(&model, &batch, task);
+                    let loss = self.loss_after(&model, &batch, task, step);
                     lost = watch.lost_at_end(loss).then(|| TrainError::LostAtEnd {
                         task_idx: task.task_idx,
                         loss,
@@ -333,9 +339,9 @@ impl Trainer<'_> {
     }
 
     /// The loss of a batch, or of as much of it as is computed at once, after its step.
-    fn loss_after(&self, model: &Model, batch: &Batch, task: &TaskData<'_>) -> f64 {
+    fn loss_after(&self, model: &Model, batch: &Batch, task: &TaskData<'_>, step: usize) -> f64 {
         let rows = self.split.first_piece(batch.labels.len());
-        let (loss, _) = self.loss_of(model, &self.device, batch, rows, task);
+        let (loss, _) = self.loss_of(model, &self.device, batch, rows, task, step);
         let loss = match self.method.penalty(model) {
             None => loss,
             Some(penalty) => loss + penalty,
@@ -357,15 +363,16 @@ impl Trainer<'_> {
         }
     }
 
-    /// The next batch; `None` at the end of the epoch.
+    /// The next batch, from a table of features by the `plan` of the epoch; `None` at the end of the epoch.
     fn next(
         &self,
         batches: &mut Batches,
+        plan: Option<&EpochPlan>,
         task: &TaskData<'_>,
         epoch: usize,
         step: usize,
     ) -> Result<Option<Batch>, TrainError> {
-        let Some(table) = task.features else {
+        let (Some(table), Some(plan)) = (task.features, plan) else {
             let mix = self.mix_of(task, step);
             let batch = batches.next().transpose()?;
             return Ok(batch.map(|batch| Batch {
@@ -379,7 +386,6 @@ impl Trainer<'_> {
         if step >= (epoch + 1) * n_batches {
             return Ok(None);
         }
-        let plan = task.loader.loader.plan(epoch);
         let rows = plan.batch(step % n_batches);
         let values: Vec<f32> = rows
             .iter()
@@ -404,8 +410,8 @@ impl Trainer<'_> {
         mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 
-    /// Mean loss `[1]` of some rows of a batch under a model on a device, and what gives the gradients
-    /// of its blocks where they are computed again.
+    /// Mean loss `[1]` of some rows of a batch under a model on a device, over the passes of the step, and what
+    /// gives the gradients of its blocks where they are computed again.
     fn loss_of(
         &self,
         model: &Model,
@@ -413,6 +419,30 @@ impl Trainer<'_> {
         batch: &Batch,
         rows: Range<usize>,
         task: &TaskData<'_>,
+        step: usize,
+    ) -> (Tensor<1>, Option<Recompute>) {
+        let n_passes = self.method.n_passes();
+        let of_pass = |k: usize| {
+            let pass = step * n_passes + k;
+            self.loss_of_pass(model, device, batch, rows.clone(), task, pass)
+        };
+        if n_passes == 1 {
+            return of_pass(0);
+        }
+        let losses = (0..n_passes).map(|k| of_pass(k).0);
+        let sum = losses.reduce(|sum, loss| sum + loss);
+        let sum = sum.unwrap_or_else(|| Tensor::zeros([1], device));
+        (sum.div_scalar(n_passes as f64), None)
+    }
+
+    fn loss_of_pass(
+        &self,
+        model: &Model,
+        device: &Device,
+        batch: &Batch,
+        rows: Range<usize>,
+        task: &TaskData<'_>,
+        pass: usize,
     ) -> (Tensor<1>, Option<Recompute>) {
         let (task_idx, task_labels) = (task.task_idx, task.labels);
         let mut recompute = None;
@@ -425,7 +455,10 @@ impl Trainer<'_> {
                     false => None,
                 };
                 match by_blocks {
-                    None => model.training_features(images),
+                    None => {
+                        let updates = training_updates(model, self.seed, task_idx, pass);
+                        model.training_features_with(images, &updates)
+                    }
                     Some((features, blocks)) => {
                         recompute = Some(blocks);
                         (features, None)

@@ -37,6 +37,10 @@ const JUMPS: &[(&str, &str)] = &[
     ("coda-prompt", "new components enter the sum"),
 ];
 
+/// Methods that exchange frozen numbers while a task trains: sketches and merged updates of a chain, running norms,
+/// a snapshot.
+const EXCHANGE: &[&str] = &["raclora", "xgblora", "prilora", "beamlora"];
+
 const N_NEW: usize = 2;
 
 /// Two tasks of two classes and few steps, default options.
@@ -257,6 +261,7 @@ fn what_is_frozen_stays_bit_equal_over_a_task_and_something_else_moves() {
             });
             let stage = Stage::new(plan);
             let mut model = stage.model(&bench);
+            let n_backbone = parameters(&model, false).len();
             for task_idx in 0..2 {
                 model = stage.begin(model, task_idx);
                 let (frozen, trained) = (parameters(&model, false), parameters(&model, true));
@@ -264,7 +269,17 @@ fn what_is_frozen_stays_bit_equal_over_a_task_and_something_else_moves() {
                 let old = columns(&model, 0..n_old.min(n_columns(&model)));
                 let (after, log) = stage.train(model, task_idx);
                 let what = format!("{}, task {task_idx}, {rule} with decay {decay}", entry.name);
-                assert!(parameters(&after, false) == frozen, "{what}: a frozen one");
+                let still = parameters(&after, false);
+                if EXCHANGE.contains(&entry.name) {
+                    // What is exchanged has another id; what keeps its id keeps its bits.
+                    let same = frozen.iter().filter(|(id, _)| still.contains_key(*id));
+                    assert!(same.clone().count() >= n_backbone, "{what}: the backbone");
+                    for (id, bits) in same {
+                        assert!(&still[id] == bits, "{what}: a frozen one");
+                    }
+                } else {
+                    assert!(still == frozen, "{what}: a frozen one");
+                }
                 let still = columns(&after, 0..n_old.min(n_columns(&after)));
                 assert_eq!(still, old, "{what}: a column of an old class");
                 let moved = parameters(&after, true)

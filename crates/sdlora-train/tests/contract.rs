@@ -123,6 +123,8 @@ fn the_number_of_trained_parameters_follows_its_formula() {
     let d = vit.d_model;
     let n_sites = 2 * vit.depth;
     let direction = n_sites * RANK * (d + d);
+    let gated = direction + n_sites * RANK;
+    let chunked = n_sites * ((RANK - 1) * (d.div_ceil(2) + d.div_ceil(2)) + (d + d));
     let head = |n_classes: usize| (d + 1) * n_classes;
     let backbone = bench.backbone().num_params();
     // Patch projection, positions, four linear layers and two norms a block, and the last norm.
@@ -201,6 +203,36 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         (
             "inflora",
             vec![direction / 2 + head(N_NEW), direction / 2 + head(N_NEW)],
+        ),
+        // One factor of every site.
+        (
+            "raclora",
+            vec![direction / 2 + head(N_NEW), direction / 2 + head(N_NEW)],
+        ),
+        // Rank 1 on one of two blocks.
+        (
+            "xgblora",
+            vec![2 * (d + d) + head(N_NEW), 2 * (d + d) + head(N_NEW)],
+        ),
+        // A gate for every rank of a site.
+        ("sora", vec![gated + head(N_NEW), gated + head(N_NEW)]),
+        ("beamlora", vec![gated + head(N_NEW), gated + head(N_NEW)]),
+        // Nine ranks in two chunks, one of its own.
+        (
+            "prolora",
+            vec![chunked + head(N_NEW), chunked + head(N_NEW)],
+        ),
+        // Ranks 4 and 12 in two blocks.
+        (
+            "prilora",
+            vec![
+                2 * (4 + 12) * (d + d) + head(N_NEW),
+                2 * (4 + 12) * (d + d) + head(N_NEW),
+            ],
+        ),
+        (
+            "lora-dropout",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
         ("linear", vec![head(N_NEW), head(N_NEW)]),
         // Ten prompts of five tokens with a key each, all of them in every task.

@@ -19,6 +19,7 @@ use sdlora_train::methods::{
     AdapterSpec, LossBatch, METHODS, Method, MethodEntry, Ranks, StepContext, TaskContext,
     TaskImages,
 };
+use sdlora_train::slot::SlotSpec;
 use sdlora_train::{
     Event, Finished, MethodState, Model, Observer, Plan, Role, RunOptions, Start, TrainError,
     cross_entropy, run,
@@ -82,6 +83,7 @@ impl Method for Sparing {
             settings: Variant::Reference.config(),
             projections: vec![Projection::Query, Projection::Value],
             ranks: Ranks::constant(2),
+            slot: SlotSpec::default(),
         })
     }
 

@@ -22,12 +22,9 @@ pub fn model(config: &VitConfig, n_past: usize, device: &Device) -> Model {
         adapter = adapter.begin_task(RANK, &mut rng, device).unwrap();
         for bank in &mut adapter.sites {
             // A trained up-projection is not 0.
-            let direction = bank.current.take().unwrap();
+            let direction: &mut Direction = bank.current.as_mut().unwrap();
             let b = direction.b.val() + rng.random_range(0.01..0.02);
-            bank.current = Some(Direction {
-                b: Param::from_tensor(b.detach()),
-                ..direction
-            });
+            direction.b = Param::from_tensor(b.detach());
         }
     }
     let mut model = Model::new(vit, adapter);

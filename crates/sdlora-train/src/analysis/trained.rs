@@ -12,7 +12,7 @@ use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, Head};
 use crate::model::Model;
-use crate::resume::{restore, task_end_name};
+use crate::resume::{Arrays, restore, task_end_name};
 use crate::run_data::RunData;
 use crate::run_log::RunLog;
 use crate::session::new_model;
@@ -181,7 +181,13 @@ impl TrainedRun {
             });
         }
         let path = self.folder.join("checkpoints").join(task_end_name(round));
-        let run = restore(self.fresh.clone(), &path, &self.plan, &self.device)?;
+        let run = restore(
+            self.fresh.clone(),
+            &path,
+            &self.plan,
+            Arrays::ThoseKept,
+            &self.device,
+        )?;
         Ok((run.model, run.log))
     }
 

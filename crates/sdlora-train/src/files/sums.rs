@@ -107,7 +107,7 @@ pub fn check_files(folder: &Path, names: &[&str]) -> Result<(), TrainError> {
 }
 
 /// The SHA-256 of bytes in hexadecimal.
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 

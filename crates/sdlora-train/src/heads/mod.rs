@@ -36,6 +36,7 @@ pub use cosine::CosineHead;
 pub use drift::Drift;
 pub(crate) use resting::RestingColumns;
 pub use start::ColumnStart;
+pub(crate) use state::SHARED;
 pub use state::{Arrays, FloatsStored, HeadState};
 pub(crate) use trained::TrainedShape;
 pub use trained::{TrainedHead, cross_entropy};

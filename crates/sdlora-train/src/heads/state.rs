@@ -41,7 +41,7 @@ pub struct FloatsStored {
 /// Starts the name of an array of [`HeadState::per_class`] in a file.
 const PER_CLASS: &str = "per_class.";
 /// Starts the name of an array of [`HeadState::shared`] in a file.
-const SHARED: &str = "shared.";
+pub(crate) const SHARED: &str = "shared.";
 
 impl HeadState {
     /// This state with columns for `n_new` more classes, all trainable; as it is where none is new.

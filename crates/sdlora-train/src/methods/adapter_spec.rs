@@ -5,6 +5,7 @@ use sdlora_vit::{Projection, VitConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
+use crate::slot::SlotSpec;
 
 /// The low-rank updates of a method.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,8 @@ pub struct AdapterSpec {
     pub projections: Vec<Projection>,
     /// Ranks of the directions that begin.
     pub ranks: Ranks,
+    /// What the directions have besides factors.
+    pub slot: SlotSpec,
 }
 
 impl AdapterSpec {
@@ -27,11 +30,13 @@ impl AdapterSpec {
         let Some(spec) = spec else {
             return Ok(Adapter::new(Variant::Reference.config(), &[])?);
         };
-        let adapter = Adapter::new(spec.settings, &vit.sites(&spec.projections))?;
+        let sites = vit.sites(&spec.projections);
         for step in spec.ranks.steps() {
-            adapter.check_rank(step.rank)?;
+            for site in &sites {
+                site.check_rank(spec.slot.rank(step.rank, site.group, vit.depth))?;
+            }
         }
-        Ok(adapter)
+        Ok(Adapter::new(spec.settings, &sites)?)
     }
 }
 

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_projections,
-    default_rank, parse, query_and_value,
+    check_slot, default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::model::Model;
+use crate::slot::SlotSpec;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora",
@@ -27,6 +28,9 @@ pub(super) struct Lora {
     /// Adapted projections of every block.
     #[serde(default = "query_and_value")]
     projections: Vec<Projection>,
+    /// What the slot has besides factors.
+    #[serde(default)]
+    slot: SlotSpec,
 }
 
 impl Lora {
@@ -35,6 +39,7 @@ impl Lora {
         let lora: Self = parse(name, options)?;
         check_counts(&[("rank", lora.rank)])?;
         check_projections(&lora.projections, &Projection::ALL)?;
+        check_slot(&lora.slot, &lora.projections, lora.rank)?;
         Ok(lora)
     }
 }
@@ -50,25 +55,30 @@ pub(super) fn plain_lora(projections: &[Projection], rank: usize) -> AdapterSpec
         },
         projections: projections.to_vec(),
         ranks: Ranks::constant(rank),
+        slot: SlotSpec::default(),
+    }
+}
+
+impl Lora {
+    pub(super) fn spec(&self) -> AdapterSpec {
+        AdapterSpec {
+            slot: self.slot.clone(),
+            ..plain_lora(&self.projections, self.rank)
+        }
     }
 }
 
 /// Starts the slot in the first task; later tasks go on with it.
-fn one_slot(model: Model, task: &TaskContext, rank: usize) -> Result<Model, TrainError> {
-    if task.task_idx > 0 {
-        return Ok(model);
-    }
-    let mut model = task.begin_direction(model, rank)?;
-    model.adapter = model.adapter.with_current_magnitude_trainable(false);
-    Ok(model)
-}
-
 impl Method for Lora {
-    fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        Ok(task.grow_head(one_slot(model, task, self.rank)?))
+    fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        if task.task_idx == 0 {
+            model = task.begin_directions(model, &self.spec())?;
+            model.adapter = model.adapter.with_current_magnitude_trainable(false);
+        }
+        Ok(task.grow_head(model))
     }
 
     fn adapter(&self) -> Option<AdapterSpec> {
-        Some(plain_lora(&self.projections, self.rank))
+        Some(self.spec())
     }
 }

@@ -10,27 +10,33 @@ use crate::model::Model;
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora-per-task",
     summary: "a LoRA per task, summed, nothing rescaled",
-    build: |options| Ok(Box::new(LoraPerTask(Lora::read("lora-per-task", options)?))),
+    build: |options| {
+        let lora = Lora::read("lora-per-task", options)?;
+        Ok(Box::new(PerTask(lora.spec())))
+    },
     second_pass: None,
 };
 
-/// The options are those of [`Lora`].
+/// A slot per task; what it has besides factors is what makes several methods.
 #[derive(Debug, Clone)]
-struct LoraPerTask(Lora);
+pub(super) struct PerTask(pub(super) AdapterSpec);
 
-impl Method for LoraPerTask {
+impl Method for PerTask {
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
-        new_slot(model, task, self.0.rank)
+        begun(task.begin_directions(model, &self.0)?, task)
     }
 
     fn adapter(&self) -> Option<AdapterSpec> {
-        self.0.adapter()
+        Some(self.0.clone())
     }
 }
 
 /// Freezes the slots there are, adds one of coefficient 1, and grows the head.
 pub(super) fn new_slot(model: Model, task: &TaskContext, rank: usize) -> Result<Model, TrainError> {
-    let mut model = task.begin_direction(model, rank)?;
+    begun(task.begin_direction(model, rank)?, task)
+}
+
+fn begun(mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
     model.adapter = model
         .adapter
         .with_past_magnitudes_trainable(false)

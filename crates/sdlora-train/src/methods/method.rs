@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
+use sdlora_core::Site;
 use sdlora_vit::VitConfig;
 
 use super::AdapterSpec;
@@ -13,6 +14,7 @@ use crate::error::TrainError;
 use crate::heads::{ColumnStart, Head, HeadConfig};
 use crate::model::{Model, Part, generator};
 use crate::second_pass::SecondPassEntry;
+use crate::step_context::StepContext;
 
 /// What a method may know of a task before it trains: its size and place, no image.
 #[derive(Debug, Clone)]
@@ -56,27 +58,31 @@ impl TaskContext {
         Ok(model)
     }
 
+    /// The model with a new direction on every adapted site, of the rank and the slot that a method names.
+    ///
+    /// # Errors
+    ///
+    /// When a rank does not fit a site.
+    pub fn begin_directions(
+        &self,
+        mut model: Model,
+        adapter: &AdapterSpec,
+    ) -> Result<Model, TrainError> {
+        let mut rng = generator(self.seed, DIRECTION_DRAW, self.task_idx);
+        let banks = model.adapter.sites.iter();
+        let sites: Vec<Site> = banks.map(|bank| bank.site().clone()).collect();
+        let rank = adapter.ranks.at(self.task_idx);
+        let begun = adapter
+            .slot
+            .directions(&sites, rank, &mut rng, &self.device);
+        model.adapter = model.adapter.begin_task_with(begun, &self.device)?;
+        Ok(model)
+    }
+
     /// What this task draws for its prompts.
     pub(super) fn prompt_rng(&self) -> ChaCha8Rng {
         generator(self.seed, PROMPT_DRAW, self.task_idx)
     }
-}
-
-/// Where in a task a step is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepContext {
-    /// Task, from 0.
-    pub task_idx: usize,
-    /// Step of the task, from 0.
-    pub step: usize,
-    /// Steps of the task.
-    pub n_steps: usize,
-    /// Learning rate of the step, before the factor of a part.
-    pub lr: f64,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Device with autodiff.
-    pub device: Device,
 }
 
 /// What a loss is taken of: a batch, or the share of it that one device or one micro-batch has.
@@ -130,6 +136,9 @@ pub enum LossOver {
 }
 
 /// A way to learn a stream. The trainer only sequences its answers.
+///
+/// The default of a hook carries out the [`SlotSpec`](crate::slot::SlotSpec) of [`adapter`](Self::adapter), and does
+/// nothing for a plain one; a method that has its own calls that of the slot first.
 pub trait Method: Debug + Send + Sync {
     /// Grows the model and says what is trained, before the first step of a task.
     ///
@@ -173,8 +182,11 @@ pub trait Method: Debug + Send + Sync {
     /// # Errors
     ///
     /// When the settings do not fit the model.
-    fn after_task(&self, model: Model, _task: &TaskContext) -> Result<Model, TrainError> {
-        Ok(model)
+    fn after_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        Ok(match self.adapter() {
+            None => model,
+            Some(adapter) => adapter.slot.after_task(model, &task.device),
+        })
     }
 
     /// The low-rank updates that it trains; `None` for a method without.
@@ -249,8 +261,11 @@ pub trait Method: Debug + Send + Sync {
     /// # Errors
     ///
     /// When the state does not fit the model.
-    fn after_step(&self, model: Model, _step: &StepContext) -> Result<Model, TrainError> {
-        Ok(model)
+    fn after_step(&self, model: Model, step: &StepContext) -> Result<Model, TrainError> {
+        match self.adapter() {
+            None => Ok(model),
+            Some(adapter) => adapter.slot.after_step(model, step),
+        }
     }
 
     /// Changes the model after the last step of the last task, before the head is fitted for the last time.
@@ -278,13 +293,20 @@ pub trait Method: Debug + Send + Sync {
     }
 
     /// Factor on the learning rate of a part of the model, greater than 0.
-    fn lr_factor(&self, _part: Part) -> f64 {
-        1.0
+    fn lr_factor(&self, part: Part) -> f64 {
+        let adapter = self.adapter();
+        adapter.map_or(1.0, |adapter| adapter.slot.lr_factor(part))
     }
 
     /// Added to the loss of every step.
-    fn penalty(&self, _model: &Model) -> Option<Tensor<1>> {
-        None
+    fn penalty(&self, model: &Model) -> Option<Tensor<1>> {
+        self.adapter()?.slot.penalty(model)
+    }
+
+    /// Forward and backward passes of a step, whose losses are averaged: more than one where each is under a mask
+    /// of its own.
+    fn n_passes(&self) -> usize {
+        self.adapter().map_or(1, |adapter| adapter.slot.n_masks())
     }
 }
 

@@ -4,6 +4,8 @@
 //! configuration check and contract tests read the same slice.
 
 mod adapter_spec;
+mod beamlora;
+mod chain;
 mod clora;
 mod coda_prompt;
 mod dualprompt;
@@ -16,11 +18,14 @@ mod l2p;
 mod label_paths;
 mod linear;
 mod lora;
+mod lora_dropout;
 mod lora_per_task;
 mod method;
 mod ncm;
 mod nlora;
 mod olora;
+mod prilora;
+mod prolora;
 mod ranpac;
 mod sdlora;
 mod sdlora_relative;
@@ -28,13 +33,16 @@ mod settings;
 mod sgrpo;
 mod simplecil;
 mod slca;
+mod sora;
 mod tspmo;
 
 use crate::error::TrainError;
+pub(crate) use crate::options::check_number;
+pub use crate::step_context::StepContext;
 pub use adapter_spec::{AdapterSpec, RankStep, Ranks};
-pub use method::{LossBatch, LossOver, Method, MethodEntry, StepContext, TaskContext, TaskImages};
+pub use method::{LossBatch, LossOver, Method, MethodEntry, TaskContext, TaskImages};
 pub(crate) use settings::{
-    check_block_list, check_blocks, check_counts, check_number, check_projections, default_rank,
+    check_block_list, check_blocks, check_counts, check_projections, check_slot, default_rank,
     default_spread, parse, query_and_value,
 };
 
@@ -52,6 +60,13 @@ pub const METHODS: &[MethodEntry] = &[
     olora::ENTRY,
     nlora::ENTRY,
     clora::ENTRY,
+    chain::RACLORA,
+    chain::XGBLORA,
+    sora::ENTRY,
+    beamlora::ENTRY,
+    prolora::ENTRY,
+    prilora::ENTRY,
+    lora_dropout::ENTRY,
     inflora::ENTRY,
     tspmo::ENTRY,
     sgrpo::ENTRY,

@@ -35,11 +35,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AdapterSpec, Method, MethodEntry, Ranks, TaskContext, check_counts, check_number,
-    check_projections, default_rank, parse, query_and_value,
+    check_projections, check_slot, default_rank, parse, query_and_value,
 };
 use crate::error::TrainError;
 use crate::heads::ColumnStart;
 use crate::model::Model;
+use crate::slot::SlotSpec;
 use ranks::RankSchedule;
 
 /// The methods of this file.
@@ -131,6 +132,9 @@ struct Family {
     /// Single settings instead of the variant's.
     #[serde(default)]
     settings: Option<SdLoraConfig>,
+    /// What the running direction has besides factors.
+    #[serde(default)]
+    slot: SlotSpec,
 }
 
 fn default_variant() -> Variant {
@@ -265,11 +269,15 @@ fn built((ranks, family): (Ranks, Family), member: Member) -> Result<Box<dyn Met
     check_projections(&family.projections, &Projection::ALL)?;
     let settings = family.settings.unwrap_or_else(|| family.variant.config());
     settings.check()?;
+    for step in ranks.steps() {
+        check_slot(&family.slot, &family.projections, step.rank)?;
+    }
     Ok(Box::new(SdLora {
         adapter: AdapterSpec {
             settings,
             projections: family.projections,
             ranks,
+            slot: family.slot,
         },
         member,
     }))
@@ -292,7 +300,7 @@ impl Method for SdLora {
             } if !is_first => {
                 model.adapter = model.adapter.begin_task_without_direction(&task.device);
             }
-            _ => model = task.begin_direction(model, self.adapter.ranks.at(task.task_idx))?,
+            _ => model = task.begin_directions(model, &self.adapter)?,
         }
         if self.member.fixes_past {
             model.adapter = model.adapter.with_past_magnitudes_trainable(false);
@@ -301,6 +309,7 @@ impl Method for SdLora {
     }
 
     fn after_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        let model = self.adapter.slot.after_task(model, &task.device);
         Ok(match self.member.absorbs {
             Some(absorbs) if !absorbs.is_at_the_next_start() => absorbs.absorb(model, task),
             _ => model,

@@ -24,6 +24,7 @@ use super::{
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, HeadConfig};
 use crate::model::Model;
+use crate::slot::SlotSpec;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "sdlora-relative",
@@ -64,6 +65,7 @@ impl Method for SdLoraRelative {
             },
             projections: self.projections.clone(),
             ranks: Ranks::constant(self.rank),
+            slot: SlotSpec::default(),
         })
     }
 

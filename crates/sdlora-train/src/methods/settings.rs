@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TrainError;
+use crate::slot::{Pruning, SlotSpec};
 
 /// Reads options as the type of a method.
 pub(crate) fn parse<T: Serialize + DeserializeOwned>(
@@ -30,23 +31,6 @@ pub(crate) fn default_spread() -> f32 {
     0.01
 }
 
-/// Refuses a setting that is no finite number above 0, or not at least 0 where that is allowed.
-pub(crate) fn check_number(
-    setting: &str,
-    value: f64,
-    is_zero_allowed: bool,
-) -> Result<(), TrainError> {
-    let is_fine = value.is_finite() && (value > 0.0 || is_zero_allowed && value == 0.0);
-    let expected = match is_zero_allowed {
-        true => "a finite number of at least 0",
-        false => "a finite number above 0",
-    };
-    match is_fine {
-        true => Ok(()),
-        false => Err(TrainError::setting(setting, value, expected)),
-    }
-}
-
 /// Refuses counts of 0.
 pub(crate) fn check_counts(counts: &[(&str, usize)]) -> Result<(), TrainError> {
     match counts.iter().find(|(_, count)| *count == 0) {
@@ -57,6 +41,18 @@ pub(crate) fn check_counts(counts: &[(&str, usize)]) -> Result<(), TrainError> {
         )),
         None => Ok(()),
     }
+}
+
+/// Refuses a slot that does not make sense for a rank and these projections.
+pub(crate) fn check_slot(
+    slot: &SlotSpec,
+    projections: &[Projection],
+    rank: usize,
+) -> Result<(), TrainError> {
+    if slot.pruning.is_some() {
+        Pruning::check_projections(projections)?;
+    }
+    slot.check(rank)
 }
 
 /// Refuses an empty list of projections, which leaves nothing to train, one that is not among `known`, and

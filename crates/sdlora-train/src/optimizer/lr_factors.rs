@@ -80,6 +80,7 @@ mod tests {
             Part::Backbone => 0.01,
             Part::Directions => 2.0,
             Part::Magnitudes => 3.0,
+            Part::Gates => 4.0,
             Part::Head | Part::State => 1.0,
         });
         let rates = factors.rates(0.5);

@@ -9,7 +9,6 @@ use std::time::Instant;
 use anyhow::Context;
 use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
-use sdlora_train::checkpoint;
 use sdlora_train::files::write_file;
 use sdlora_train::{
     Event, Observer, PLAN_FILE, Plan, RunConfig, RunLog, Start, TaskLog, TrainError, pixel_floor,
@@ -72,10 +71,6 @@ pub struct Args {
     /// Runs made at the same time; each has its share of the threads
     #[arg(long, default_value_t = NonZeroUsize::MIN)]
     jobs: NonZeroUsize,
-    /// Keep the checkpoint of every task, which most of `sdlora analyse` reads; a finished run keeps its
-    /// last one otherwise, because each repeats all earlier directions
-    #[arg(long)]
-    keep_checkpoints: bool,
     /// File of the numbers of finished runs, one line of JSON each: a run it has is not made again, one
     /// that finishes is added
     #[arg(long)]
@@ -435,12 +430,6 @@ fn finished(
             start,
             &mut observer,
         )?;
-        if !args.keep_checkpoints {
-            let checkpoints = job.folder.join("checkpoints");
-            let mut names = checkpoint::names(&checkpoints);
-            names.pop();
-            checkpoint::remove(&checkpoints, &names);
-        }
     }
     results::read(&job.folder)
 }

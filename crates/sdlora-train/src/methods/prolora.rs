@@ -1,0 +1,64 @@
+//! PRoLoRA: a LoRA per task whose factors are rotated repetitions of one chunk (Wang et al. 2024, ACL, "PRoLoRA:
+//! Partial Rotation Empowers More Parameter-Efficient LoRA", arXiv 2402.16902).
+//!
+//! `W = W0 + Σ_k A_k B_k`, with `A_k` and `B_k` expanded from `n` times smaller factors but for `unshared` ranks;
+//! see [`sdlora_core::Chunks`].
+
+use sdlora_vit::Projection;
+use serde::{Deserialize, Serialize};
+
+use super::lora::plain_lora;
+use super::lora_per_task::PerTask;
+use super::{
+    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, default_rank, parse,
+    query_and_value,
+};
+use crate::slot::{Chunking, SlotSpec};
+
+pub(super) const ENTRY: MethodEntry = MethodEntry {
+    name: "prolora",
+    summary: "a LoRA per task expanded from rotated chunks, for a fraction of the numbers (chunks, unshared)",
+    build: |options| {
+        let method: ProLora = parse("prolora", options)?;
+        check_counts(&[("rank", method.rank), ("chunks", method.chunks)])?;
+        check_projections(&method.projections, &Projection::ALL)?;
+        let slot = SlotSpec {
+            chunks: Some(Chunking {
+                n: method.chunks,
+                unshared: method.unshared,
+            }),
+            ..SlotSpec::default()
+        };
+        check_slot(&slot, &method.projections, method.rank)?;
+        Ok(Box::new(PerTask(AdapterSpec {
+            slot,
+            ..plain_lora(&method.projections, method.rank)
+        })))
+    },
+    second_pass: None,
+};
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProLora {
+    /// Rank of every LoRA.
+    #[serde(default = "default_rank")]
+    rank: usize,
+    /// Adapted projections of every block.
+    #[serde(default = "query_and_value")]
+    projections: Vec<Projection>,
+    /// Chunks of either factor; 1 is plain LoRA.
+    #[serde(default = "two")]
+    chunks: usize,
+    /// Ranks with factors of their own; all of them is plain LoRA.
+    #[serde(default = "one")]
+    unshared: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn two() -> usize {
+    2
+}
