@@ -19,6 +19,7 @@ mod golden;
 mod interop;
 mod package;
 mod process;
+mod schema;
 mod sdlora;
 mod software_vulkan;
 mod torture;
@@ -49,6 +50,7 @@ enum Command {
     Golden(golden::Args),
     Interop(interop::Args),
     Package(package::Args),
+    Schema(schema::Args),
     Torture(torture::Args),
     // The names by which older pages call commands of `sdlora`.
     #[command(hide = true)]
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Package(args) => package::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Torture(args) => torture::run(&args),
         Command::Pretrain(args) => sdlora::run(Some("pretrain"), &args),
         Command::Compare(args) => sdlora::run(Some("compare"), &args),
@@ -109,7 +112,8 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "sdlora", "api", "bench", "check", "golden", "interop", "package", "torture",
+            "train", "sdlora", "api", "bench", "check", "golden", "interop", "package", "schema",
+            "torture",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

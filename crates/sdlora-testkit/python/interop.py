@@ -18,8 +18,12 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import zipfile
 from importlib.metadata import version
 
+import numpy as np
+import onnx
+import onnxruntime
 import timm
 import torch
 from peft import AutoPeftModel, PeftModel
@@ -31,7 +35,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 SHAPE = dict(img_size=28, patch_size=7, in_chans=1, embed_dim=32, depth=2, num_heads=4)
 BOUND = 1e-4
 LUMA = torch.tensor([0.299, 0.587, 0.114])
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "pillow")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "pillow", "onnx", "onnxruntime")
 
 
 def main():
@@ -45,6 +49,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         rows = in_trips(args, work) + trips(args, work) + image_trips(args, work)
+        rows += onnx_trips(args, work) + onnx_labels(args, work)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     lines = [f"`cargo xtask interop` on {datetime.date.today()} with {versions}.", ""]
     lines += ["| from | to | compared | largest difference | bound |", "|---|---|---|---|---|"]
@@ -54,6 +59,8 @@ def main():
         cells = f"{difference:.1e} | {'–' if bound is None else f'{bound:.0e}'}"
         if what.startswith("pixels"):
             cells = f"{difference:.2f} levels | {bound:.2f} levels"
+        if what.startswith("labels"):
+            cells = f"{difference} of 1,000 | {'–' if bound is None else bound}"
         lines.append(f"| {source} | {target} | {what} | {cells} |")
         failed |= bound is not None and not difference <= bound
     text = "\n".join(lines) + "\n"
@@ -253,6 +260,10 @@ COLOURS = 2 * TWICE + 0.5 * CUBIC**2 + WEIGHTS + EQUAL
 # The run rounds its base image, of which 2 x 2 are averaged; Pillow rounds rows and columns.
 AVERAGED = 0.5 + 2 * 0.5 + EQUAL
 
+# ONNX Runtime has Pillow's arithmetic with the factor of shrinking in f32: a sum moves by less than a level, and a
+# second one carries that along.
+ONNX_LEVELS = 1 + CUBIC + EQUAL
+
 
 def window():
     """A backbone whose tokens after block 0 are the pixels of their patches."""
@@ -394,10 +405,174 @@ def image_trips(args, work):
             batch = processor(pictures[kind], return_tensors="pt")["pixel_values"]
             rows += even.rows(f"transformers, {name}, {kind}", work / kind, batch, model(batch).logits, bound)
 
+    for run in (odd, even):
+        rows.append(onnx_pixels(run, work / "colours", pictures["colours"]))
+
     # No processor averages areas, which `export` says, and timm's averages whole pixels.
     drawn = PictureRun(args, work, "drawing transform", [])
     drawn.export("hf", "another filter")
     rows += timm_rows(drawn, "whole", AVERAGED, "over whole pixels")
+    rows.append(onnx_pixels(drawn, work / "colours", pictures["colours"]))
+    return rows
+
+
+# Shapes that ONNX graphs are compared on: what timm calls it, what the shape of the file says, and the
+# settings of the run, every head once.
+GRAPHS = {
+    "class token, linear": ({}, {}, ["--set", "head=linear"]),
+    "average, ncm": (
+        dict(class_token=False, global_pool="avg", fc_norm=False),
+        dict(class_token=False, pooling="average"),
+        ["--set", "head=ncm"],
+    ),
+    "average behind a norm, ridge": (
+        dict(global_pool="avg", fc_norm=True),
+        dict(pooling="average", fc_norm=True),
+        ["--set", "head=ridge"],
+    ),
+    "LayerScale, cosine": (dict(init_values=0.5), dict(layer_scale=True), ["--set", "head=cosine"]),
+    "4 registers, gaussian": (
+        dict(reg_tokens=4, no_embed_class=True),
+        dict(n_registers=4, pos_embed="patches"),
+        ["--set", "head=gaussian"],
+    ),
+    "norm before the blocks, ridge of random features": (
+        dict(pre_norm=True),
+        dict(pre_norm=True, patch_bias=False),
+        ["--set", "head={name='ridge',projection=64}"],
+    ),
+    "quick GELU": (dict(act_layer="quick_gelu"), dict(activation="quick-gelu"), ["--set", "head=linear"]),
+    "tanh GELU": (dict(act_layer="gelu_tanh"), dict(activation="gelu-tanh"), ["--set", "head=linear"]),
+}
+
+GOLDEN_GRAPHS = (
+    "class token, linear", "average behind a norm, ridge", "4 registers, gaussian",
+    "norm before the blocks, ridge of random features",
+)
+# Small enough to keep.
+SMALL = dict(img_size=28, patch_size=14, in_chans=1, embed_dim=16, depth=2, num_heads=2)
+
+
+def session(path, extra=()):
+    """ONNX Runtime on the CPU, after the checker; `extra` names values inside that are returned too."""
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    if (model.ir_version, [entry.version for entry in model.opset_import]) != (8, [18]):
+        sys.exit(f"{path} has other versions")
+    for name in extra:
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def stored(path):
+    """Tensors of a file."""
+    model = onnx.load(path)
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def onnx_file(args, run, out, *options):
+    said = sdlora(args, "export", "--run", run, "--format", "onnx", "--out", out, "--data-dir", args.data_dir,
+                  "--force", "--verify", sys.executable, *options)
+    if "gives the logits of the run" not in said:
+        sys.exit(f"export did not verify {out}:\n{said}")
+    return out
+
+
+@torch.no_grad()
+def onnx_trips(args, work):
+    """Logits of graphs from prepared images, on every shape and with every head."""
+    rows = []
+    images = torch.randn(6, 1, 28, 28)
+    prepared = work / "input_onnx.safetensors"
+    save_file({"input": images}, prepared)
+    for kind, (options, shape, settings) in GRAPHS.items():
+        name = "onnx-" + re.sub("[^a-z0-9]+", "-", kind.lower())
+        model = VisionTransformer(**SMALL, **dict(num_classes=0) | options).eval()
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        weights = work / f"{name}.safetensors"
+        save_file(dict(model.state_dict()), weights,
+                  metadata={"sdlora.vit": json.dumps(json.loads(shape_of(True, 16, 2)) | dict(patch_size=14) | shape)})
+        run = work / "runs" / name
+        sdlora(args, "train", "--preset", "omniglot-10x20", "--data-dir", args.data_dir, "--quiet",
+               "--runs", work / "runs", "--name", name, "--set", "n_epochs=2", "--set", "stream.n_tasks=2",
+               "--set", "stream.split={increment={init_cls=3,increment=3}}", "--set", "method.rank=4",
+               "--set", f"backbone.weights={weights}", *settings)
+        out = work / f"{name}_features.safetensors"
+        sdlora(args, "features", "--run", run, "--data-dir", args.data_dir, "--input", prepared, "--out", out)
+        features = load_file(out)["features"]
+        head = load_file(run / "model" / "head.safetensors")
+        if "projection" in head:
+            features = torch.relu(features @ head["projection"].T)
+        logits = features @ head["weight"].T + head["bias"]
+        for bits, bound in (("f32", BOUND), ("f16", None), ("int8", None)):
+            file = onnx_file(args, run, work / f"{name}.onnx", "--preprocess", "normalise", "--weights", bits)
+            tensors = stored(file)
+            levels = images.numpy() * tensors["std"] + tensors["mean"]
+            # One by one and all at once: the batch has any size.
+            runtime = session(file)
+            found = runtime.run(None, {"pixels": levels})[0]
+            alone = runtime.run(None, {"pixels": levels[:1]})[0]
+            if np.abs(alone - found[:1]).max() > BOUND:
+                sys.exit(f"{file}: an image alone has other logits")
+            if args.golden and bits == "f32" and kind in GOLDEN_GRAPHS:
+                keep_graph(pathlib.Path(args.golden).parent / "onnx" / name, work, run, file, images, found)
+            rows.append((f"sdlora ({kind})", f"ONNX Runtime, {bits}", "logits",
+                         difference(torch.from_numpy(found), logits), bound))
+    return rows
+
+
+def keep_graph(golden, work, run, file, images, logits):
+    """A graph with the run that it was made of, and what ONNX Runtime computed, for the tests of the workspace."""
+    shutil.rmtree(golden, ignore_errors=True)
+    (golden / "model").mkdir(parents=True)
+    for name in ("vit.safetensors", "head.safetensors", "classes.json"):
+        shutil.copy(run / "model" / name, golden / "model")
+    (golden / "plan.toml").write_text((run / "plan.toml").read_text().replace(f"{work}/", ""))
+    shutil.copy(file, golden / "model.onnx")
+    save_file({"input": images, "logits": torch.from_numpy(logits)}, golden / "expected.safetensors")
+
+
+def onnx_pixels(run, folder, pictures):
+    """What a graph makes of pictures of several sizes, against what the run makes of them."""
+    file = onnx_file(run.args, run.run, run.work / f"{run.name}.onnx", "--preprocess", "full")
+    nodes = onnx.load(file).graph.node
+    # The backbone starts with its patches; a graph of gray starts with a kernel of one pixel.
+    patches = [node for node in nodes if node.op_type == "Conv"][-1]
+    runtime = session(file, [patches.input[0]])
+    found = [runtime.run(None, {"pictures": np.asarray(picture)[None]})[1] for picture in pictures]
+    pixels, _ = run.prepare(folder)
+    return (f"sdlora ({run.kind})", "ONNX Runtime, pictures", "pixels",
+            run.levels * difference(torch.from_numpy(np.concatenate(found)), pixels), ONNX_LEVELS)
+
+
+def onnx_labels(args, work):
+    """Labels of 1,000 test images of the main job, from the files."""
+    run = work / "runs" / "main"
+    sdlora(args, "train", "--preset", "omniglot-10x20", "--data-dir", args.data_dir, "--quiet",
+           "--runs", work / "runs", "--name", "main", "--set", "n_epochs=2")
+    classes = json.loads((run / "model" / "classes.json").read_text())
+    files = []
+    with zipfile.ZipFile(pathlib.Path(args.data_dir) / "omniglot" / "images_evaluation.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+        for name in classes:
+            own = [file for file in names if f"/{name}/" in f"/{file}"]
+            files += own[-5:]
+        archive.extractall(work / "omniglot", files)
+    if len(files) != 1000:
+        sys.exit(f"{len(files)} images instead of 1,000")
+    paths = [work / "omniglot" / file for file in files]
+    lines = sdlora(args, "predict", "--run", run, "--data-dir", args.data_dir, *paths).splitlines()
+    expected = [line.split("\t")[1] for line in lines]
+    pictures = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    rows = []
+    for bits, bound in (("f32", 0), ("f16", None), ("int8", None)):
+        runtime = session(onnx_file(args, run, work / f"main_{bits}.onnx", "--weights", bits))
+        batches = np.array_split(pictures, 10)
+        labels = np.concatenate([runtime.run(None, {"pictures": b})[0].argmax(1) for b in batches])
+        differ = sum(classes[label] != name for label, name in zip(labels, expected))
+        rows.append(("sdlora (main job, 2 epochs)", f"ONNX Runtime, {bits}, pictures", "labels that differ",
+                     differ, bound))
     return rows
 
 

@@ -93,8 +93,8 @@ pub use error::TrainError;
 pub use evaluator::evaluate;
 pub use expected::{Expected, MeanOver};
 pub use export::{
-    AdapterFolder, Answer, FinishedRun, Format, HostTensor, Predictor, TensorFile, export,
-    extract_features, write_model,
+    AdapterFolder, Answer, FinishedRun, Format, HostTensor, OnnxOptions, OnnxPreparation,
+    OnnxProbe, Predictor, TensorFile, UnpackedBundle, export, extract_features, write_model,
 };
 pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
@@ -112,6 +112,7 @@ pub use run::{Finished, RunOptions, Start, run};
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
 pub use run_log::RunLog;
 pub use sdlora_core::Precision;
+pub use sdlora_onnx::Weights;
 pub use second_pass::{SecondPass, SecondPassEntry};
 pub use session::Session;
 pub use state::{Facts, MethodState, Role};

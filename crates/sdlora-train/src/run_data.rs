@@ -218,6 +218,41 @@ impl RunData {
             .collect()
     }
 
+    /// At most `n` test images, spread evenly over those of all tasks, each a batch of its own, and their labels.
+    ///
+    /// # Errors
+    ///
+    /// Those of the data set.
+    pub(crate) fn test_sample(
+        &self,
+        n: usize,
+        device: &Device,
+    ) -> Result<(Vec<Tensor<4>>, Vec<usize>), TrainError> {
+        let n_images: usize = self.test_counts().iter().sum();
+        let n = n.min(n_images);
+        let (mut images, mut labels) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let mut chosen = (0..n).map(|i| i * n_images / n).peekable();
+        let mut first = 0;
+        for task in &self.tasks {
+            let end = first + task.n_test_images();
+            let transform = self.transform.for_evaluation().init()?;
+            let source =
+                ImageSource::new(self.dataset.clone(), &task.test, transform, Cache::None)?;
+            let one_by_one = LoaderConfig::evaluation(1).with_prefetch(0).with_workers(1);
+            let loader = one_by_one.init(Arc::new(source), self.seed)?;
+            while let Some(position) = chosen.next_if(|&position| position < end) {
+                let mut batches = loader.epoch(0, device).skip_to(position - first)?;
+                if let Some(batch) = batches.next() {
+                    let batch = batch?;
+                    images.push(batch.images);
+                    labels.extend(batch.labels_host);
+                }
+            }
+            first = end;
+        }
+        Ok((images, labels))
+    }
+
     /// The training images of a task in their order, as evaluation prepares them.
     pub(crate) fn plain_train_loader(&self, task_idx: usize) -> Result<Loader, TrainError> {
         // They are read once.

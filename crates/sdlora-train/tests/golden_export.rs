@@ -380,8 +380,11 @@ fn what_cannot_be_exported_says_so() {
     assert!(matches!(error, TrainError::OutputExists { .. }), "{error}");
     export(&run, Format::Timm, &out, true).unwrap();
 
-    let error = Format::from_name("onnx").unwrap_err().to_string();
-    assert!(error.contains("timm, hf, peft, safetensors"), "{error}");
+    let error = Format::from_name("gguf").unwrap_err().to_string();
+    assert!(
+        error.contains("timm, hf, peft, safetensors, bundle, onnx"),
+        "{error}"
+    );
     std::fs::remove_file(folder.join("model/head.safetensors")).unwrap();
     for path in [folder, bench.path("nowhere")] {
         let error = FinishedRun::open(&path, Path::new(""), &test_device()).unwrap_err();

@@ -7,6 +7,7 @@ pub mod data;
 pub mod data_fetch;
 pub mod evaluate;
 pub mod export;
+mod export_verify;
 pub mod features;
 mod in_parallel;
 pub mod inspect;

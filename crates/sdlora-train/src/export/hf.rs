@@ -9,6 +9,7 @@ use std::path::Path;
 use sdlora_vit::{Pooling, PosEmbed, Projection, Vit, VitConfig};
 use serde_json::{Map, Value, json};
 
+use super::card::{self, Library};
 use super::preparation::{Filter, Preparation, Resized, normalisation};
 use super::tensors::{HostTensor, TensorFile};
 use super::{FinishedRun, named, write_json};
@@ -24,7 +25,8 @@ pub(super) type Scales = BTreeMap<(usize, Projection), Vec<f32>>;
 
 /// Writes the merged model.
 pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
-    write_folder(run, &run.vit, true, out).map(drop)
+    write_folder(run, &run.vit, true, out)?;
+    card::write(run, Library::Transformers, out)
 }
 
 /// Writes a backbone of the run's shape; without `trained_head` the classifier is 0. Returns what

@@ -4,9 +4,13 @@
 //! training code or data.
 
 mod adapter;
+mod bundle;
+mod card;
 mod extract;
 mod hf;
+mod history;
 mod model_folder;
+mod onnx;
 mod peft;
 mod place;
 mod preparation;
@@ -21,8 +25,10 @@ use sdlora_vit::{Vit, WeightDtype};
 use serde::Serialize;
 
 pub use adapter::AdapterFolder;
+pub use bundle::UnpackedBundle;
 pub use extract::extract_features;
 pub use model_folder::{Answer, Predictor, write_model};
+pub use onnx::{OnnxOptions, OnnxPreparation, OnnxProbe};
 pub use tensors::{HostTensor, TensorFile};
 
 use self::model_folder::{
@@ -51,15 +57,21 @@ pub enum Format {
     Peft,
     /// The adapter by itself, see [`AdapterFolder`].
     Safetensors,
+    /// One safetensors file with the whole model folder and the plan, see [`UnpackedBundle`].
+    Bundle,
+    /// One ONNX file with everything from the picture to the logits.
+    Onnx(OnnxOptions),
 }
 
 impl Format {
-    /// Every form with its name.
-    pub const ALL: [(&'static str, Self); 4] = [
+    /// Every form with its name, and its settings as they are when nothing is said.
+    pub const ALL: [(&'static str, Self); 6] = [
         ("timm", Self::Timm),
         ("hf", Self::Hf),
         ("peft", Self::Peft),
         ("safetensors", Self::Safetensors),
+        ("bundle", Self::Bundle),
+        ("onnx", Self::Onnx(OnnxOptions::DEFAULT)),
     ];
 
     /// The form of that name.
@@ -93,6 +105,8 @@ pub struct FinishedRun {
     class_names: Vec<String>,
     /// Empty where features need one pass.
     state: MethodState,
+    /// That of the model, where its owner says it.
+    licence: Option<String>,
 }
 
 impl FinishedRun {
@@ -142,6 +156,7 @@ impl FinishedRun {
             classifier,
             class_names,
             state: model_folder::read_state(&model, d_model, depth, METHODS, device)?,
+            licence: None,
         })
     }
 
@@ -153,6 +168,13 @@ impl FinishedRun {
         self
     }
 
+    /// The same run under a licence, which model cards and bundles carry; an identifier such as `Apache-2.0` or a text.
+    #[must_use]
+    pub fn with_licence(mut self, licence: Option<String>) -> Self {
+        self.licence = licence;
+        self
+    }
+
     /// The plan of the run.
     pub fn config(&self) -> &RunConfig {
         &self.config
@@ -161,6 +183,11 @@ impl FinishedRun {
     /// The backbone with all directions inside its weights.
     pub fn vit(&self) -> &Vit {
         &self.vit
+    }
+
+    /// What classifies the features of the run.
+    pub fn classifier(&self) -> &Classifier {
+        &self.classifier
     }
 
     /// What turns images into the features of the run: the backbone, and what a second pass
@@ -251,7 +278,7 @@ fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
 /// # Errors
 ///
 /// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, which is
-/// always so with prompts, and for a place that holds what no export writes or what the run is read
+/// so with prompts for all but [`Format::Bundle`], and for a place that holds what no export writes or what the run is read
 /// from, and those of the file system.
 ///
 /// Returns what the form does not carry over, a sentence each.
@@ -261,7 +288,7 @@ pub fn export(
     out: &Path,
     force: bool,
 ) -> Result<Vec<String>, TrainError> {
-    if run.state.second_pass().is_some() {
+    if run.state.second_pass().is_some() && format != Format::Bundle {
         return Err(TrainError::export(
             &run.folder,
             format!(
@@ -273,7 +300,21 @@ pub fn export(
             ),
         ));
     }
-    let is_file = format == Format::Timm && out.extension().is_some_and(|e| e == "safetensors");
+    let ends_in = |extension: &str| out.extension().is_some_and(|e| e == extension);
+    let is_file = match format {
+        Format::Timm => ends_in("safetensors"),
+        Format::Onnx(_) if !ends_in("onnx") => {
+            let problem = "the format is one file whose name ends in .onnx; give such a name";
+            return Err(TrainError::export(out, problem));
+        }
+        Format::Bundle if !ends_in("safetensors") => {
+            let problem =
+                "the format is one file whose name ends in .safetensors; give such a name";
+            return Err(TrainError::export(out, problem));
+        }
+        Format::Onnx(_) | Format::Bundle => true,
+        Format::Hf | Format::Peft | Format::Safetensors => false,
+    };
     let kind = if is_file { Kind::File } else { Kind::Folder };
     let back = place::recover(out)?;
     let place = Place::check(out, kind, run, force).map_err(|error| {
@@ -287,18 +328,29 @@ pub fn export(
             false => error,
         }
     })?;
-    if format != Format::Safetensors {
-        // Refused before anything is written.
+    // Refused before anything is written.
+    if matches!(format, Format::Timm | Format::Hf | Format::Peft) {
         run.linear_head()?;
     }
+    let mut said = Vec::new();
     match format {
         Format::Timm if is_file => place.file(|out| timm::file(run)?.write(out)),
         Format::Timm => place.folder(|out| timm::write(run, out)),
         Format::Hf => place.folder(|out| hf::write(run, out)),
         Format::Peft => place.folder(|folder| peft::write(run, folder, out)),
         Format::Safetensors => place.folder(|out| adapter::write(run, out)),
+        Format::Bundle => {
+            let bytes = bundle::file(run, out)?;
+            place.file(|out| write_file(out, &bytes))
+        }
+        Format::Onnx(options) => {
+            let (bytes, notes) = onnx::file(run, options, out)?;
+            said = notes;
+            place.file(|out| write_file(out, &bytes))
+        }
     }?;
     let mut notes = notes(run, format, is_file, out)?;
+    notes.splice(0..0, said);
     notes.extend(back.iter().map(|path| {
         format!(
             "an export that was killed had moved {} aside: it {}",
@@ -334,7 +386,8 @@ fn notes(
             lost.extend(preparation.lost_by_rounding_down());
             lost
         }
-        Format::Safetensors => return Ok(Vec::new()),
+        Format::Safetensors | Format::Bundle => return Ok(Vec::new()),
+        Format::Onnx(_) => Vec::new(),
     };
     if let Some(head) = run.config.head.as_ref().map(|head| head.name.as_str())
         && ["ncm", "cosine"].contains(&head)

@@ -17,6 +17,7 @@ use sdlora_vit::Projection;
 use serde_json::json;
 
 use super::adapter::{Bank, SiteBank, transposed};
+use super::card::{self, Library};
 use super::tensors::TensorFile;
 use super::{FinishedRun, hf, write_json};
 use crate::error::TrainError;
@@ -67,6 +68,7 @@ pub(super) fn write(run: &FinishedRun, out: &Path, place: &Path) -> Result<(), T
     file.insert(format!("{head}.bias"), vec![n], bias);
     file.write(&out.join("adapter_model.safetensors"))?;
     hf::write_preprocessor(run, out)?;
+    card::write(run, Library::Peft, out)?;
     write_json(
         &out.join("adapter_config.json"),
         &json!({

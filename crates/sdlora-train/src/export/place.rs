@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::FinishedRun;
+use super::{FinishedRun, card};
 use crate::error::TrainError;
 use crate::files::{NewFolder, clean_shared, create_folders, put_back};
 use crate::run_folder::PLAN_FILE;
@@ -132,8 +132,8 @@ impl FinishedRun {
     }
 }
 
-/// The first entry of a folder that no export writes: those are tensors, descriptions in JSON, and
-/// the base model of an adapter.
+/// The first entry of a folder that no export writes: those are tensors, descriptions in JSON, the page of a model,
+/// and the base model of an adapter.
 fn foreign(folder: &Path) -> std::io::Result<Option<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -143,7 +143,12 @@ fn foreign(folder: &Path) -> std::io::Result<Option<String>> {
         let is_ours = match entry.file_type()?.is_dir() {
             true => name == "base" && foreign(&entry.path())?.is_none(),
             // The file of that name belongs to the model folder of a run.
-            false => matches!(extension, Some("json" | "safetensors")) && name != "vit.safetensors",
+            false => {
+                let is_page = name == card::FILE && is_card(&entry.path());
+                is_page
+                    || matches!(extension, Some("json" | "safetensors"))
+                        && name != "vit.safetensors"
+            }
         };
         if !is_ours {
             found.push(name.to_string_lossy().into_owned());
@@ -151,6 +156,11 @@ fn foreign(folder: &Path) -> std::io::Result<Option<String>> {
     }
     found.sort();
     Ok(found.into_iter().next())
+}
+
+/// Whether a page is that of an exported model, and not the user's own.
+fn is_card(page: &Path) -> bool {
+    fs::read_to_string(page).is_ok_and(|text| text.contains(card::MARK))
 }
 
 /// The path from the root, links in the part that exists followed.

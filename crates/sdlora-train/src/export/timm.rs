@@ -5,6 +5,7 @@ use std::path::Path;
 use sdlora_vit::{Activation, BACKBONES, Pooling, PosEmbed, VitConfig};
 use serde_json::json;
 
+use super::card::{self, Library};
 use super::preparation::{Filter, Preparation, Resized, normalisation};
 use super::tensors::TensorFile;
 use super::{FinishedRun, named, write_json};
@@ -81,7 +82,8 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
         config["model_args"]["act_layer"] = json!(c.activation.timm());
     }
     file(run)?.write(&out.join("model.safetensors"))?;
-    write_json(&out.join("config.json"), &config)
+    write_json(&out.join("config.json"), &config)?;
+    card::write(run, Library::Timm, out)
 }
 
 /// `crop_pct`, `crop_mode` and `interpolation`.

@@ -28,7 +28,7 @@ pub use new_file::NewFile;
 pub use new_folder::{NewFolder, put_back};
 pub(crate) use ops::open_lock;
 pub use ops::{
-    create_folder, create_folders, create_new_folder, remove_empty_folder, remove_folder,
+    Scratch, create_folder, create_folders, create_new_folder, remove_empty_folder, remove_folder,
     write_file,
 };
 pub use to_new::{copy_new, move_new};

@@ -42,6 +42,29 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     written
 }
 
+/// A folder below the one for temporary files, removed with all that is in it when this is dropped.
+#[derive(Debug)]
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// A new and empty one, which nobody else reads.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Io`] when the file system refuses.
+    pub fn new() -> Result<Self, TrainError> {
+        let folder = faults::pass(Operation::Create)
+            .and_then(|()| temporary_name("sdlora-", 0o700).tempdir())
+            .map_err(TrainError::io("create", std::env::temp_dir()))?;
+        Ok(Self(folder))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
 /// Creates a folder and those above it.
 ///
 /// # Errors

@@ -65,6 +65,11 @@ impl Classifier {
         }
     }
 
+    /// The projection `[n_random, d_model]` where there is one, the weight, and the bias.
+    pub(crate) fn parts(&self) -> (Option<&HostTensor>, &HostTensor, &[f32]) {
+        (self.projection.as_deref(), &self.weight, &self.bias)
+    }
+
     /// Logits `[n, n_classes]`, row-major, of every row of a table.
     pub fn logits(&self, table: &FeatureTable) -> Vec<f32> {
         let n_classes = self.n_classes();
