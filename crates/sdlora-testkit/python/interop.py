@@ -516,7 +516,7 @@ def onnx_trips(args, work):
             if np.abs(alone - found[:1]).max() > BOUND:
                 sys.exit(f"{file}: an image alone has other logits")
             if args.golden and bits == "f32" and kind in GOLDEN_GRAPHS:
-                keep_graph(pathlib.Path(args.golden).parent / "onnx" / name, work, run, file, images, found)
+                keep_graph(pathlib.Path(args.golden).parent / "onnx" / name.removeprefix("onnx-"), work, run, file, images, found)
             rows.append((f"sdlora ({kind})", f"ONNX Runtime, {bits}", "logits",
                          difference(torch.from_numpy(found), logits), bound))
     return rows

@@ -414,7 +414,7 @@ fn a_bundle_that_is_damaged_or_of_another_version_is_refused() {
     };
     let found = error(&later(r#""sdlora.bundle":"1""#, r#""sdlora.bundle":"2""#));
     assert!(found.contains("version 2"), "{found}");
-    let found = error(&later("classes.json", "../lasses.js"));
+    let found = error(&later(r#"classes.json\":"#, r#"../lasses.js\":"#));
     assert!(found.contains("no name of a file"), "{found}");
     let found = error(&std::fs::read(folder.join("model/vit.safetensors")).unwrap());
     assert!(found.contains("no bundle"), "{found}");

@@ -194,14 +194,11 @@ impl UnpackedBundle {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Export`] for a file that is no bundle of this version, [`TrainError::Damaged`] for one whose
-    /// parts do not have the sums that its header says, [`TrainError::Io`] when the file system refuses.
+    /// [`TrainError::Export`] for a file that is no bundle of this version, or whose parts do not have the sums that
+    /// its header says, [`TrainError::Io`] when the file system refuses.
     pub fn open(file: &Path) -> Result<Self, TrainError> {
         let refuse = |problem: String| TrainError::export(file, problem);
-        let damaged = |problem: String| TrainError::Damaged {
-            path: file.into(),
-            problem,
-        };
+        let damaged = |problem: String| refuse(format!("{problem}: export the run again"));
         let all = std::fs::read(file).map_err(TrainError::io("read", file))?;
         let no_bundle = "it is no bundle, the one file that `sdlora export --format bundle` writes";
         let (_, header) =

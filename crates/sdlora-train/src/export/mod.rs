@@ -278,8 +278,8 @@ fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
 /// # Errors
 ///
 /// [`TrainError::OutputExists`], [`TrainError::Export`] for what the form cannot express, which is
-/// so with prompts for all but [`Format::Bundle`], and for a place that holds what no export writes or what the run is read
-/// from, and those of the file system.
+/// so with prompts for all but [`Format::Bundle`], and for a place that holds what no export writes
+/// or what the run is read from, and those of the file system.
 ///
 /// Returns what the form does not carry over, a sentence each.
 pub fn export(

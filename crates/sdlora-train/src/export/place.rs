@@ -365,6 +365,17 @@ mod tests {
             fs::write(home.path().join(name), "").unwrap();
         }
         assert_eq!(foreign(home.path()).unwrap(), None);
+        // The page of an export, and one of the user.
+        let page = home.path().join(card::FILE);
+        fs::write(
+            &page,
+            format!("Trained and {}https://example.org)", card::MARK),
+        )
+        .unwrap();
+        assert_eq!(foreign(home.path()).unwrap(), None);
+        fs::write(&page, "my notes").unwrap();
+        assert_eq!(foreign(home.path()).unwrap().as_deref(), Some(card::FILE));
+        fs::remove_file(page).unwrap();
         for name in ["thesis.docx", "base/notes", "vit.safetensors"] {
             let path = home.path().join(name);
             fs::write(&path, "").unwrap();
