@@ -386,6 +386,9 @@ fn a_model_folder_is_enough_and_one_of_an_earlier_version_is_told() {
     let home = home.path();
     let args = ["--top", "2", "--format", "jsonl", "mine"];
     let expected = out(&predict(home, &args));
+    let file = "mine.safetensors";
+    let export = ["export", "--run", "runs/r", "--format", "bundle", "--out"];
+    out(&sdlora(home, &[&export[..], &[file]].concat()));
     fs::create_dir(home.join("elsewhere")).unwrap();
     fs::rename(home.join("runs/r/model"), home.join("elsewhere/model")).unwrap();
     for option in ["--run", "--model"] {
@@ -393,7 +396,12 @@ fn a_model_folder_is_enough_and_one_of_an_earlier_version_is_told() {
             let found = sdlora(home, &[&["predict", option, folder][..], &args].concat());
             assert_eq!(out(&found), expected);
         }
+        // One file with all of it, calibration included.
+        let found = sdlora(home, &[&["predict", option, file][..], &args].concat());
+        assert_eq!(out(&found), expected);
     }
+    let alone = ["predict", "--model", file, "--out", file, "mine"];
+    refused(&sdlora(home, &alone), "is what the command reads");
     refused(
         &sdlora(home, &["predict", "--run", "runs/r", "mine"]),
         "has no model",

@@ -75,7 +75,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let of_model = std::fs::read_dir(&model.folder).into_iter().flatten();
         let of_model = of_model.flatten().map(|entry| entry.path());
         let images = list.images().iter().map(|image| image.path.clone());
-        for input in of_model.chain(images) {
+        // One file, where the model is a bundle.
+        let bundle = [args.model.run.clone()];
+        for input in of_model.chain(images).chain(bundle) {
             refuse_overwriting(out, &input)?;
         }
     }

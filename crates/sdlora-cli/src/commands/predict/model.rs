@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use sdlora_data::datasets;
 use sdlora_image::{ImageReading, Rotation, Transform};
-use sdlora_train::{Calibrated, PLAN_FILE, PredictConfig, Predictor, read_plan};
+use sdlora_train::{Calibrated, PLAN_FILE, PredictConfig, Predictor, UnpackedBundle, read_plan};
 
 use crate::UsageError;
 
 /// Options that name a model.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ModelArgs {
-    /// Folder of a finished run, or its folder `model`, which is enough by itself
-    #[arg(long, visible_alias = "model", value_name = "DIR")]
+    /// Folder of a finished run, its folder `model`, which is enough by itself, or the one file that
+    /// `export --format bundle` writes
+    #[arg(long, visible_alias = "model", value_name = "DIR|FILE")]
     pub run: PathBuf,
     /// Which side of an image is up: `exif`, what its EXIF data say, or `stored`, its first row of pixels. That of the
     /// run's data set when absent
@@ -40,10 +41,18 @@ impl ModelArgs {
     /// Usage errors for a folder without a model, and for one of an earlier version without its run; those of damaged
     /// files.
     pub fn open(&self, device: &Device) -> anyhow::Result<Model> {
-        let below = self.run.join("model");
+        // Unpacked until the model is in memory.
+        let bundle = match self.run.is_file() {
+            true => Some(UnpackedBundle::open(&self.run)?),
+            false => None,
+        };
+        let run = bundle
+            .as_ref()
+            .map_or(self.run.as_path(), UnpackedBundle::folder);
+        let below = run.join("model");
         let folder = match below.is_dir() {
             true => below,
-            false if self.run.join("vit.safetensors").is_file() => self.run.clone(),
+            false if run.join("vit.safetensors").is_file() => run.to_path_buf(),
             false => {
                 return Err(UsageError(format!(
                     "{} has no model: give the folder of a finished run, or its folder `model`",
