@@ -26,9 +26,9 @@ pub use appended::Appended;
 pub use clean::{clean, clean_shared};
 pub use new_file::NewFile;
 pub use new_folder::{NewFolder, put_back};
-pub(crate) use ops::open_lock;
+pub(crate) use ops::{Scratch, open_lock};
 pub use ops::{
-    Scratch, create_folder, create_folders, create_new_folder, remove_empty_folder, remove_folder,
+    create_folder, create_folders, create_new_folder, remove_empty_folder, remove_folder,
     write_file,
 };
 pub use to_new::{copy_new, move_new};
