@@ -414,7 +414,7 @@ pub(super) mod tests {
         credit.groups[0] = 5.0;
         let logits = vec![0.3f32, -1.0, 2.0];
         let weighs = Weighs::Logarithms;
-        let grad = gradient(&paths, &logits, &[credit.clone()], weighs);
+        let grad = gradient(&paths, &logits, std::slice::from_ref(&credit), weighs);
         assert!(grad.iter().all(|g| g.abs() < 1e-6), "{grad:?}");
         let value = paths.loss(table(logits, 3).logits.val(), &[credit], weighs, 0.25);
         assert_eq!(value.into_scalar::<f32>(), 0.25);
