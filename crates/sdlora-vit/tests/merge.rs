@@ -4,7 +4,7 @@
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
-use sdlora_core::{Adapter, Direction, Updates, Variant};
+use sdlora_core::{Adapter, Updates, Variant};
 use sdlora_testkit::{Tolerance, assert_close, test_device};
 use sdlora_vit::{Pooling, Projection, Vit, VitConfig};
 
@@ -27,9 +27,8 @@ fn merged_equals_unmerged_on_every_projection_and_pooling() {
             adapter = adapter.begin_task(rank, &mut rng, &device).unwrap();
             // A fresh up-projection is 0 and would prove nothing.
             for bank in &mut adapter.sites {
-                let direction = bank.current.take().unwrap();
-                let b = Param::from_tensor(direction.b.val() + 0.3);
-                bank.current = Some(Direction { b, ..direction });
+                let direction = bank.current.as_mut().unwrap();
+                direction.b = Param::from_tensor(direction.b.val() + 0.3);
             }
         }
         let pixels: Vec<f32> = (0..3 * 3 * 256)
