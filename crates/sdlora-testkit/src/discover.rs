@@ -170,6 +170,7 @@ mod tests {
         &["penalised", "methods"],
         &["paths", "objectives"],
         &["shape", "images", "logits", "labels", "cases"],
+        &["streams_of_features"],
         &["hidden_size", "num_attention_heads"],
         &["architecture"],
         &["image_processor_type"],

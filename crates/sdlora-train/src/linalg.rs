@@ -70,6 +70,11 @@ impl<'a, T> View<'a, T> {
         self.n_rows
     }
 
+    /// Number of columns.
+    pub(crate) fn n_columns(&self) -> usize {
+        self.n_columns
+    }
+
     /// Rows for columns.
     pub(crate) fn transposed(self) -> Self {
         Self {
@@ -272,6 +277,71 @@ impl Symmetric {
         total
     }
 
+    /// `rows · G` `[m, n]` of `rows: [m, n]`.
+    pub(crate) fn times(&self, rows: &[f64]) -> Vec<f64> {
+        let n = self.n;
+        let m = rows.len() / n.max(1);
+        let mut out = vec![0.0; m * n];
+        if m == 0 {
+            return out;
+        }
+        for panel in &self.panels {
+            let (first, width) = (panel.first, panel.width);
+            let from = View::new(&rows[first..], m, n - first, n);
+            let values = View::rows(&panel.values, width);
+            add_product(&mut out[first..], n, 1.0, from, values);
+            let after = first + width;
+            if after < n {
+                // What lies below stands for what lies right of the diagonal too.
+                let (_, below) = panel.split();
+                let block = View::new(&rows[first..], m, width, n);
+                add_product(&mut out[after..], n, 1.0, block, below.transposed());
+            }
+        }
+        out
+    }
+
+    /// Adds `leftᵀ · right + rightᵀ · left` of two `[m, n]`.
+    pub(crate) fn add_cross(&mut self, left: &[f64], right: &[f64]) {
+        let n = self.n;
+        let m = left.len() / n.max(1);
+        for panel in &mut self.panels {
+            let (first, width) = (panel.first, panel.width);
+            for (a, b) in [(left, right), (right, left)] {
+                let from = first.min(a.len());
+                let below = View::new(&a[from..], m, n - first, n).transposed();
+                let block = View::new(&b[from..], m, width, n);
+                add_product(&mut panel.values, width, 1.0, below, block);
+            }
+        }
+    }
+
+    /// Adds a number to the diagonal.
+    pub(crate) fn add_diagonal(&mut self, value: f64) {
+        for panel in &mut self.panels {
+            for i in 0..panel.width {
+                panel.values[i * panel.width + i] += value;
+            }
+        }
+    }
+
+    /// Sum of the squares of all entries.
+    pub(crate) fn squares(&self) -> f64 {
+        let of_panel = |panel: &Panel| -> f64 {
+            let (diagonal, below) = panel.values.split_at(panel.width * panel.width);
+            let squares = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+            squares(diagonal) + 2.0 * squares(below)
+        };
+        self.panels.iter().map(of_panel).sum()
+    }
+
+    /// Every entry by a number.
+    pub(crate) fn scale(&mut self, factor: f64) {
+        for panel in &mut self.panels {
+            panel.values.iter_mut().for_each(|v| *v *= factor);
+        }
+    }
+
     /// The factor `L` of `G + ridge · I = L Lᵀ`; `None` when that is not positive definite to
     /// working precision.
     pub(crate) fn cholesky(mut self, ridge: f64) -> Option<Cholesky> {
@@ -440,6 +510,13 @@ mod tests {
         (0..n * n).map(|at| entry(at / n, at % n)).collect()
     }
 
+    /// The rows of the unit matrix.
+    fn unit_rows(n: usize) -> Vec<f64> {
+        (0..n * n)
+            .map(|at| f64::from(u8::from(at / n == at % n)))
+            .collect()
+    }
+
     fn close(found: f64, expected: f64) {
         let error = (found - expected).abs() / expected.abs().max(1.0);
         assert!(error < 1e-10, "{found} for {expected}");
@@ -485,6 +562,24 @@ mod tests {
             let products = times(0.0, &some);
             let quadratic = products.iter().zip(&some).map(|(a, b)| a * b);
             close(matrix.quadratic(&some), quadratic.sum());
+            for (found, expected) in matrix.times(&some).iter().zip(&products) {
+                close(*found, *expected);
+            }
+            close(matrix.squares(), expected.iter().map(|v| v * v).sum());
+            // Σ a bᵀ + b aᵀ is the Gram matrix of a + b less those of a and of b.
+            let (a, b) = (draw(5, 2 * n), draw(6, 2 * n));
+            let sum: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+            let mut cross = Symmetric::zeros(n);
+            cross.add_cross(&a, &b);
+            cross.add_diagonal(2.0);
+            cross.scale(0.5);
+            let grams = [gram(&sum, n), gram(&a, n), gram(&b, n)];
+            let square = cross.times(&unit_rows(n));
+            for (at, found) in square.iter().enumerate() {
+                let diagonal = f64::from(u8::from(at / n == at % n));
+                let expected = grams[0][at] - grams[1][at] - grams[2][at];
+                close(*found, 0.5 * expected + diagonal);
+            }
 
             let factor = matrix.clone().cholesky(0.7).unwrap();
             let mut solved = times(0.7, &some);

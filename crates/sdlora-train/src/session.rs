@@ -171,7 +171,9 @@ impl<'a> Session<'a> {
         let (method, head) = (self.plan.method(), self.plan.head());
         let seed = self.config().seed;
         let context = self.context(round);
-        if head.wants_features_before() {
+        // Features that stay are the same before and after.
+        let is_changed = method.takes_steps_in(round) && !method.keeps_features();
+        if is_changed && head.wants_features_before() {
             let table = self.features_of(round)?;
             let task = head_task(&self.data.rounds[round], &table, seed, &self.device);
             self.model.head = head.before_task(self.model.head, &task)?;

@@ -37,6 +37,19 @@ const RESUMED: &[(&str, &str)] = &[
         "name = \"sdlora\"\nrank = 4",
         "{ name = \"gaussian\", drift = \"compensated\", n_samples = 20 }",
     ),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"ridge\", projection = 40, drift = \"linear\" }",
+    ),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"qda\", drift = \"linear\" }",
+    ),
+    (
+        "name = \"sdlora\"\nrank = 4",
+        "{ name = \"gaussian\", covariance = \"low-rank\", drift = \"linear\", n_samples = 20, max_steps = 7, \
+         robust_weight = 0.1 }",
+    ),
     ("name = \"lora\"\nrank = 4", "linear"),
     ("name = \"finetune\"", "linear"),
     ("name = \"linear\"", "linear"),

@@ -180,7 +180,7 @@ fn a_trained_head_is_refused_where_a_task_has_one_class_and_fitted_ones_are_not(
         let error = found.unwrap_err();
         assert!(error.is_usage());
         let text = error.to_string();
-        for part in [head, task, "ncm", "ridge", "gaussian"] {
+        for part in [head, task, "ncm", "ridge", "qda", "gaussian"] {
             assert!(text.contains(part), "{text}");
         }
         assert_eq!(text.contains("seen-classes"), other_loss, "{text}");
@@ -190,6 +190,7 @@ fn a_trained_head_is_refused_where_a_task_has_one_class_and_fitted_ones_are_not(
         ("ncm", new, &[1, 1, 1][..]),
         ("ridge", new, &[1, 1, 1]),
         ("gaussian", new, &[1, 1, 1]),
+        ("qda", new, &[1, 1, 1]),
         ("linear", seen, &[2, 1]),
         ("linear", new, &[2, 2]),
     ] {

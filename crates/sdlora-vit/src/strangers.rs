@@ -141,7 +141,7 @@ fn is_head(tensors: &[TensorInfo]) -> bool {
     names.contains("weight")
         && names
             .iter()
-            .all(|name| ["weight", "bias", "projection"].contains(name))
+            .all(|name| ["weight", "bias", "projection", "factors", "offsets"].contains(name))
 }
 
 /// What makes a block of that timm name another function than ours, by the shapes of its tensors: `shape` gives those.

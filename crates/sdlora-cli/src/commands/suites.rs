@@ -46,6 +46,7 @@ const SUITES: &[(&str, &str)] = &[
     ),
     ("paper", include_str!("../../presets/suite-paper.toml")),
     ("related", include_str!("../../presets/suite-related.toml")),
+    ("heads", include_str!("../../presets/suite-heads.toml")),
     (
         "tune-omniglot",
         include_str!("../../presets/tune-omniglot.toml"),
@@ -59,6 +60,7 @@ const SUITES: &[(&str, &str)] = &[
         include_str!("../../presets/tune-omniglot-relatives.toml"),
     ),
     ("tune-paper", include_str!("../../presets/tune-paper.toml")),
+    ("tune-heads", include_str!("../../presets/tune-heads.toml")),
     (
         "tune-related",
         include_str!("../../presets/tune-related.toml"),

@@ -11,11 +11,23 @@
 //! to the length at which the published rate is published, by one factor for all, and back behind the last
 //! step: what is found does not depend on how long columns have grown.
 //!
+//! With `max_steps` the steps do not grow with the classes: an epoch then has as many as fit, each still with as many
+//! samples as ever, and classes share those samples out evenly; which of them get one more is drawn. So a task of a
+//! long stream draws and multiplies no more than one of a short stream, but for the width of the classifier.
+//!
+//! With `robust_weight` a step has the loss of local classifier alignment (Tran et al. 2026, "LCA: Local Classifier
+//! Alignment for Continual Learning", and its published `lca.py`): the mean over the classes of a step of the mean loss
+//! of their samples, and by that weight the mean of `|l − l′|` over pairs of them, so that a loss changes little around
+//! a class. Samples count that are nearer to the mean of their class than to any other; of a class without one all do,
+//! and no pairs. Deviates: the entropy that its code may add is not there.
+//!
 //! Deviates: that scaling, which the published code has no need of, as its columns stay near their start;
 //! means of old classes are not shrunk, as SLCA's code does by up to a tenth.
 //!
 //! All of it is computed on the host: batches are too small for a device, and the result does not depend
 //! on one.
+
+use std::collections::BTreeMap;
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -23,6 +35,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::argmax;
 use super::normal::fill_normal;
 use super::softmax::exponentials;
 use crate::export::HostTensor;
@@ -66,6 +79,20 @@ pub(super) struct Recipe {
     pub(super) lr: f64,
     pub(super) weight_decay: f64,
     pub(super) norm: LogitNorm,
+    /// Most steps of all epochs together; as many as there are classes in each epoch where left out.
+    pub(super) max_steps: Option<usize>,
+    /// Weight of differences of losses within a class.
+    pub(super) robust_weight: f64,
+}
+
+impl Recipe {
+    /// Steps of an epoch.
+    fn n_steps(&self, n_classes: usize) -> usize {
+        match self.max_steps {
+            None => n_classes,
+            Some(max) => n_classes.min((max / self.n_epochs.max(1)).max(1)),
+        }
+    }
 }
 
 /// How samples lie around the mean of their class.
@@ -77,6 +104,8 @@ pub(super) enum Spread<'a> {
     Diagonal(&'a HostTensor),
     /// One triangle for all; none when every image lies on its mean.
     Shared(Option<Vec<f32>>),
+    /// The same, and directions of every class `[n_classes, rank, d]`.
+    LowRank(Option<Vec<f32>>, &'a HostTensor),
 }
 
 /// Class Gaussians.
@@ -113,6 +142,16 @@ impl Gaussians<'_> {
             Spread::Shared(None) => {}
             Spread::Shared(Some(lower)) => add(lower),
             Spread::Full(lower) => add(row(lower, label, packed_len(d))),
+            Spread::LowRank(lower, directions) => {
+                if let Some(lower) = lower {
+                    add(lower);
+                }
+                let rank = directions.shape.get(1).copied().unwrap_or(0);
+                let mut own = vec![0.0f32; n * rank];
+                fill_normal(rng, &mut own);
+                let directions = View::rows(row(directions, label, rank * d), d);
+                add_product(rows, width, 1.0, View::rows(&own, rank), directions);
+            }
             Spread::Diagonal(variances) => {
                 let deviations: Vec<f32> = row(variances, label, d)
                     .iter()
@@ -168,17 +207,30 @@ pub(super) fn align(
     let mut velocity = vec![0.0f32; columns.len()];
     let tasks = task_ranges(first_labels);
     let n_step = recipe.n_samples;
-    let mut samples = vec![0.0f32; n_classes * n_step * width];
+    let n_drawn = recipe.n_steps(n_classes) * n_step;
+    let local = (recipe.robust_weight > 0.0).then(|| Local::of(gaussians, recipe.robust_weight));
+    let mut samples = vec![0.0f32; n_drawn * width];
+    let mut labels = vec![0; n_drawn];
     let mut batch = vec![0.0f32; n_step * width];
     let mut logits = vec![0.0f32; n_step * n_classes];
-    let mut order: Vec<usize> = (0..n_classes * n_step).collect();
+    let mut order: Vec<usize> = (0..n_drawn).collect();
     for epoch in 0..recipe.n_epochs {
         let progress = epoch as f64 / recipe.n_epochs as f64;
         let lr = recipe.lr * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
         let (lr, decay) = (lr as f32, recipe.weight_decay as f32);
+        let counts = shares(n_drawn, n_classes, rng);
         let seeds: Vec<u64> = (0..n_classes).map(|_| rng.random()).collect();
-        let classes = samples.par_chunks_exact_mut(n_step * width).zip(&seeds);
-        classes.enumerate().for_each(|(label, (rows, &seed))| {
+        let mut rest = (&mut samples[..], &mut labels[..]);
+        let parts = counts.into_iter().enumerate().map(|(label, count)| {
+            let (rows, others) = std::mem::take(&mut rest.0).split_at_mut(count * width);
+            let (own, after) = std::mem::take(&mut rest.1).split_at_mut(count);
+            own.fill(label);
+            rest = (others, after);
+            rows
+        });
+        let parts: Vec<&mut [f32]> = parts.collect();
+        let classes = parts.into_par_iter().zip(&seeds).enumerate();
+        classes.for_each(|(label, (rows, &seed))| {
             gaussians.sample(label, rows, &mut ChaCha8Rng::seed_from_u64(seed));
         });
         order.shuffle(rng);
@@ -190,11 +242,27 @@ pub(super) fn align(
             let rows = View::rows(&batch, width);
             let weight = View::rows(&columns, width).transposed();
             add_product(&mut logits, n_classes, 1.0, rows, weight);
-            let scale = 1.0 / n_step as f32;
-            let of_sample = logits.par_chunks_exact_mut(n_classes).zip(places);
-            of_sample.with_min_len(MIN_ROWS).for_each(|(row, &place)| {
-                to_gradient(row, place / n_step, &tasks, recipe.norm, scale);
-            });
+            match &local {
+                None => {
+                    let scale = 1.0 / n_step as f32;
+                    let of_sample = logits.par_chunks_exact_mut(n_classes).zip(places);
+                    of_sample.with_min_len(MIN_ROWS).for_each(|(row, &place)| {
+                        to_gradient(row, labels[place], &tasks, recipe.norm, scale);
+                    });
+                }
+                Some(local) => {
+                    let own: Vec<usize> = places.iter().map(|&place| labels[place]).collect();
+                    let of_sample = logits.par_chunks_exact_mut(n_classes).zip(&own);
+                    let losses = of_sample
+                        .with_min_len(MIN_ROWS)
+                        .map(|(row, &label)| to_gradient(row, label, &tasks, recipe.norm, 1.0));
+                    let losses: Vec<f32> = losses.collect();
+                    let weights = local.weights(rows, &own, &losses);
+                    for (row, weight) in logits.chunks_exact_mut(n_classes).zip(weights) {
+                        row.iter_mut().for_each(|v| *v *= weight);
+                    }
+                }
+            }
             for (v, &w) in velocity.iter_mut().zip(&columns) {
                 *v = MOMENTUM * *v + decay * w;
             }
@@ -212,6 +280,78 @@ pub(super) fn align(
         bias.push(long(&column[d]));
     }
     Columns { rows, bias }
+}
+
+/// Samples of every class of `n_drawn` in all: as many of each, and one more of some that are drawn.
+fn shares(n_drawn: usize, n_classes: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let (each, n_more) = (n_drawn / n_classes.max(1), n_drawn % n_classes.max(1));
+    let mut counts = vec![each; n_classes];
+    if n_more > 0 {
+        let mut classes: Vec<usize> = (0..n_classes).collect();
+        let (chosen, _) = classes.partial_shuffle(rng, n_more);
+        chosen.iter().for_each(|class| counts[*class] += 1);
+    }
+    counts
+}
+
+/// The loss of local classifier alignment: what the gradient of the loss of a sample counts.
+struct Local {
+    weight: f64,
+    /// Rows `[n_classes, d_model + 1]`: a mean, and `−‖mean‖² / 2` for the 1 at the end of a sample. The largest
+    /// product is that of the nearest mean.
+    means: Vec<f32>,
+}
+
+impl Local {
+    fn of(gaussians: &Gaussians<'_>, weight: f64) -> Self {
+        let rows = gaussians.means.chunks_exact(gaussians.d_model.max(1));
+        let means = rows.flat_map(|mean| {
+            let squares: f32 = mean.iter().map(|m| m * m).sum();
+            mean.iter().copied().chain([-0.5 * squares])
+        });
+        Self {
+            weight,
+            means: means.collect(),
+        }
+    }
+
+    /// The derivative of the loss of a step by the loss of every sample, of `samples: [n, d_model + 1]`.
+    fn weights(&self, samples: View<'_, f32>, labels: &[usize], losses: &[f32]) -> Vec<f32> {
+        let n_classes = self.means.len() / samples.n_columns().max(1);
+        let mut scores = vec![0.0f32; labels.len() * n_classes];
+        let means = View::rows(&self.means, samples.n_columns()).transposed();
+        add_product(&mut scores, n_classes, 1.0, samples, means);
+        let near = scores.chunks_exact(n_classes.max(1)).zip(labels);
+        let near: Vec<bool> = near.map(|(row, &label)| argmax(row) == label).collect();
+        let mut of_class = BTreeMap::<usize, Vec<usize>>::new();
+        for (at, &label) in labels.iter().enumerate() {
+            of_class.entry(label).or_default().push(at);
+        }
+        let n_found = of_class.len().max(1) as f64;
+        let mut weights = vec![0.0f32; labels.len()];
+        for members in of_class.into_values() {
+            let local: Vec<usize> = members.iter().copied().filter(|&at| near[at]).collect();
+            let (counted, pairs) = match local.is_empty() {
+                true => (members, 0.0),
+                false => {
+                    let n = local.len() as f64;
+                    let pairs = if n > 1.0 {
+                        2.0 * self.weight / (n * (n - 1.0))
+                    } else {
+                        0.0
+                    };
+                    (local, pairs)
+                }
+            };
+            let mean = 1.0 / counted.len() as f64;
+            for &at in &counted {
+                let side = |&other: &usize| f64::from(losses[at].total_cmp(&losses[other]) as i8);
+                let sides: f64 = counted.iter().map(side).sum();
+                weights[at] = ((mean + pairs * sides) / n_found) as f32;
+            }
+        }
+        weights
+    }
 }
 
 /// Rows that are worth a thread.
@@ -334,10 +474,18 @@ mod tests {
             &[factor_of(&[1.0, 0.0, 1.0]), factor_of(&LOWER)].concat(),
         );
         let diagonal = array([2, 2], &[1.0, 1.0, 4.0, 1.0]);
+        // (2, -1) and (0, 0.5) beside a half of the unit matrix.
+        let directions = HostTensor {
+            shape: vec![2, 2, 2],
+            values: vec![9.0, 9.0, 9.0, 9.0, 2.0, -1.0, 0.0, 0.5],
+        };
+        let half = factor_of(&[0.5, 0.0, 0.5]);
         for (spread, covariance) in [
             (Spread::Full(&full), [4.0, -1.5, 1.0]),
             (Spread::Diagonal(&diagonal), [4.0, 0.0, 1.0]),
             (Spread::Shared(Some(factor_of(&LOWER))), [4.0, -1.5, 1.0]),
+            (Spread::LowRank(Some(half), &directions), [4.5, -2.0, 1.75]),
+            (Spread::LowRank(None, &directions), [4.0, -2.0, 1.25]),
             (Spread::Shared(None), [0.0; 3]),
         ] {
             let gaussians = Gaussians {
@@ -431,6 +579,8 @@ mod tests {
         lr: 0.05,
         weight_decay: 0.0,
         norm: LogitNorm::ByTask,
+        max_steps: None,
+        robust_weight: 0.0,
     };
 
     #[test]
@@ -481,6 +631,115 @@ mod tests {
         let short = aligned(&start, &variances, plain, 1);
         let long = aligned(&scaled(&start, 5.0), &variances, plain, 1);
         assert!(distance(&scaled(&long, 0.2), &short) > 0.1 * distance(&short, &start));
+    }
+
+    #[test]
+    fn bounded_steps_are_those_of_all_classes_where_these_are_fewer() {
+        let (variances, start) = problem();
+        let with = |max_steps| {
+            let recipe = Recipe {
+                max_steps,
+                ..RECIPE
+            };
+            aligned(&start, &variances, recipe, 1)
+        };
+        // Three classes in three epochs.
+        assert_eq!(with(Some(9)), with(None));
+        assert_ne!(with(Some(8)), with(None));
+        // Two steps and one step of an epoch, and never none.
+        assert_eq!(with(Some(8)), with(Some(6)));
+        assert_eq!(with(Some(1)), with(Some(5)));
+        assert_ne!(with(Some(5)), with(Some(6)));
+        for (n_drawn, n_classes) in [(12, 3), (16, 3), (2, 5)] {
+            let counts = shares(n_drawn, n_classes, &mut rng(3));
+            assert_eq!(counts.iter().sum::<usize>(), n_drawn);
+            let least = n_drawn / n_classes;
+            assert!(
+                counts.iter().all(|&n| n == least || n == least + 1),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn weights_of_the_local_loss_are_its_slopes() {
+        let gaussians = Gaussians {
+            means: &[0.0, 0.0, 4.0, 0.0, 0.0, 4.0],
+            d_model: 2,
+            spread: Spread::Shared(None),
+        };
+        let local = Local::of(&gaussians, 0.3);
+        // Of class 0 three near samples and one that lies at class 1; of class 1 one that lies at class 2.
+        let samples = [
+            [0.1, 0.0, 1.0],
+            [0.0, 0.5, 1.0],
+            [-0.5, 0.0, 1.0],
+            [3.5, 0.0, 1.0],
+            [0.0, 3.0, 1.0f32],
+        ];
+        let labels = [0, 0, 0, 0, 1];
+        let losses = [0.5f32, 2.0, 1.0, 9.0, 4.0];
+        let loss = |l: &[f64]| {
+            let mean = (l[0] + l[1] + l[2]) / 3.0;
+            let pairs = ((l[0] - l[1]).abs() + (l[0] - l[2]).abs() + (l[1] - l[2]).abs()) / 3.0;
+            (mean + 0.3 * pairs + l[4]) / 2.0
+        };
+        let flat = samples.concat();
+        let found = local.weights(View::rows(&flat, 3), &labels, &losses);
+        for (at, found) in found.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut l = losses.map(f64::from);
+                l[at] += by;
+                loss(&l)
+            };
+            let slope = (moved(1e-3) - moved(-1e-3)) / 2e-3;
+            assert!(
+                (f64::from(*found) - slope).abs() < 1e-6,
+                "{at}: {found}, {slope}"
+            );
+        }
+    }
+
+    #[test]
+    fn training_by_the_local_loss_lowers_it_more_than_training_by_the_mean_does() {
+        const WEIGHT: f64 = 3.0;
+        let (variances, start) = problem();
+        let local_loss = |robust_weight: f64| -> f64 {
+            let recipe = Recipe {
+                n_epochs: 60,
+                norm: LogitNorm::None,
+                robust_weight,
+                ..RECIPE
+            };
+            let found = aligned(&start, &variances, recipe, 1);
+            let gaussians = Gaussians {
+                means: &[1.0, 0.0, 0.0, 1.0, -1.0, 0.0],
+                d_model: 2,
+                spread: Spread::Diagonal(&variances),
+            };
+            let mut total = 0.0;
+            for label in 0..3 {
+                let mut rows = vec![0.0; 3 * 200];
+                gaussians.sample(label, &mut rows, &mut rng(8));
+                let loss_of = |x: &[f32]| {
+                    let logit = |c: usize| {
+                        found.rows[2 * c] * x[0] + found.rows[2 * c + 1] * x[1] + found.bias[c]
+                    };
+                    let mut logits = [logit(0), logit(1), logit(2)];
+                    f64::from(to_gradient(&mut logits, label, &[], LogitNorm::None, 1.0))
+                };
+                let losses: Vec<f64> = rows.chunks_exact(3).map(loss_of).collect();
+                let n = losses.len() as f64;
+                let apart = losses
+                    .iter()
+                    .flat_map(|a| losses.iter().map(move |b| (a - b).abs()));
+                let pairs: f64 = apart.sum();
+                total += losses.iter().sum::<f64>() / n + WEIGHT * pairs / (n * (n - 1.0));
+            }
+            total
+        };
+        let (by_mean, by_local) = (local_loss(0.0), local_loss(WEIGHT));
+        assert!(by_local < 0.99 * by_mean, "{by_local}, {by_mean}");
     }
 
     #[test]

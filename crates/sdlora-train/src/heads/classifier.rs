@@ -7,9 +7,11 @@ use super::projection::random_features;
 use crate::error::TrainError;
 use crate::export::{HostTensor, TensorFile};
 use crate::features::FeatureTable;
+use crate::linalg::{View, add_product};
 
 /// A classifier of features, on the host: `logits = weight · x + bias`, or of their random features
-/// `max(0, projection · x)` instead of `x`.
+/// `max(0, projection · x)` instead of `x`. A quadratic one adds `‖factors_c · x − offsets_c‖² / 2` to the logit
+/// of class `c`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classifier {
     /// `[n_random, d_model]`, where there is one.
@@ -18,6 +20,16 @@ pub struct Classifier {
     weight: HostTensor,
     /// `[n_classes]`.
     bias: Vec<f32>,
+    squares: Option<Squares>,
+}
+
+/// What a quadratic classifier adds to the logits.
+#[derive(Debug, Clone, PartialEq)]
+struct Squares {
+    /// `[n_classes, rank, d_model]`.
+    factors: HostTensor,
+    /// `[n_classes, rank]`.
+    offsets: Vec<f32>,
 }
 
 /// Rows of a table whose random features are in memory at a time.
@@ -27,6 +39,9 @@ const BLOCK: usize = 256;
 const HEAD_KEY: &str = "sdlora.head";
 /// Name of the matrix of random features in a file.
 const PROJECTION: &str = "projection";
+/// Names of the two parts of [`Squares`] in a file.
+const FACTORS: &str = "factors";
+const OFFSETS: &str = "offsets";
 
 impl Classifier {
     /// A linear classifier of rows `[n_classes, d_model]`, each with a bias where one is given.
@@ -39,6 +54,24 @@ impl Classifier {
                 values: rows,
             },
             bias: bias.unwrap_or_else(|| vec![0.0; n_classes]),
+            squares: None,
+        }
+    }
+
+    /// This classifier with `‖factors_c · x − offsets_c‖² / 2` added to the logits, of `factors: [n_classes, rank,
+    /// d_model]` and `offsets: [n_classes, rank]`.
+    pub(super) fn with_squares(self, factors: Vec<f32>, offsets: Vec<f32>) -> Self {
+        let (n_classes, width) = (self.n_classes(), self.width());
+        let rank = offsets.len() / n_classes.max(1);
+        Self {
+            squares: Some(Squares {
+                factors: HostTensor {
+                    shape: vec![n_classes, rank, width],
+                    values: factors,
+                },
+                offsets,
+            }),
+            ..self
         }
     }
 
@@ -56,13 +89,18 @@ impl Classifier {
     }
 
     /// Rows `[n_classes, d_model]` and biases `[n_classes]`, where the logits are linear in the features:
-    /// `None` behind a projection. Where cosines classify, these logits are the cosines times the length of
+    /// `None` behind a projection and of a quadratic classifier. Where cosines classify, these logits are the cosines times the length of
     /// the feature: every prediction is the same, a softmax over them is not.
     pub fn as_linear(&self) -> Option<(&[f32], &[f32])> {
-        match self.projection {
-            None => Some((&self.weight.values, &self.bias)),
-            Some(_) => None,
+        match (&self.projection, &self.squares) {
+            (None, None) => Some((&self.weight.values, &self.bias)),
+            _ => None,
         }
+    }
+
+    /// Whether logits are quadratic in the features: [`parts`](Self::parts) are then not all of it.
+    pub(crate) fn is_quadratic(&self) -> bool {
+        self.squares.is_some()
     }
 
     /// The projection `[n_random, d_model]` where there is one, the weight, and the bias.
@@ -83,12 +121,18 @@ impl Classifier {
                 Some(projection) => &random_features(projection, block)[..],
                 None => block,
             };
-            for row in features.chunks_exact(width.max(1)) {
+            let squares = self.squares.as_ref();
+            let squares = squares.map(|squares| squares.of(features, n_classes, width));
+            for (i, row) in features.chunks_exact(width.max(1)).enumerate() {
                 logits.copy_from_slice(&self.bias);
                 for (&x, w) in row.iter().zip(columns.chunks_exact(n_classes.max(1))) {
                     for (logit, &w) in logits.iter_mut().zip(w) {
                         *logit += x * w;
                     }
+                }
+                if let Some(squares) = &squares {
+                    let own = &squares[i * n_classes..(i + 1) * n_classes];
+                    logits.iter_mut().zip(own).for_each(|(l, s)| *l += s);
                 }
                 out.extend_from_slice(&logits);
             }
@@ -127,6 +171,11 @@ impl Classifier {
         if let Some(projection) = &self.projection {
             let HostTensor { shape, values } = projection.as_ref().clone();
             file.insert(PROJECTION, shape, values);
+        }
+        if let Some(Squares { factors, offsets }) = &self.squares {
+            let rank = factors.shape.get(1).copied().unwrap_or(0);
+            file.insert(OFFSETS, vec![self.bias.len(), rank], offsets.clone());
+            file.insert(FACTORS, factors.shape.clone(), factors.values.clone());
         }
         file.metadata.insert(HEAD_KEY.into(), head.into());
         file.write(path)
@@ -174,7 +223,20 @@ impl Classifier {
             );
             return Err(TrainError::export(path, problem));
         }
-        let classifier = Self::linear(weight.to_vec(), width, Some(bias));
+        let mut classifier = Self::linear(weight.to_vec(), width, Some(bias));
+        if file.tensors.contains_key(FACTORS) {
+            let ([n, rank, d], factors) = file.get::<3>(path, FACTORS)?;
+            let (of_offsets, offsets) = file.get::<2>(path, OFFSETS)?;
+            if [n, d] != [n_classes, width] || of_offsets != [n, rank] {
+                let problem = format!(
+                    "factors of {n} x {rank} x {d} with offsets of {} x {} do not fit a classifier of \
+                     {n_classes} x {width}; use the `head.safetensors` of the same run",
+                    of_offsets[0], of_offsets[1]
+                );
+                return Err(TrainError::export(path, problem));
+            }
+            classifier = classifier.with_squares(factors.to_vec(), offsets.to_vec());
+        }
         Ok(match projection {
             Some((shape, values)) => classifier.after(Arc::new(HostTensor {
                 shape: shape.to_vec(),
@@ -182,6 +244,29 @@ impl Classifier {
             })),
             None => classifier,
         })
+    }
+}
+
+impl Squares {
+    /// What is added to the logits `[n, n_classes]` of `features: [n, width]`.
+    fn of(&self, features: &[f32], n_classes: usize, width: usize) -> Vec<f32> {
+        let n_factors = self.offsets.len();
+        let rows = View::rows(features, width);
+        let mut along = vec![0.0f32; rows.n_rows() * n_factors];
+        let factors = View::rows(&self.factors.values, width).transposed();
+        add_product(&mut along, n_factors, 1.0, rows, factors);
+        let rank = n_factors / n_classes.max(1);
+        let mut out = Vec::with_capacity(rows.n_rows() * n_classes);
+        for along in along.chunks_exact(n_factors.max(1)) {
+            let pairs = along
+                .chunks_exact(rank)
+                .zip(self.offsets.chunks_exact(rank));
+            out.extend(pairs.map(|(along, offsets)| {
+                let apart = along.iter().zip(offsets).map(|(a, o)| (a - o).powi(2));
+                0.5 * apart.sum::<f32>()
+            }));
+        }
+        out
     }
 }
 
@@ -227,6 +312,33 @@ mod tests {
             [2.0, 1.5, 2.0, 1.0, 1.0, 0.5, 3.0, 3.5, 5.0]
         );
         assert_eq!(classifier.predict(&table), [0, 0, 2]);
+    }
+
+    #[test]
+    fn a_quadratic_classifier_by_hand_comes_back_from_its_file() {
+        let linear = Classifier::linear(vec![1.0, 0.0, 0.0, 1.0], 2, Some(vec![0.0, -1.0]));
+        // Of class 0 (x + y − 1)² / 2 and (2 y)² / 2, of class 1 (x − 3)² / 2 and nothing.
+        let factors = vec![1.0, 1.0, 0.0, 2.0, 1.0, 0.0, 0.0, 0.0];
+        let classifier = linear
+            .clone()
+            .with_squares(factors, vec![1.0, 0.0, 3.0, 0.0]);
+        let table = features(&[[2.0, 1.0], [0.0, 0.0]]);
+        assert_eq!(
+            classifier.logits(&table),
+            [2.0 + 2.0 + 2.0, 0.0 + 0.5, 0.5, -1.0 + 4.5]
+        );
+        assert_eq!(classifier.predict(&table), [0, 1]);
+        assert!(linear.as_linear().is_some() && classifier.as_linear().is_none());
+        assert!(classifier.is_quadratic() && !linear.is_quadratic());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("head.safetensors");
+        classifier.write(&path, "qda").unwrap();
+        assert_eq!(Classifier::read(&path, 2).unwrap(), classifier);
+        let mut file = TensorFile::read(&path).unwrap();
+        file.insert(OFFSETS, vec![2, 1], vec![0.0; 2]);
+        file.write(&path).unwrap();
+        let error = Classifier::read(&path, 2).unwrap_err().to_string();
+        assert!(error.contains("factors of 2 x 2 x 2"), "{error}");
     }
 
     #[test]

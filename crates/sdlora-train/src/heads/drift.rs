@@ -1,27 +1,35 @@
-//! Where the means of old classes have moved, guessed from the images of a new task.
+//! Where the statistics of old classes have moved, guessed from the images of a new task.
 //!
-//! The features of the new images before and after the task show how the space moved around them; an
-//! old mean moves as the new images near it did:
+//! The features of the new images before and after the task show how the space moved. Two guesses are made
+//! of them. By `compensated` an old mean moves as the new images near it did:
 //! `μ_c += Σ_i w_i (after_i − before_i) / Σ_i w_i` with `w_i = exp(−‖before_i − μ_c‖² / 2σ²)`
 //! (Yu et al. 2020, "Semantic Drift Compensation for Class-Incremental Learning", equations 7 and 8).
+//! By `linear` all statistics move by one linear map, see `drift/linear.rs`.
 //!
 //! Deviates: `σ²` is not a setting. It is the mean squared distance of the new features to their own
 //! class mean, so that it follows the scale of the features.
+
+mod linear;
 
 use serde::{Deserialize, Serialize};
 
 use super::{HeadState, HeadTask};
 use crate::features::FeatureTable;
+pub(super) use linear::LinearMap;
 
-/// What becomes of old means when the features change.
+/// What becomes of the statistics of old classes when the features change; the option `drift` of every head
+/// that is fitted in closed form.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Drift {
-    /// Means stay where they were, as published.
+    /// They stay what they were, as published. Written `none`; versions up to 0.1 write `ignored`.
     #[default]
+    #[serde(rename = "none", alias = "ignored")]
     Ignored,
     /// Means move as the new task's features near them did.
     Compensated,
+    /// Means, covariances and Gram matrices move by the linear map that the new task's features moved by.
+    Linear,
 }
 
 /// Features `[n, d_model]` of the running task's images before its first step; gone at its end.

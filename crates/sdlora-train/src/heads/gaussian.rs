@@ -8,31 +8,36 @@
 //! at the class means about their common mean.
 //!
 //! What is kept of a class: its mean, and by `covariance` the factor of a whole covariance (half of a
-//! matrix), a variance per feature, or a part in one covariance for all. With
-//! `drift = "compensated"` old means follow the features, see `drift.rs`; covariances stay.
+//! matrix), a variance per feature, a part in one covariance for all, or that and a few directions of its own, as
+//! `qda.rs` has them. With
+//! `drift = "compensated"` old means follow the features, see `drift.rs`; covariances stay. With
+//! `drift = "linear"` both move by one linear map, see `drift/linear.rs`; of diagonal covariances the
+//! diagonal is kept.
 
 pub(super) mod covariance;
-mod moments;
+pub(super) mod moments;
 
 use std::sync::Arc;
 
 use burn::tensor::TensorData;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::align::{Columns, Gaussians, LogitNorm, Recipe, Spread, align};
-use super::drift::{self, Drift};
-use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead};
+use super::drift::{self, Drift, LinearMap};
+use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead, qda};
 use crate::error::TrainError;
-use crate::linalg::{Symmetric, packed_len};
+use crate::linalg::{Cholesky, Symmetric, packed_len};
 use crate::model::generator;
 use crate::options::parse;
-use covariance::{factor, factors, pooled};
+use covariance::{factor, factors, moved_factors, moved_variances, pooled};
 use moments::ClassMoments;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "gaussian",
     summary: "a linear classifier aligned on features sampled from class Gaussians (options: \
-              covariance, drift, logit_norm, n_samples, n_epochs, lr, weight_decay, next_task)",
+              covariance, rank, drift, logit_norm, n_samples, n_epochs, max_steps, lr, weight_decay, \
+              robust_weight, next_task)",
     build: |options| {
         let head: Gaussian = parse("head (gaussian)", options)?;
         if !(1..=MAX_SAMPLES).contains(&head.n_samples) {
@@ -51,9 +56,36 @@ pub(super) const ENTRY: HeadEntry = HeadEntry {
             let setting = "head.weight_decay";
             return Err(TrainError::setting(setting, head.weight_decay, expected));
         }
+        match head.rank {
+            Some(rank) if head.covariance != Covariance::LowRank => {
+                let expected = "left out, or `covariance = \"low-rank\"`";
+                return Err(TrainError::setting("head.rank", rank, expected));
+            }
+            Some(rank) if !(1..=qda::MAX_RANK).contains(&rank) => {
+                let expected = format!("1 to {} directions of a class", qda::MAX_RANK);
+                return Err(TrainError::setting("head.rank", rank, expected));
+            }
+            _ => {}
+        }
+        if let Some(max) = head.max_steps
+            && !(1..=MAX_STEPS).contains(&max)
+        {
+            let expected = format!("1 to {MAX_STEPS} steps, or leave it out");
+            return Err(TrainError::setting("head.max_steps", max, expected));
+        }
+        if !(0.0..=MAX_ROBUST_WEIGHT).contains(&head.robust_weight) {
+            let expected = format!("0 to {MAX_ROBUST_WEIGHT}");
+            let setting = "head.robust_weight";
+            return Err(TrainError::setting(setting, head.robust_weight, expected));
+        }
         Ok(Arc::new(head))
     },
 };
+
+/// Beyond these nothing is bounded any more.
+const MAX_STEPS: usize = 1_000_000;
+/// Far above the 0.1 of LCA's code.
+const MAX_ROBUST_WEIGHT: f64 = 1000.0;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +93,9 @@ struct Gaussian {
     /// What is kept of the spread of a class.
     #[serde(default)]
     covariance: Covariance,
+    /// Directions of a class with `covariance = "low-rank"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
     /// What becomes of old means when the features change.
     #[serde(default)]
     drift: Drift,
@@ -73,6 +108,12 @@ struct Gaussian {
     /// Epochs of alignment; 0 leaves the classifier as it is.
     #[serde(default = "default_n_epochs")]
     n_epochs: usize,
+    /// Most steps of an alignment, all epochs together; one for every class in every epoch where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_steps: Option<usize>,
+    /// Weight of the differences of losses within a class, as LCA has it (0.1 in its code).
+    #[serde(default)]
+    robust_weight: f64,
     /// Learning rate of the first epoch; with `logit_norm = "by-task"` for columns of the length that the
     /// published code has, whatever length they have grown to.
     #[serde(default = "default_lr")]
@@ -106,6 +147,8 @@ enum Covariance {
     Diagonal,
     /// One whole matrix for all classes, pooled within classes.
     Shared,
+    /// That, and directions in which a class spreads more.
+    LowRank,
 }
 
 /// Samples of an epoch lie in memory together; of 200 classes of width 768 these are 6 GB.
@@ -133,6 +176,8 @@ const FACTORS: &str = "factors";
 const COVARIANCE: &str = "covariance";
 /// Variances `[n_classes, d_model]`.
 const VARIANCES: &str = "variances";
+/// Own directions of classes `[n_classes, rank, d_model]`.
+const DIRECTIONS: &str = "directions";
 /// Degrees of freedom `[1]` that the shared covariance comes from.
 const DEGREES: &str = "degrees";
 /// First label of the task of a class `[n_classes, 1]`.
@@ -155,13 +200,24 @@ impl Head for Gaussian {
         let mut means = state.rows(MEANS);
         means.truncate(task.first_label * d);
         if let Some(before) = drift::take_before(&mut state) {
-            drift::compensate(&mut means, &before, table);
+            match self.drift {
+                Drift::Ignored => {}
+                Drift::Compensated => drift::compensate(&mut means, &before, table),
+                Drift::Linear => {
+                    if let Some(map) = LinearMap::fit(&before, &table.features, d, &table.labels) {
+                        map.apply_near(&mut means);
+                        self.covariance.follow(&mut state, &map, d)?;
+                    }
+                }
+            }
         }
         let new = ClassMoments::of(&table.features, d, &table.labels, task.first_label);
         means.extend(&new.means);
         let n_classes = means.len() / d.max(1);
         state.set_rows(MEANS, vec![n_classes, d], means);
-        self.covariance.keep(&mut state, &new, task.first_label)?;
+        let rank = self.rank.unwrap_or(qda::RANK);
+        self.covariance
+            .keep(&mut state, &new, task.first_label, rank)?;
 
         let mut first_labels = state.rows(FIRST_LABELS);
         first_labels.truncate(task.first_label);
@@ -228,6 +284,8 @@ impl Gaussian {
             lr: self.lr,
             weight_decay: self.weight_decay,
             norm: self.logit_norm,
+            max_steps: self.max_steps,
+            robust_weight: self.robust_weight,
         };
         let mut rng = generator(task.seed, ALIGNMENT_DRAW, task.task_idx);
         let aligned = align(&start, &gaussians, &first_labels, recipe, &mut rng);
@@ -282,6 +340,7 @@ impl Covariance {
         state: &mut HeadState,
         new: &ClassMoments,
         first_label: usize,
+        rank: usize,
     ) -> Result<(), TrainError> {
         let d = new.d_model;
         let (name, width) = match self {
@@ -290,6 +349,10 @@ impl Covariance {
             Self::Shared => {
                 pool(state, new);
                 return Ok(());
+            }
+            Self::LowRank => {
+                pool(state, new);
+                return keep_directions(state, new, first_label, rank);
             }
         };
         factorise_earlier(state, d)?;
@@ -302,6 +365,40 @@ impl Covariance {
             }
         }
         state.set_rows(name, vec![values.len() / width.max(1), width], values);
+        Ok(())
+    }
+
+    /// Moves those of old classes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`factor`].
+    fn follow(self, state: &mut HeadState, map: &LinearMap, d: usize) -> Result<(), TrainError> {
+        match self {
+            Self::Full => {
+                factorise_earlier(state, d)?;
+                let moved = moved_factors(&state.rows(FACTORS), d, map)?;
+                let width = packed_len(d);
+                state.set_rows(FACTORS, vec![moved.len() / width.max(1), width], moved);
+            }
+            Self::Diagonal => {
+                let mut variances = state.rows(VARIANCES);
+                moved_variances(&mut variances, d, map);
+                let shape = vec![variances.len() / d.max(1), d];
+                state.set_rows(VARIANCES, shape, variances);
+            }
+            Self::Shared | Self::LowRank => {
+                if let Some(directions) = state.per_class.get(DIRECTIONS).cloned() {
+                    let mut values = directions.values.clone();
+                    map.apply_near(&mut values);
+                    state.set_rows(DIRECTIONS, directions.shape.clone(), values);
+                }
+                if let Some(shared) = state.shared.get(COVARIANCE) {
+                    let moved = map.congruent(&Symmetric::unpacked(&shared.values, d));
+                    state.set_shared(COVARIANCE, vec![packed_len(d)], moved.packed());
+                }
+            }
+        }
         Ok(())
     }
 
@@ -318,6 +415,12 @@ impl Covariance {
                 let shared = state.shared.get(COVARIANCE);
                 let shared = shared.map(|a| factor(Symmetric::unpacked(&a.values, d), d));
                 Some(Spread::Shared(shared.transpose()?))
+            }
+            Self::LowRank => {
+                let shared = low_rank_factor(state, d)?;
+                let shared = shared.map(|factor| factor.lower().map(|v| v as f32).collect());
+                let directions = state.per_class.get(DIRECTIONS);
+                directions.map(|directions| Spread::LowRank(shared, directions))
             }
         };
         Ok(spread.unwrap_or(Spread::Shared(None)))
@@ -341,6 +444,56 @@ fn pool(state: &mut HeadState, new: &ClassMoments) {
     let (lower, total) = pooled(before(COVARIANCE), degrees, new);
     state.set_shared(COVARIANCE, vec![packed_len(new.d_model)], lower);
     state.set_shared(DEGREES, vec![1], vec![total as f32]);
+}
+
+/// The factor of the shared covariance, shrunk as `qda` shrinks it; `None` when every image lies on its mean.
+///
+/// # Errors
+///
+/// [`TrainError::Numbers`] for a covariance that has none.
+fn low_rank_factor(state: &HeadState, d: usize) -> Result<Option<Cholesky>, TrainError> {
+    let shared = |name: &str| state.shared.get(name).map_or(&[][..], |a| &a.values);
+    let covariance = Symmetric::unpacked(shared(COVARIANCE), d);
+    if covariance.mean_diagonal() == 0.0 {
+        return Ok(None);
+    }
+    let degrees = shared(DEGREES).first().copied().map_or(0.0, f64::from);
+    let factor = qda::shrunk(&covariance, d, degrees, None);
+    factor.map(Some).ok_or(TrainError::Numbers {
+        what: "the covariance within classes",
+        problem: "values that are no numbers",
+    })
+}
+
+/// Keeps the directions of new classes.
+///
+/// # Errors
+///
+/// Those of [`low_rank_factor`] and of the directions.
+fn keep_directions(
+    state: &mut HeadState,
+    new: &ClassMoments,
+    first_label: usize,
+    rank: usize,
+) -> Result<(), TrainError> {
+    let d = new.d_model;
+    let mut values = state.rows(DIRECTIONS);
+    values.truncate(first_label * rank * d);
+    match low_rank_factor(state, d)? {
+        None => values.resize(values.len() + new.n_classes() * rank * d, 0.0),
+        Some(shared) => {
+            let of_class =
+                |class: usize| qda::excess(new.deviations(class), d, &shared, rank, d as f64);
+            let classes: Vec<usize> = (0..new.n_classes()).collect();
+            let found = classes.par_iter().map(|&class| of_class(class));
+            for own in found.collect::<Result<Vec<_>, _>>()? {
+                values.extend(own);
+            }
+        }
+    }
+    let n = values.len() / (rank * d).max(1);
+    state.set_rows(DIRECTIONS, vec![n, rank, d], values);
+    Ok(())
 }
 
 /// Rows `(μ_c − μ) / ‖μ_c − μ‖` about the mean `μ` of all means: the nearest mean by angle around it.
@@ -454,7 +607,7 @@ mod tests {
             table.features.iter_mut().for_each(|x| *x *= LONG);
             table
         };
-        for covariance in ["full", "diagonal", "shared"] {
+        for covariance in ["full", "diagonal", "shared", "low-rank"] {
             for (recipe, length) in [("", 1.0), ("", 15.0), ("", 0.5), (HIDE, 1.0)] {
                 let of = |recipe: &str| {
                     let head = head(&format!("covariance = \"{covariance}\"\n{recipe}"));
@@ -521,7 +674,7 @@ mod tests {
 
     #[test]
     fn without_trained_columns_alignment_starts_at_the_means() {
-        for covariance in ["full", "diagonal", "shared"] {
+        for covariance in ["full", "diagonal", "shared", "low-rank"] {
             let head = head(&format!("covariance = \"{covariance}\""));
             let mut state = fit(head.as_ref(), HeadState::default(), &table(0..2, 1, 0.0), 0);
             state = fit(head.as_ref(), state, &table(2..4, 2, 0.0), 2);
@@ -534,6 +687,59 @@ mod tests {
         let expected = [-half, -half, half, half, 3.0 * half, -3.0 * half];
         for (found, expected) in start.rows.iter().chain(&start.bias).zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{start:?}");
+        }
+    }
+
+    #[test]
+    fn spreads_move_with_the_means_where_features_move_by_a_linear_map() {
+        // Twice as far along the first axis, and a turn of the next two.
+        let moves = |table: &FeatureTable| {
+            let mut moved = table.clone();
+            for row in moved.features.chunks_exact_mut(D) {
+                row[0] *= 2.0;
+                (row[1], row[2]) = (0.6 * row[1] - 0.8 * row[2], 0.8 * row[1] + 0.6 * row[2]);
+            }
+            moved
+        };
+        let device = test_device_autodiff();
+        for covariance in ["full", "diagonal", "shared", "low-rank"] {
+            let (old, new) = (table(0..2, 1, 0.0), table(2..4, 2, 0.0));
+            let of = |drift: &str, first: &FeatureTable| {
+                let options = format!("covariance = \"{covariance}\"\ndrift = \"{drift}\"");
+                let head = head(&options);
+                let mut state = fit(head.as_ref(), HeadState::default(), first, 0);
+                if head.wants_features_before() {
+                    state = head.before_task(state, &task(&new, 2, &device)).unwrap();
+                }
+                fit(head.as_ref(), state, &moves(&new), 2)
+            };
+            let expected = of("none", &moves(&old));
+            let apart = |state: &HeadState| -> f32 {
+                let mut largest = 0.0f32;
+                for name in [MEANS, FACTORS, VARIANCES] {
+                    let pairs = state.rows(name);
+                    let pairs = pairs.iter().zip(expected.rows(name));
+                    largest = pairs.map(|(a, b)| (a - b).abs()).fold(largest, f32::max);
+                }
+                if let (Some(a), Some(b)) = (
+                    state.shared.get(COVARIANCE),
+                    expected.shared.get(COVARIANCE),
+                ) {
+                    let pairs = a.values.iter().zip(&b.values);
+                    largest = pairs.map(|(a, b)| (a - b).abs()).fold(largest, f32::max);
+                }
+                largest
+            };
+            // The ridge of a factor is relative to a mean that has moved, and a diagonal knows no turn.
+            let tolerance = match covariance {
+                "full" => 1e-4,
+                "diagonal" => 0.03,
+                _ => 1e-5,
+            };
+            let found = apart(&of("linear", &old));
+            assert!(found < tolerance, "{covariance}: {found}");
+            let found = apart(&of("none", &old));
+            assert!(found > 0.3, "{covariance}: {found}");
         }
     }
 
@@ -572,6 +778,12 @@ mod tests {
             ("logit_norm = \"by-class\"", "by-task"),
             ("next_task = \"previous\"", "aligned"),
             ("covariance = \"half\"", "covariance"),
+            ("rank = 3", "low-rank"),
+            ("covariance = \"low-rank\"\nrank = 0", "head.rank"),
+            ("max_steps = 0", "head.max_steps"),
+            ("robust_weight = -0.1", "head.robust_weight"),
+            ("robust_weight = nan", "0 to 1000"),
+            ("drift = \"quadratic\"", "drift"),
         ] {
             let error = (ENTRY.build)(&options.parse().unwrap()).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");

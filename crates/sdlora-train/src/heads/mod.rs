@@ -16,6 +16,7 @@ mod linear;
 mod ncm;
 mod normal;
 mod projection;
+mod qda;
 mod resting;
 mod ridge;
 mod softmax;
@@ -99,7 +100,7 @@ pub trait Head: Debug + Send + Sync {
     /// Whether [`before_task`](Self::before_task) wants the features of the task's images as they
     /// are before its first step; they cost one forward pass over the images.
     fn wants_features_before(&self) -> bool {
-        self.drift() == Drift::Compensated
+        self.drift() != Drift::Ignored
     }
 
     /// Sees the features of a task before its first step, and keeps them until [`fit`](Self::fit).
@@ -152,6 +153,7 @@ pub const HEADS: &[HeadEntry] = &[
     cosine::ENTRY,
     ncm::ENTRY,
     ridge::ENTRY,
+    qda::ENTRY,
     gaussian::ENTRY,
 ];
 
@@ -307,8 +309,23 @@ mod tests {
     fn every_head() -> Vec<(String, Arc<dyn Head>)> {
         let others = [
             ("ncm", "drift = \"compensated\""),
+            ("ncm", "drift = \"linear\""),
             ("ridge", "projection = 40"),
+            ("ridge", "projection = 40\ndrift = \"linear\""),
+            ("qda", "rank = 0"),
+            ("qda", "shrinkage = 0.5\nprior = 3.0\ndrift = \"linear\""),
+            ("qda", "drift = \"compensated\""),
             ("gaussian", "covariance = \"diagonal\""),
+            (
+                "gaussian",
+                "covariance = \"low-rank\"\nrank = 2\ndrift = \"linear\"",
+            ),
+            (
+                "gaussian",
+                "n_epochs = 20\nmax_steps = 60\nrobust_weight = 0.1",
+            ),
+            ("gaussian", "covariance = \"diagonal\"\ndrift = \"linear\""),
+            ("gaussian", "drift = \"linear\""),
             (
                 "gaussian",
                 "covariance = \"shared\"\ndrift = \"compensated\"",

@@ -1,7 +1,9 @@
 //! Nearest class mean by cosine: one direction per class, that of the sum of its unit-length features.
 //!
 //! Means of an old task are not recomputed when a later task changes the features; with
-//! `drift = "compensated"` they follow the features of the new images, see `drift.rs`, as directions.
+//! `drift = "compensated"` they follow the features of the new images, see `drift.rs`, as directions. With
+//! `drift = "linear"` they move by one linear map of features: exact where a mean is one of features
+//! (`mean = "features"`), and where the map changes all lengths alike.
 //! The length of the sum is kept, so that the images of a class that comes again count as much as the earlier ones: on
 //! features that do not change, the mean is that of all its images.
 
@@ -9,10 +11,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::drift::{self, Drift};
+use super::drift::{self, Drift, LinearMap};
 use super::{Classifier, Head, HeadEntry, HeadState, HeadTask};
 use crate::error::TrainError;
-use crate::features::{ClassMeans, FeatureTable, MeanOf, unit};
+use crate::features::{ClassMeans, FeatureTable, MeanOf, length as feature_length, unit};
 use crate::options::parse;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
@@ -50,10 +52,19 @@ impl Head for Ncm {
         let (new, new_lengths) = ClassMeans::with_lengths(task.table, self.mean);
         let d = new.d_model;
         let mut means = state.rows(MEANS);
-        if let Some(before) = drift::take_before(&mut state) {
-            follow(&mut means, &before, task.table);
-        }
         let mut lengths = state.rows(LENGTHS);
+        if let Some(before) = drift::take_before(&mut state) {
+            match self.drift {
+                Drift::Ignored => {}
+                Drift::Compensated => follow(&mut means, &before, task.table),
+                Drift::Linear => {
+                    let (after, labels) = (&task.table.features, &task.table.labels);
+                    if let Some(map) = LinearMap::fit(&before, after, d, labels) {
+                        self.turn(&map, &mut means, &mut lengths, d);
+                    }
+                }
+            }
+        }
         let n_before = means.len() / d.max(1);
         let n_classes = n_before.max(new.n_classes());
         means.resize(n_classes * d, 0.0);
@@ -92,6 +103,21 @@ impl Head for Ncm {
             return None;
         };
         Some(Classifier::linear(means.values.clone(), d_model, None))
+    }
+}
+
+impl Ncm {
+    /// Moves unit-length `means`. The length of a sum of features follows its sum; a sum of directions has as
+    /// many as before.
+    fn turn(&self, map: &LinearMap, means: &mut [f32], lengths: &mut [f32], d: usize) {
+        map.apply_near(means);
+        for (mean, length) in means.chunks_exact_mut(d.max(1)).zip(lengths) {
+            if self.mean == MeanOf::Features {
+                *length *= feature_length(mean) as f32;
+            }
+            let unit: Vec<f32> = unit(mean).map(|v| v as f32).collect();
+            mean.copy_from_slice(&unit);
+        }
     }
 }
 
@@ -202,10 +228,15 @@ mod tests {
                 image(65.0, 2),
             ]
         };
-        for (drift, expected) in [("ignored", 50.0), ("compensated", 80.0)] {
+        for (drift, expected) in [
+            ("ignored", 50.0),
+            ("none", 50.0),
+            ("compensated", 80.0),
+            ("linear", 80.0),
+        ] {
             let options = format!("drift = \"{drift}\"").parse().unwrap();
             let head = (ENTRY.build)(&options).unwrap();
-            assert_eq!(head.wants_features_before(), drift == "compensated");
+            assert_eq!(head.wants_features_before(), expected == 80.0);
             let device = test_device_autodiff();
             let task = |table| HeadTask {
                 table,
@@ -227,6 +258,81 @@ mod tests {
             assert!((found - expected).abs() < 0.6, "{drift}: {found}");
             assert!((means[0].hypot(means[1]) - 1.0).abs() < 1e-6);
             assert_eq!(state.rows(LENGTHS)[0], 1.0, "one image as before");
+        }
+    }
+
+    #[test]
+    fn means_of_features_are_restored_where_features_move_by_a_linear_map() {
+        use sdlora_testkit::toy::SplitMix64;
+        const D: usize = 8;
+        let mut noise = SplitMix64::new(3);
+        let matrix = noise.fill(D * D, 0.5);
+        let features = |labels: std::ops::Range<usize>, seed: u64| {
+            let mut noise = SplitMix64::new(seed);
+            let mut table = FeatureTable {
+                d_model: D,
+                ..FeatureTable::default()
+            };
+            for label in labels {
+                let centre = noise.fill(D, 2.0);
+                for _ in 0..20 {
+                    let row = noise.fill(D, 0.5);
+                    table
+                        .features
+                        .extend(row.iter().zip(&centre).map(|(a, b)| a + b));
+                    table.labels.push(label);
+                }
+            }
+            table
+        };
+        let moved = |table: &FeatureTable| {
+            let mut moved = table.clone();
+            for (to, row) in moved
+                .features
+                .chunks_exact_mut(D)
+                .zip(table.features.chunks_exact(D))
+            {
+                for (to, m) in to.iter_mut().zip(matrix.chunks_exact(D)) {
+                    *to += m.iter().zip(row).map(|(m, x)| m * x).sum::<f32>();
+                }
+            }
+            moved
+        };
+        let device = test_device_autodiff();
+        let (old, new) = (features(0..3, 1), features(3..6, 2));
+        let (old_moved, new_moved) = (moved(&old), moved(&new));
+        let task = |table, first_label| HeadTask {
+            table,
+            first_label,
+            task_idx: first_label / 3,
+            seed: 0,
+            device: &device,
+        };
+        let state_after = |drift: &str| {
+            let options = format!("drift = \"{drift}\"\nmean = \"features\"");
+            let head = (ENTRY.build)(&options.parse().unwrap()).unwrap();
+            let mut state = head.fit(HeadState::default(), &task(&old, 0)).unwrap();
+            if head.wants_features_before() {
+                state = head.before_task(state, &task(&new, 3)).unwrap();
+            }
+            head.fit(state, &task(&new_moved, 3)).unwrap()
+        };
+        let expected = {
+            let mut all = old_moved.clone();
+            all.features.extend(&new_moved.features);
+            all.labels.extend(&new_moved.labels);
+            ClassMeans::with_lengths(&all, MeanOf::Features)
+        };
+        let apart = |drift: &str| -> f32 {
+            let state = state_after(drift);
+            let means = state.rows(MEANS);
+            let pairs = means.iter().zip(&expected.0.means);
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        assert!(apart("linear") < 1e-5, "{}", apart("linear"));
+        assert!(apart("none") > 0.05, "{}", apart("none"));
+        for (a, b) in state_after("linear").rows(LENGTHS).iter().zip(&expected.1) {
+            assert!((f64::from(*a) / b - 1.0).abs() < 1e-4, "{a}, {b}");
         }
     }
 

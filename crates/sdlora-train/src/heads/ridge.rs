@@ -17,6 +17,11 @@
 //! of a Gram matrix would leave no solution at a small λ. No image is kept, but these are statistics
 //! of old images: more than SD-LoRA keeps.
 //!
+//! With `drift = "linear"` the features `x` of old images are guessed to have moved by one linear map `M`, so
+//! `G` becomes `M G Mᵀ` and `C` becomes `M C`, see `drift/linear.rs`. Behind a projection `x` are the random
+//! features: they do not move linearly where the features do, so the map is fitted on them, and costs the
+//! images of the task times the square of their number.
+//!
 //! Deviates: RanPAC holds out a fifth of the last task alone while λ is chosen, so that its λ, and with
 //! it `W`, depends on the order of tasks; its candidates are 1e-8 to 1e8, not relative to the features.
 
@@ -26,7 +31,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::projection::draw;
+use super::drift::{self, Drift, LinearMap};
+use super::projection::{draw, random_features};
 use super::{Classifier, Head, HeadEntry, HeadState, HeadTask};
 use crate::error::TrainError;
 use crate::options::parse;
@@ -34,7 +40,8 @@ use statistics::Statistics;
 
 pub(super) const ENTRY: HeadEntry = HeadEntry {
     name: "ridge",
-    summary: "ridge regression in closed form, on random features where wanted (options: projection)",
+    summary: "ridge regression in closed form, on random features where wanted (options: projection, \
+              drift)",
     build: |options| {
         let head: Ridge = parse("head (ridge)", options)?;
         match head.projection {
@@ -42,6 +49,11 @@ pub(super) const ENTRY: HeadEntry = HeadEntry {
                 "head.projection",
                 n,
                 format!("1 to {MAX_RANDOM_FEATURES} random features, or leave it out"),
+            )),
+            _ if head.drift == Drift::Compensated => Err(TrainError::setting(
+                "head.drift",
+                "compensated",
+                "\"none\" or \"linear\": ridge keeps no means that could move one by one",
             )),
             _ => Ok(Arc::new(head)),
         }
@@ -54,6 +66,9 @@ struct Ridge {
     /// Number of random features; without it the regression runs on the features themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     projection: Option<usize>,
+    /// What becomes of the sums of old images when the features change.
+    #[serde(default)]
+    drift: Drift,
 }
 
 /// Twice what RanPAC uses: four matrices of half its square, 6.4 GB in double precision.
@@ -65,6 +80,10 @@ const WEIGHT: &str = "weight";
 const PROJECTION: &str = "projection";
 
 impl Head for Ridge {
+    fn drift(&self) -> Drift {
+        self.drift
+    }
+
     fn is_fitted(&self) -> bool {
         true
     }
@@ -78,6 +97,19 @@ impl Head for Ridge {
         let projection = state.shared.get(PROJECTION).cloned();
         let width = self.projection.unwrap_or(d_model);
         let mut statistics = Statistics::of(&state, width, table);
+        if let Some(before) = drift::take_before(&mut state) {
+            let map = match &projection {
+                None => LinearMap::fit(&before, &table.features, width, &table.labels),
+                Some(projection) => {
+                    let random = |rows: &[f32]| random_features(projection, rows);
+                    let (before, after) = (random(&before), random(&table.features));
+                    LinearMap::fit(&before, &after, width, &table.labels)
+                }
+            };
+            if let Some(map) = map {
+                statistics.follow(&map);
+            }
+        }
         statistics.add(table, projection.as_deref());
         let weight = statistics.solve()?;
         statistics.keep(&mut state);
@@ -138,7 +170,10 @@ mod tests {
         ridge.fit(state, &task).unwrap()
     }
 
-    const PLAIN: Ridge = Ridge { projection: None };
+    const PLAIN: Ridge = Ridge {
+        projection: None,
+        drift: Drift::Ignored,
+    };
 
     #[test]
     fn the_order_of_tasks_does_not_matter_and_one_task_is_the_sum_of_two() {
@@ -146,6 +181,7 @@ mod tests {
             PLAIN,
             Ridge {
                 projection: Some(30),
+                ..PLAIN
             },
         ] {
             let (first, second) = (table(&[0, 1], 1), table(&[2, 3], 2));
@@ -197,9 +233,90 @@ mod tests {
             accuracy(&PLAIN),
             accuracy(&Ridge {
                 projection: Some(60),
+                ..PLAIN
             }),
         );
         assert!(without < 0.7 && with > 0.95, "{without}, {with}");
+    }
+
+    /// Two classes, then three more while all features move by `moves`: the weights, of whole statistics where
+    /// `of_all` and else of what is kept with `drift`.
+    fn after_a_move(
+        projection: Option<usize>,
+        drift: Drift,
+        moves: impl Fn(&FeatureTable) -> FeatureTable,
+        of_all: bool,
+    ) -> Vec<f32> {
+        let (old, new) = (table(&[0, 1], 1), table(&[2, 3, 4], 2));
+        let head = Ridge { projection, drift };
+        let device = test_device();
+        let task = |table, first_label| HeadTask {
+            table,
+            first_label,
+            task_idx: first_label,
+            seed: 1,
+            device: &device,
+        };
+        let (old_moved, new_moved) = (moves(&old), moves(&new));
+        let first = if of_all { &old_moved } else { &old };
+        let mut state = head.fit(HeadState::default(), &task(first, 0)).unwrap();
+        if !of_all && head.wants_features_before() {
+            state = head.before_task(state, &task(&new, 2)).unwrap();
+        }
+        let state = head.fit(state, &task(&new_moved, 2)).unwrap();
+        assert!(!state.shared.contains_key(drift::BEFORE));
+        state.rows(WEIGHT)
+    }
+
+    fn apart(a: &[f32], b: &[f32]) -> f64 {
+        let squares = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+            values.map(|v| f64::from(v).powi(2)).sum()
+        };
+        let between = squares(&mut a.iter().zip(b).map(|(a, b)| a - b));
+        (between / squares(&mut b.iter().copied())).sqrt()
+    }
+
+    #[test]
+    fn sums_are_restored_where_features_move_by_a_linear_map() {
+        let matrix = SplitMix64::new(8).fill(D * D, 0.6);
+        let moves = |table: &FeatureTable| {
+            let mut moved = table.clone();
+            for (to, row) in moved
+                .features
+                .chunks_exact_mut(D)
+                .zip(table.features.chunks_exact(D))
+            {
+                for (to, m) in to.iter_mut().zip(matrix.chunks_exact(D)) {
+                    *to += m.iter().zip(row).map(|(m, x)| m * x).sum::<f32>();
+                }
+            }
+            moved
+        };
+        let expected = after_a_move(None, Drift::Ignored, moves, true);
+        let with = apart(&after_a_move(None, Drift::Linear, moves, false), &expected);
+        let without = apart(&after_a_move(None, Drift::Ignored, moves, false), &expected);
+        assert!(with < 1e-4, "{with}");
+        assert!(without > 0.1, "{without}");
+        // Random features move along with longer features, and only nearly with others.
+        let longer = |table: &FeatureTable| {
+            let mut moved = table.clone();
+            moved.features.iter_mut().for_each(|x| *x *= 1.5);
+            moved
+        };
+        let expected = after_a_move(Some(60), Drift::Ignored, longer, true);
+        let of = |drift| apart(&after_a_move(Some(60), drift, longer, false), &expected);
+        let (with, without) = (of(Drift::Linear), of(Drift::Ignored));
+        assert!(with < 0.7 * without, "{with}, {without}");
+    }
+
+    #[test]
+    fn drift_that_ridge_has_no_means_for_is_refused() {
+        let options = "drift = \"compensated\"".parse().unwrap();
+        let error = (ENTRY.build)(&options).unwrap_err().to_string();
+        assert!(
+            error.contains("head.drift") && error.contains("linear"),
+            "{error}"
+        );
     }
 
     #[test]

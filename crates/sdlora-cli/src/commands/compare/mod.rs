@@ -44,7 +44,7 @@ pub struct Args {
     common: Common,
     /// Suite inside the binary (omniglot, omniglot-shift, omniglot-relatives, omniglot-100x5,
     /// cifar100-10x10, tiny-imagenet-10x10, each also with `tune-` before it; omniglot-long,
-    /// cifar100-50x2, paper), or a file
+    /// cifar100-50x2, paper, heads), or a file
     #[arg(long, default_value = "omniglot")]
     suite: String,
     /// Seeds of class order, drawn weights and order of images [default: those of the suite, which are

@@ -59,6 +59,11 @@ pub(super) fn file(
     options: OnnxOptions,
     out: &Path,
 ) -> Result<(Vec<u8>, Vec<String>), TrainError> {
+    if run.classifier.is_quadratic() {
+        let problem = "its head is quadratic in the features, and the graph has no such operation yet: use \
+                       `--format bundle`, or run with `rank = 0` or another `head`";
+        return Err(TrainError::export(out, problem));
+    }
     let transform = run.config.transform.for_evaluation();
     let obstacle = pixels::obstacle(&transform);
     if let (Some(OnnxPreparation::Full), Some(obstacle)) = (options.preparation, &obstacle) {

@@ -2,6 +2,7 @@
 
 use super::moments::ClassMoments;
 use crate::error::TrainError;
+use crate::heads::drift::LinearMap;
 use crate::linalg::{Symmetric, packed_len};
 
 /// Added to the diagonal of a covariance, relative to its mean: few images leave it singular. (The
@@ -36,6 +37,51 @@ pub(super) fn factors(lower: &[f32], d: usize) -> Result<Vec<f32>, TrainError> {
     let lower = lower.chunks_exact(packed_len(d).max(1));
     let factors = lower.map(|lower| factor(Symmetric::unpacked(lower, d), d));
     Ok(factors.collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// The factors of covariances that a map moved, of factors that are given one after another.
+///
+/// # Errors
+///
+/// Those of [`factor`].
+pub(super) fn moved_factors(
+    lower: &[f32],
+    d: usize,
+    map: &LinearMap,
+) -> Result<Vec<f32>, TrainError> {
+    let mut moved = Vec::with_capacity(lower.len());
+    for lower in lower.chunks_exact(packed_len(d).max(1)) {
+        // Σ = Σ_j l_j l_jᵀ over the columns of the factor, so M Σ Mᵀ is that of their moves.
+        let mut columns = vec![0.0; d * d];
+        let places = (0..d).flat_map(|i| (0..=i).map(move |j| j * d + i));
+        for (at, &value) in places.zip(lower) {
+            columns[at] = f64::from(value);
+        }
+        map.apply(&mut columns);
+        let mut covariance = Symmetric::zeros(d);
+        covariance.add_gram(&columns);
+        // It has the ridge of its class already; a map that loses a direction needs another.
+        match covariance.clone().cholesky(0.0) {
+            Some(factor) => moved.extend(factor.lower().map(|v| v as f32)),
+            None => moved.extend(factor(covariance, d)?),
+        }
+    }
+    Ok(moved)
+}
+
+/// Variances `[n, d]` of covariances that are diagonal before a map moves them: `Σ_j M_ij² v_j`.
+pub(super) fn moved_variances(variances: &mut [f32], d: usize, map: &LinearMap) {
+    let squares: Vec<f64> = map.rows().iter().map(|v| v * v).collect();
+    for own in variances.chunks_exact_mut(d.max(1)) {
+        let moved: Vec<f32> = squares
+            .chunks_exact(d)
+            .map(|row| {
+                let products = row.iter().zip(&*own).map(|(m, &v)| m * f64::from(v));
+                products.sum::<f64>() as f32
+            })
+            .collect();
+        own.copy_from_slice(&moved);
+    }
 }
 
 /// The covariance within classes that comes from `degrees` degrees of freedom, as a lower triangle, with the spread of

@@ -3,17 +3,22 @@
 use crate::linalg::Symmetric;
 
 /// Means of the classes of a task, and the distances of their images to them.
-pub(super) struct ClassMoments {
+pub(in crate::heads) struct ClassMoments {
     /// `[n_new, d_model]`.
-    pub(super) means: Vec<f32>,
-    pub(super) d_model: usize,
+    pub(in crate::heads) means: Vec<f32>,
+    pub(in crate::heads) d_model: usize,
     /// For every class `[n_images, d_model]`.
     deviations: Vec<Vec<f64>>,
 }
 
 impl ClassMoments {
     /// Of features `[n_images, d]` with labels, the first of which in this task is `first_label`.
-    pub(super) fn of(features: &[f32], d: usize, labels: &[usize], first_label: usize) -> Self {
+    pub(in crate::heads) fn of(
+        features: &[f32],
+        d: usize,
+        labels: &[usize],
+        first_label: usize,
+    ) -> Self {
         let end = labels.iter().max().map_or(0, |&label| label + 1);
         let mut images: Vec<Vec<f64>> = vec![Vec::new(); end.saturating_sub(first_label)];
         for (row, &label) in features.chunks_exact(d.max(1)).zip(labels) {
@@ -40,18 +45,23 @@ impl ClassMoments {
         }
     }
 
-    pub(super) fn n_classes(&self) -> usize {
+    pub(in crate::heads) fn n_classes(&self) -> usize {
         self.deviations.len()
     }
 
+    /// Distances of the images of a class to its mean `[n_images, d_model]`; empty of a class without any.
+    pub(in crate::heads) fn deviations(&self, class: usize) -> &[f64] {
+        &self.deviations[class]
+    }
+
     /// Images less one; 0 of a class with one image or none.
-    pub(super) fn degrees(&self, class: usize) -> f64 {
+    pub(in crate::heads) fn degrees(&self, class: usize) -> f64 {
         let n = self.deviations[class].len() / self.d_model.max(1);
         n.saturating_sub(1) as f64
     }
 
     /// Unbiased, and zeros of a class with one image.
-    pub(super) fn covariance(&self, class: usize) -> Symmetric {
+    pub(in crate::heads) fn covariance(&self, class: usize) -> Symmetric {
         let mut sum = Symmetric::zeros(self.d_model);
         sum.add_gram(&self.deviations[class]);
         let mut covariance = Symmetric::zeros(self.d_model);
@@ -60,7 +70,7 @@ impl ClassMoments {
     }
 
     /// The diagonal of [`covariance`](Self::covariance).
-    pub(super) fn variances(&self, class: usize) -> impl Iterator<Item = f32> {
+    pub(in crate::heads) fn variances(&self, class: usize) -> impl Iterator<Item = f32> {
         let mut sums = vec![0.0f64; self.d_model];
         for row in self.deviations[class].chunks_exact(self.d_model.max(1)) {
             sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * x);

@@ -4,6 +4,7 @@ use crate::error::TrainError;
 use crate::export::HostTensor;
 use crate::features::FeatureTable;
 use crate::heads::HeadState;
+use crate::heads::drift::LinearMap;
 use crate::heads::projection::random_features;
 use crate::linalg::{Symmetric, packed_len};
 
@@ -87,6 +88,16 @@ impl Statistics {
         state.set_rows(COUNTS, vec![n, 1], counts);
         let gram = self.gram.iter().flat_map(Symmetric::lower);
         state.set_wide_shared(GRAM, vec![2, packed_len(d)], gram);
+    }
+
+    /// Moves all sums as if every image had moved by a map.
+    pub(super) fn follow(&mut self, map: &LinearMap) {
+        for gram in &mut self.gram {
+            *gram = map.congruent(gram);
+        }
+        for sums in &mut self.sums {
+            map.apply(sums);
+        }
     }
 
     pub(super) fn add(&mut self, table: &FeatureTable, projection: Option<&HostTensor>) {
