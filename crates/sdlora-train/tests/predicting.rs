@@ -160,4 +160,13 @@ fn damage_and_later_versions_are_refused() {
     );
     let text = error("novelty.safetensors", &|bytes| bytes.truncate(100));
     assert!(text.contains("novelty.safetensors"), "{text}");
+    // A threshold without the means it is measured from would refuse nothing, or everything.
+    std::fs::remove_file(folder.join("novelty.safetensors")).unwrap();
+    let error = Predictor::load(&folder, &test_device()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("there is no novelty.safetensors"),
+        "{error}"
+    );
 }

@@ -237,6 +237,13 @@ impl Predictor {
                 Some(Novelty::from_file(&file, &path, d_model)?)
             }
         };
+        let has_threshold = config.as_ref().is_some_and(|c| c.calibrated.is_some());
+        if has_threshold && novelty.is_none() {
+            return Err(TrainError::Damaged {
+                path: folder.into(),
+                problem: format!("{PREDICT_FILE} has a threshold, and there is no {NOVELTY_FILE}"),
+            });
+        }
         Ok(Self {
             extractor: Extractor::from(vit).with_state(state),
             classifier,
