@@ -166,11 +166,11 @@ fn mistakes_end_with_2_and_change_nothing() {
         (
             with(
                 &[
-                    "export", "--run", "images", "--format", "onnx", "--out", "o",
+                    "export", "--run", "images", "--format", "tflite", "--out", "o",
                 ],
                 &[],
             ),
-            "timm",
+            "onnx",
         ),
         (with(&["analyse", "images"], &[]), "is no run"),
     ] {
@@ -218,12 +218,13 @@ fn an_export_replaces_a_whole_folder_or_nothing() {
     assert_eq!(export("timm", "out", false).status.code(), Some(2));
     assert!(names("out").contains(&"adapter.json".to_owned()));
     out(&export("timm", "out", true));
-    assert_eq!(names("out"), ["config.json", "model.safetensors"]);
+    let of_timm = ["README.md", "config.json", "model.safetensors"];
+    assert_eq!(names("out"), of_timm);
     assert_eq!(names("."), ["out", "runs"]);
     // An empty folder is no obstacle.
     fs::create_dir(home.path().join("empty")).unwrap();
     out(&export("timm", "empty", false));
-    assert_eq!(names("empty"), ["config.json", "model.safetensors"]);
+    assert_eq!(names("empty"), of_timm);
 
     // With `--force` neither the run nor other files are replaced.
     fs::write(home.path().join("empty/thesis.txt"), "years").unwrap();

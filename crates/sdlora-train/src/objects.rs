@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::export::TensorFile;
 use crate::files::sums::sha256;
-use crate::files::{create_folder, write_file};
+use crate::files::{create_folder, remove_file, write_file};
 use crate::heads::SHARED;
 use crate::trainer::TaskLog;
 
@@ -247,7 +247,7 @@ impl Objects {
             && of.shared_arrays != now.shared_arrays
         {
             // What is left over costs room and nothing else.
-            let _ = fs::remove_file(self.folder.join(name));
+            let _ = remove_file(&self.folder.join(name));
         }
     }
 
@@ -262,7 +262,7 @@ impl Objects {
             let name = entry.file_name().into_string();
             if name.is_ok_and(|name| name.len() == 64 && !needed.contains(&name)) {
                 // What is left over costs room and nothing else.
-                let _ = fs::remove_file(entry.path());
+                let _ = remove_file(&entry.path());
             }
         }
     }

@@ -58,6 +58,11 @@ const RELATIVES: &[(&str, &[&str])] = &[
             "name = \"nlora\"\nlambda = 0.0",
             "name = \"clora\"\nlambda = 0.0",
             "name = \"clora\"\nbases = \"old-features\"",
+            "name = \"raclora\"\nevery = 0\nfrozen = \"none\"",
+            "name = \"prolora\"\nchunks = 1",
+            "name = \"prolora\"\nunshared = 10",
+            "name = \"prilora\"\nrank = 10\nlast_rank = 10\nshare = 0.0",
+            "name = \"lora-dropout\"\ndropout = 0.0\nn_masks = 1",
             "name = \"joint\"",
         ],
     ),
@@ -76,6 +81,9 @@ const RELATIVES: &[(&str, &[&str])] = &[
 /// Methods that are no setting of another, or whose test says of which.
 const ON_THEIR_OWN: &[&str] = &[
     "sdlora-relative",
+    "xgblora",
+    "sora",
+    "beamlora",
     "tspmo",
     "sgrpo",
     "inflora",

@@ -144,7 +144,12 @@ pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-fn remove_file(path: &Path) -> io::Result<()> {
+/// Removes a file.
+///
+/// # Errors
+///
+/// That of the file system.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     faults::pass(Operation::Remove)?;
     fs::remove_file(path)
 }

@@ -89,8 +89,8 @@ impl Classifier {
     }
 
     /// Rows `[n_classes, d_model]` and biases `[n_classes]`, where the logits are linear in the features:
-    /// `None` behind a projection and of a quadratic classifier. Where cosines classify, these logits are the cosines times the length of
-    /// the feature: every prediction is the same, a softmax over them is not.
+    /// `None` behind a projection and of a quadratic classifier. Where cosines classify, these logits are the
+    /// cosines times the length of the feature: every prediction is the same, a softmax over them is not.
     pub fn as_linear(&self) -> Option<(&[f32], &[f32])> {
         match (&self.projection, &self.squares) {
             (None, None) => Some((&self.weight.values, &self.bias)),
