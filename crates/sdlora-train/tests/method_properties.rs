@@ -59,7 +59,7 @@ const RELATIVES: &[(&str, &[&str])] = &[
             "name = \"clora\"\nlambda = 0.0",
             "name = \"clora\"\nbases = \"old-features\"",
             "name = \"raclora\"\nevery = 0\nfrozen = \"none\"",
-            "name = \"prolora\"\nchunks = 1",
+            "name = \"prolora\"\nchunks = 1\nunshared = 0",
             "name = \"prolora\"\nunshared = 10",
             "name = \"prilora\"\nrank = 10\nlast_rank = 10\nshare = 0.0",
             "name = \"lora-dropout\"\ndropout = 0.0\nn_masks = 1",
