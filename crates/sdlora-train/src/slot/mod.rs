@@ -2,8 +2,8 @@
 //! that depends on the block.
 //!
 //! Each came from a method of its own, and each is a setting of every method that begins directions by
-//! [`TaskContext::begin_directions`]. [`SlotSpec`] is the table `slot` in the options of such a method; the default
-//! hooks of [`Method`](crate::methods::Method) carry it out.
+//! [`TaskContext::begin_directions`](crate::methods::TaskContext::begin_directions). [`SlotSpec`] is the table
+//! `slot` in the options of such a method; the default hooks of [`Method`](crate::methods::Method) carry it out.
 
 mod beam;
 mod kept;
