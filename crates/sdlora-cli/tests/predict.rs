@@ -360,7 +360,7 @@ fn what_is_no_class_is_refused_with_the_reason() {
     let expected =
         format!("strange/0.png\tnone of these\nstrange/1.png\tnone of these\n{path}\t{class}\n");
     assert_eq!(text, expected);
-    // A threshold of one's own.
+    // A threshold that the user gives.
     let own = json(&["--threshold", &between.to_string()]);
     for (i, value) in own.iter().enumerate() {
         assert_eq!(

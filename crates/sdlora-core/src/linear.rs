@@ -80,7 +80,7 @@ pub fn adapted_linear(
     }
 }
 
-/// The accumulated updates of all columns `[d_input, d_output]`; `None` where there are none.
+/// The accumulated updates of all columns `[d_input, d_output]`; `None` without any.
 fn merged(updates: &[ColumnUpdate<'_>], d_input: usize, d_output: usize) -> Option<Tensor<2>> {
     let of =
         |columns: &ColumnUpdate<'_>| Some((columns.first_column, columns.update.merged()?.clone()));

@@ -47,6 +47,11 @@ impl References {
         !self.directions.is_empty()
     }
 
+    /// Whether large arrays of the head lie in an object.
+    pub fn has_shared_arrays(&self) -> bool {
+        self.shared_arrays.is_some()
+    }
+
     fn names(&self) -> impl Iterator<Item = &String> {
         let lists = self.directions.iter().chain(&self.task_logs);
         lists.chain(&self.shared_arrays)
@@ -81,8 +86,7 @@ impl Objects {
 
     /// The bytes of a name that a state from a file gives.
     fn get(&self, name: &str) -> Result<Vec<u8>, String> {
-        let is_hash = name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit());
-        if !is_hash {
+        if !is_hash(name) {
             return Err(format!("{name:?} is no name of an object"));
         }
         let path = self.folder.join(name);
@@ -245,6 +249,7 @@ impl Objects {
     pub fn forget_shared_arrays(&self, of: &References, now: &References) {
         if let Some(name) = &of.shared_arrays
             && of.shared_arrays != now.shared_arrays
+            && is_hash(name)
         {
             // What is left over costs room and nothing else.
             let _ = remove_file(&self.folder.join(name));
@@ -260,12 +265,17 @@ impl Objects {
         let needed: BTreeSet<&String> = all.iter().flat_map(References::names).collect();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string();
-            if name.is_ok_and(|name| name.len() == 64 && !needed.contains(&name)) {
+            if name.is_ok_and(|name| is_hash(&name) && !needed.contains(&name)) {
                 // What is left over costs room and nothing else.
                 let _ = remove_file(&entry.path());
             }
         }
     }
+}
+
+/// Whether a name from a file is one that objects have, and so no path to anything else.
+fn is_hash(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// What a checkpoint needs: its directions and logs are stored already.

@@ -209,11 +209,14 @@ pub(crate) fn save(
         .filter(|other| other != name && other.contains(INSIDE))
         .collect();
     checkpoint::remove(checkpoints, &superfluous);
-    for other in checkpoint::names(checkpoints) {
-        if other != name
-            && let Some(before) = references_of(&checkpoints.join(other))
-        {
-            objects.forget_shared_arrays(&before, &now);
+    // Without large arrays no earlier state has to be read.
+    if now.has_shared_arrays() {
+        for other in checkpoint::names(checkpoints) {
+            if other != name
+                && let Some(before) = references_of(&checkpoints.join(other))
+            {
+                objects.forget_shared_arrays(&before, &now);
+            }
         }
     }
     Ok(path)

@@ -6,12 +6,8 @@
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::plain_lora;
 use super::lora_per_task::PerTask;
-use super::{
-    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, default_rank, parse,
-    query_and_value,
-};
+use super::{MethodEntry, default_rank, parse, query_and_value};
 use crate::slot::{Beam, SlotSpec};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -19,8 +15,6 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task whose weak ranks are replaced by copies of strong ones (temperature, period, share)",
     build: |options| {
         let method: BeamLora = parse("beamlora", options)?;
-        check_counts(&[("rank", method.rank)])?;
-        check_projections(&method.projections, &Projection::ALL)?;
         let slot = SlotSpec {
             beam: Some(Beam {
                 temperature: method.temperature,
@@ -29,11 +23,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             }),
             ..SlotSpec::default()
         };
-        check_slot(&slot, &method.projections, method.rank)?;
-        Ok(Box::new(PerTask(AdapterSpec {
-            slot,
-            ..plain_lora(&method.projections, method.rank)
-        })))
+        PerTask::built(&method.projections, method.rank, slot)
     },
     second_pass: None,
 };

@@ -9,12 +9,8 @@
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::plain_lora;
 use super::lora_per_task::PerTask;
-use super::{
-    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, default_rank, parse,
-    query_and_value,
-};
+use super::{MethodEntry, check_counts, default_rank, parse, query_and_value};
 use crate::slot::{Masks, SlotSpec};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -22,8 +18,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task under masks on inputs and outputs (dropout, n_masks)",
     build: |options| {
         let method: LoraDropout = parse("lora-dropout", options)?;
-        check_counts(&[("rank", method.rank), ("n_masks", method.n_masks)])?;
-        check_projections(&method.projections, &Projection::ALL)?;
+        check_counts(&[("n_masks", method.n_masks)])?;
         let slot = SlotSpec {
             dropout: Some(Masks {
                 share: method.dropout,
@@ -31,11 +26,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             }),
             ..SlotSpec::default()
         };
-        check_slot(&slot, &method.projections, method.rank)?;
-        Ok(Box::new(PerTask(AdapterSpec {
-            slot,
-            ..plain_lora(&method.projections, method.rank)
-        })))
+        PerTask::built(&method.projections, method.rank, slot)
     },
     second_pass: None,
 };

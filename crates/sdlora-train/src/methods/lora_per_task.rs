@@ -2,10 +2,15 @@
 //!
 //! What SD-LoRA adds to it are norms and trained magnitudes.
 
-use super::lora::Lora;
-use super::{AdapterSpec, Method, MethodEntry, TaskContext};
+use sdlora_vit::Projection;
+
+use super::lora::{Lora, plain_lora};
+use super::{
+    AdapterSpec, Method, MethodEntry, TaskContext, check_counts, check_projections, check_slot,
+};
 use crate::error::TrainError;
 use crate::model::Model;
+use crate::slot::SlotSpec;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "lora-per-task",
@@ -20,6 +25,27 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
 /// A slot per task; what it has besides factors is what makes several methods.
 #[derive(Debug, Clone)]
 pub(super) struct PerTask(pub(super) AdapterSpec);
+
+impl PerTask {
+    /// Slots of a rank on these projections, checked.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] for the first setting out of its range.
+    pub(super) fn built(
+        projections: &[Projection],
+        rank: usize,
+        slot: SlotSpec,
+    ) -> Result<Box<dyn Method>, TrainError> {
+        check_counts(&[("rank", rank)])?;
+        check_projections(projections, &Projection::ALL)?;
+        check_slot(&slot, projections, rank)?;
+        Ok(Box::new(Self(AdapterSpec {
+            slot,
+            ..plain_lora(projections, rank)
+        })))
+    }
+}
 
 impl Method for PerTask {
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {

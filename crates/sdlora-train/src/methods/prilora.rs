@@ -8,11 +8,8 @@
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::plain_lora;
 use super::lora_per_task::PerTask;
-use super::{
-    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, parse, query_and_value,
-};
+use super::{MethodEntry, check_counts, check_projections, parse, query_and_value};
 use crate::slot::{Pruning, SlotSpec};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -20,7 +17,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task, ranks rising with depth, pruned while it trains (rank, last_rank, every, share)",
     build: |options| {
         let method: PriLora = parse("prilora", options)?;
-        check_counts(&[("rank", method.rank), ("last_rank", method.last_rank)])?;
+        check_counts(&[("last_rank", method.last_rank)])?;
         let seen = [Projection::Query, Projection::Key, Projection::Value];
         check_projections(&method.projections, &seen)?;
         let slot = SlotSpec {
@@ -32,11 +29,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             last_block_rank: Some(method.last_rank),
             ..SlotSpec::default()
         };
-        check_slot(&slot, &method.projections, method.rank)?;
-        Ok(Box::new(PerTask(AdapterSpec {
-            slot,
-            ..plain_lora(&method.projections, method.rank)
-        })))
+        PerTask::built(&method.projections, method.rank, slot)
     },
     second_pass: None,
 };

@@ -7,12 +7,8 @@
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::plain_lora;
 use super::lora_per_task::PerTask;
-use super::{
-    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, default_rank, parse,
-    query_and_value,
-};
+use super::{MethodEntry, check_counts, default_rank, parse, query_and_value};
 use crate::slot::{Chunking, SlotSpec};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -20,8 +16,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task expanded from rotated chunks, for a fraction of the numbers (chunks, unshared)",
     build: |options| {
         let method: ProLora = parse("prolora", options)?;
-        check_counts(&[("rank", method.rank), ("chunks", method.chunks)])?;
-        check_projections(&method.projections, &Projection::ALL)?;
+        check_counts(&[("chunks", method.chunks)])?;
         let slot = SlotSpec {
             chunks: Some(Chunking {
                 n: method.chunks,
@@ -29,11 +24,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             }),
             ..SlotSpec::default()
         };
-        check_slot(&slot, &method.projections, method.rank)?;
-        Ok(Box::new(PerTask(AdapterSpec {
-            slot,
-            ..plain_lora(&method.projections, method.rank)
-        })))
+        PerTask::built(&method.projections, method.rank, slot)
     },
     second_pass: None,
 };

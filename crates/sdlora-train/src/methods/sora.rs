@@ -8,12 +8,8 @@
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::lora::plain_lora;
 use super::lora_per_task::PerTask;
-use super::{
-    AdapterSpec, MethodEntry, check_counts, check_projections, check_slot, default_rank, parse,
-    query_and_value,
-};
+use super::{MethodEntry, default_rank, parse, query_and_value};
 use crate::slot::{SlotSpec, SoftThreshold, Thresholds};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -21,8 +17,6 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     summary: "a LoRA per task that loses ranks while it trains (threshold, penalty)",
     build: |options| {
         let sora: Sora = parse("sora", options)?;
-        check_counts(&[("rank", sora.rank)])?;
-        check_projections(&sora.projections, &Projection::ALL)?;
         let slot = SlotSpec {
             gate: Some(SoftThreshold {
                 threshold: sora.threshold,
@@ -31,11 +25,7 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
             }),
             ..SlotSpec::default()
         };
-        check_slot(&slot, &sora.projections, sora.rank)?;
-        Ok(Box::new(PerTask(AdapterSpec {
-            slot,
-            ..plain_lora(&sora.projections, sora.rank)
-        })))
+        PerTask::built(&sora.projections, sora.rank, slot)
     },
     second_pass: None,
 };

@@ -233,7 +233,7 @@ impl Lines {
         };
         match serde_json::to_string(&record) {
             Ok(text) => json_shown(&text),
-            // Texts and numbers have a form; numbers that are none become `null`.
+            // Serialising texts and numbers cannot fail; NaN and infinities become `null`.
             Err(error) => format!("{{\"error\":\"{error}\"}}"),
         }
     }

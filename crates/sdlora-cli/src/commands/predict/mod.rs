@@ -127,7 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// What a model says of the images of a loader, batch by batch: `tell` has the position of every image and the answer,
-/// or why there is none, in their order and as soon as its batch is done. `problem` says which ones could not be read.
+/// or why there is none, in their order and as soon as its batch is done. `problem` names those that cannot be read.
 ///
 /// # Errors
 ///
@@ -244,7 +244,7 @@ fn said(answer: Result<Answer, String>, classes: &[String], threshold: Option<f6
                     .map(|(label, probability)| (classes[label].as_str(), probability))
                     .collect(),
                 distance,
-                // A distance that is not known, or no number, is none of a class.
+                // An unknown distance, and one that is not a number, refuses the image.
                 is_refused: threshold.map(|threshold| {
                     distance.is_none_or(|distance| distance.is_nan() || distance > threshold)
                 }),
@@ -257,7 +257,7 @@ fn said(answer: Result<Answer, String>, classes: &[String], threshold: Option<f6
 enum Sink {
     /// To standard output, where it is all that the command does.
     Standard,
-    /// To standard output, where images are sorted as well: that goes on when nobody reads any more.
+    /// To standard output of a command that also sorts images: sorting continues after the reader has gone.
     Beside,
     File(NewFile),
 }
