@@ -28,8 +28,9 @@ pub enum TrainError {
     },
     /// The loss became infinite or not a number.
     #[error(
-        "the loss is {loss} in task {task_idx}, step {step}: lower `optimizer.lr`, or start from \
-         another seed; what was saved before is intact"
+        "the loss is {loss} in task {}, step {step}: lower `optimizer.lr`, or start from \
+         another seed; what was saved before is intact",
+        .task_idx + 1
     )]
     Diverged {
         /// Task of the step, from 0.
@@ -41,10 +42,11 @@ pub enum TrainError {
     },
     /// The loss is a number and far above that of guessing, in most of the last steps.
     #[error(
-        "the loss of task {task_idx} is lost: in {n_above} of the last {window} steps up to step {step} it \
+        "the loss of task {} is lost: in {n_above} of the last {window} steps up to step {step} it \
          lies above {limit:.1}, ten times that of guessing or of its first step (it is {loss:.3e}): lower \
          `optimizer.lr` (it is {lr}), or bound gradients with `optimizer.max_grad_norm`; the last \
-         checkpoint is intact"
+         checkpoint is intact",
+        .task_idx + 1
     )]
     Lost {
         /// Task, from 0.
@@ -77,10 +79,11 @@ pub enum TrainError {
     },
     /// The loss after the last step of a task is far above that of guessing, or no number.
     #[error(
-        "the last step of task {task_idx} lost what was learned: its images have a loss of {loss:.3e} after it, \
+        "the last step of task {} lost what was learned: its images have a loss of {loss:.3e} after it, \
          above {limit:.1}, ten times that of guessing or of the first step: lower `optimizer.lr` (it is {lr}), \
          or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, and what was saved before \
-         is intact"
+         is intact",
+        .task_idx + 1
     )]
     LostAtEnd {
         /// Task, from 0.
@@ -94,9 +97,10 @@ pub enum TrainError {
     },
     /// Something that was learned holds numbers which are infinite, not a number or far too large.
     #[error(
-        "`{what}` is infinite, not a number or far too large (above 1e7) after {n_steps} steps of task {task_idx}: \
+        "`{what}` is infinite, not a number or far too large (above 1e7) after {n_steps} steps of task {}: \
          lower `optimizer.lr`, or bound gradients with `optimizer.max_grad_norm`; nothing of it was saved, \
-         and what was saved before is intact"
+         and what was saved before is intact",
+        .task_idx + 1
     )]
     Unsound {
         /// The parameter, array or gradient.
@@ -108,8 +112,9 @@ pub enum TrainError {
     },
     /// Gradients left the range of `f16`.
     #[error(
-        "a gradient in task {task_idx}, step {step} is beyond the range of `f16`: take `precision = \"bf16\"`, \
-         or lower `optimizer.lr`; what was saved before is intact"
+        "a gradient in task {}, step {step} is beyond the range of `f16`: take `precision = \"bf16\"`, \
+         or lower `optimizer.lr`; what was saved before is intact",
+        .task_idx + 1
     )]
     GradientRange {
         /// The task.

@@ -26,8 +26,9 @@ pub(crate) fn check(plan: &Plan, rounds: &[Round]) -> Result<(), TrainError> {
         return Ok(());
     };
     let found = format!(
-        "{}, and task {task_idx} (from 0) has one class, over which its loss is always 0",
-        plan.head_name()
+        "{}, and task {} has one class, over which its loss is always 0",
+        plan.head_name(),
+        task_idx + 1
     );
     // The loss over all seen classes has something to compare from the second class on.
     let other_loss = match config.loss {

@@ -140,6 +140,8 @@ fn is_sound(sum: Tensor<1>, is_trained: bool) -> bool {
 /// ([`lost_at_end`](Self::lost_at_end)): what it leaves is what is kept, and no later step brings it down.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LossWatch {
+    /// The loss of guessing, or the first one where that is larger.
+    guessing: f64,
     limit: f64,
     window: usize,
 }
@@ -148,13 +150,18 @@ pub(crate) struct LossWatch {
 const FACTOR: f64 = 10.0;
 /// Number of recent steps to examine; a shorter task examines all but its first.
 const WINDOW: usize = 50;
+/// How much of the loss of guessing a task may end with before it counts as a guess: rounding costs less.
+const NO_BETTER: f64 = 0.999;
+/// Fewest steps of a task whose last epoch is judged; fewer need not have brought the loss down yet.
+const FEWEST_JUDGED: usize = 20;
 
 impl LossWatch {
     /// For a task of `n_steps` whose loss compares `n_classes` and begins with `first`.
     pub(crate) fn new(n_classes: usize, n_steps: usize, first: f64) -> Self {
-        let chance = (n_classes.max(2) as f64).ln();
+        let guessing = (n_classes.max(2) as f64).ln().max(first);
         Self {
-            limit: FACTOR * chance.max(first),
+            guessing,
+            limit: FACTOR * guessing,
             window: WINDOW.min(n_steps.saturating_sub(1)),
         }
     }
@@ -162,6 +169,19 @@ impl LossWatch {
     /// The loss above which steps count.
     pub(crate) fn limit(&self) -> f64 {
         self.limit
+    }
+
+    /// The mean loss of the last epoch, of `n_batches` steps, and the loss of guessing, if the task ends no better
+    /// than a guess: the adapter is dead, or the rate throws it about.
+    ///
+    /// Such a task is no failure, because later ones may learn again, but nobody should find it in a table alone.
+    pub(crate) fn unlearnt(&self, losses: &[f64], n_batches: usize) -> Option<(f64, f64)> {
+        if losses.len() < FEWEST_JUDGED {
+            return None;
+        }
+        let last = &losses[losses.len().saturating_sub(n_batches.max(1))..];
+        let mean = last.iter().sum::<f64>() / last.len() as f64;
+        (mean >= NO_BETTER * self.guessing).then_some((mean, self.guessing))
     }
 
     /// How many of the last steps lie above the limit, and how many are looked at, once that is most
@@ -288,6 +308,20 @@ mod tests {
         assert_eq!(LossWatch::new(2, 9, 300.0).lost(&[300.0; 9]), None);
         // One class costs nothing to guess, and never more.
         assert_eq!(LossWatch::new(1, 9, 0.0).lost(&[0.0; 9]), None);
+    }
+
+    #[test]
+    fn a_task_that_ends_no_better_than_a_guess_is_named() {
+        let watch = LossWatch::new(46, 40, 4.06);
+        let ends = |last: f64| [vec![4.06], vec![0.5; 34], vec![last; 5]].concat();
+        assert_eq!(watch.unlearnt(&ends(4.31), 5), Some((4.31, 4.06)));
+        assert_eq!(watch.unlearnt(&ends(4.0), 5), None);
+        // Only the last epoch counts, and a task of a few steps is not judged.
+        assert_eq!(watch.unlearnt(&ends(4.31), 20), None);
+        assert_eq!(watch.unlearnt(&[5.0; 19], 5), None);
+        // A first loss below that of guessing is no measure.
+        let watch = LossWatch::new(46, 40, 0.1);
+        assert_eq!(watch.unlearnt(&[0.2; 40], 5), None);
     }
 
     #[test]

@@ -332,10 +332,21 @@ impl Trainer<'_> {
         if let Some(what) = (n_steps > 0).then(|| unsound_part(&model)).flatten() {
             return Err(self.unsound(task, n_steps, what));
         }
-        match lost {
-            Some(lost) => Err(lost),
-            None => Ok((model, log)),
+        if let Some(lost) = lost {
+            return Err(lost);
         }
+        // `watch` is of this session: a run that continues behind the last step has said it before.
+        let unlearnt = watch.and_then(|watch| watch.unlearnt(&log.losses, n_batches));
+        if let Some((mean, guessing)) = unlearnt {
+            let text = format!(
+                "task {} was not learnt: the mean loss of its last epoch is {mean:.3}, and that of a guess {guessing:.3}; \
+                 a lower `optimizer.lr` (it is {}) often helps",
+                task.task_idx + 1,
+                self.optimizer.lr
+            );
+            observer.event(&Event::Notice { text: &text });
+        }
+        Ok((model, log))
     }
 
     /// The loss of a batch, or of as much of it as is computed at once, after its step.

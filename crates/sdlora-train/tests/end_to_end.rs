@@ -553,6 +553,43 @@ fn a_task_of_one_step_that_explodes_is_no_success() {
     }
 }
 
+/// What a run says that the user should know.
+#[derive(Default)]
+struct Noticed(Vec<String>);
+
+impl Observer for Noticed {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Notice { text } = event {
+            self.0.push((*text).to_owned());
+        }
+    }
+}
+
+#[test]
+fn a_task_that_ends_no_better_than_a_guess_is_said() {
+    let bench = Bench::new();
+    for (lr, expected) in [(1e-12, 2), (0.05, 0)] {
+        let plan = plan(&bench, "name = \"linear\"", |config| {
+            config.n_epochs = 10;
+            config.optimizer.lr = lr;
+            let start = "{ name = \"linear\", start = \"zeros\" }";
+            config.head = Some(head_config(start));
+        });
+        let mut noticed = Noticed::default();
+        let folder = format!("lr-{lr}");
+        bench
+            .run_observed(&folder, &plan, Start::Fresh, &mut noticed)
+            .unwrap();
+        let not_learnt = |text: &&String| text.contains("was not learnt");
+        let said: Vec<_> = noticed.0.iter().filter(not_learnt).collect();
+        assert_eq!(said.len(), expected, "{lr}: {:?}", noticed.0);
+        // Tasks count from 1, and the loss of guessing among three classes stands beside.
+        for (text, task) in said.iter().zip(["task 1 ", "task 2 "]) {
+            assert!(text.starts_with(task) && text.contains("1.099"), "{text}");
+        }
+    }
+}
+
 #[test]
 fn a_rate_a_million_times_too_large_is_no_success() {
     let bench = Bench::new();

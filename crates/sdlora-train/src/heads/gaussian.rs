@@ -298,7 +298,7 @@ impl Gaussian {
             self.lr,
             format!(
                 "a smaller value: the alignment after task {} did not end in numbers",
-                task.task_idx
+                task.task_idx + 1
             ),
         ))
     }
