@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::note;
+use crate::output::{keep_below, note};
 use crate::progress::{Pace, can_draw};
 use crate::report::duration;
 
@@ -33,6 +33,9 @@ impl ImageProgress {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
+        if draws {
+            keep_below(Some(&bar));
+        }
         let since = Instant::now();
         Self {
             bar,
@@ -57,14 +60,10 @@ impl ImageProgress {
         }
     }
 
-    /// Prints while the bar is out of the way.
-    pub fn beside<R>(&self, print: impl FnOnce() -> R) -> R {
-        self.bar.suspend(print)
-    }
-
     /// Removes the bar; where it was shown, or lines, says what it came to.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+        keep_below(None);
         if self.is_long {
             let now = Instant::now();
             let seconds = now.duration_since(self.since).as_secs_f64();

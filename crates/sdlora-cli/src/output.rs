@@ -13,7 +13,9 @@
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use indicatif::ProgressBar;
 
 use crate::shown::shown_lines;
 
@@ -54,6 +56,25 @@ impl From<io::Error> for OutputError {
     }
 }
 
+/// The line that stays at the foot of a terminal while a command works.
+static FOOT: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Keeps a line at the foot of the terminal: whatever is printed by any thread from now on stands above it, and no part
+/// of it stays between the lines. `None` when the line is gone.
+pub fn keep_below(bar: Option<&ProgressBar>) {
+    let mut foot = FOOT.lock().unwrap_or_else(PoisonError::into_inner);
+    *foot = bar.cloned();
+}
+
+/// Prints while the line at the foot is out of the way.
+fn above_foot<R>(print: impl FnOnce() -> R) -> R {
+    let foot = FOOT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match foot {
+        Some(bar) => bar.suspend(print),
+        None => print(),
+    }
+}
+
 /// The first failure of standard output; nothing is written after it.
 static LOST: OnceLock<OutputError> = OnceLock::new();
 
@@ -75,12 +96,12 @@ pub fn say_line(text: Arguments<'_>) {
 ///
 /// When standard output cannot be written.
 pub fn answer_line(text: Arguments<'_>) -> Result<(), OutputError> {
-    Ok(write(&mut io::stdout().lock(), text)?)
+    Ok(above_foot(|| write(&mut io::stdout().lock(), text))?)
 }
 
 /// Behind `note!`.
 pub fn note_line(text: Arguments<'_>) {
-    let _ = write(&mut io::stderr().lock(), text);
+    let _ = above_foot(|| write(&mut io::stderr().lock(), text));
 }
 
 /// Checks at the end of a command that says its result only, that it was read or could have been.

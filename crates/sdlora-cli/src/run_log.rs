@@ -100,6 +100,7 @@ impl Observer for RunLogger<'_> {
                 task_idx,
                 n_steps,
                 mark,
+                ..
             } => {
                 (self.file, self.uncut) = (None, Some(*mark));
                 self.write(
@@ -167,6 +168,8 @@ impl Observer for RunLogger<'_> {
                 let name = name_of(path);
                 self.write(&json!({"event": "checkpointed", "checkpoint": name}), true);
             }
+            // The checkpoint says so.
+            Event::TaskDone { .. } => {}
         }
         self.next.event(event);
     }
@@ -223,6 +226,7 @@ mod tests {
             task_idx: 0,
             n_steps: 2,
             mark,
+            log: None,
         }
     }
 

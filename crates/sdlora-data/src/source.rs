@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
-use sdlora_image::{BaseImage, Transform};
+use sdlora_image::{BaseImage, Image, Transform};
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
@@ -138,6 +138,23 @@ impl ImageSource {
     /// Number of its images that are in memory, the first of the set.
     pub fn n_cached(&self) -> usize {
         self.cached.len()
+    }
+
+    /// The image at a position of the set after the first stage of the transform, to be looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::OutOfRange`] beyond the end of the set, and those of reading the image.
+    pub fn picture(&self, position: usize) -> Result<Image, DataError> {
+        let len = self.set.len();
+        if position >= len {
+            return Err(DataError::OutOfRange {
+                what: "image",
+                idx: position,
+                len,
+            });
+        }
+        self.with_base(position, |image| image.clone().into_image())
     }
 
     /// Calls `read` with the base image at a position of the set.

@@ -71,6 +71,18 @@ impl Confusion {
         (total > 0).then(|| hits as f64 / total as f64)
     }
 
+    /// Share of right predictions of every class, a fraction; `None` for a class without samples.
+    pub fn per_class_accuracy(&self) -> Vec<Option<f64>> {
+        (0..self.n).map(|label| self.share(label, label)).collect()
+    }
+
+    /// Mean **over the classes** that have samples of [`per_class_accuracy`](Self::per_class_accuracy), a fraction;
+    /// `None` without samples. A class counts the same however many samples it has.
+    pub fn mean_class_accuracy(&self) -> Option<f64> {
+        let of_classes: Vec<f64> = self.per_class_accuracy().into_iter().flatten().collect();
+        crate::mean(&of_classes)
+    }
+
     /// The same counts by group, for instance by task; `groups` are the labels of each. What lies in
     /// no group is left out.
     pub fn grouped(&self, groups: &[Range<usize>]) -> Self {
@@ -103,6 +115,9 @@ mod tests {
         assert_eq!(confusion.share(2, 0), Some(0.5));
         assert_eq!(confusion.accuracy(), Some(0.5));
         assert_eq!(confusion.count(9, 0), 0);
+        let of_classes = [Some(0.5), Some(0.0), Some(0.5), Some(1.0)];
+        assert_eq!(confusion.per_class_accuracy(), of_classes);
+        assert_eq!(confusion.mean_class_accuracy(), Some(0.5));
         let tasks = confusion.grouped(&[0..2, 2..4]);
         assert_eq!(
             [
@@ -120,6 +135,11 @@ mod tests {
     fn nothing_has_no_shares() {
         let empty = Confusion::of(&[], &[], 2).unwrap();
         assert_eq!((empty.accuracy(), empty.share(0, 0)), (None, None));
+        assert_eq!(empty.per_class_accuracy(), [None, None]);
+        assert_eq!(empty.mean_class_accuracy(), None);
+        // A class without samples is no class of accuracy 0.
+        let one = Confusion::of(&[0], &[0], 2).unwrap();
+        assert_eq!(one.mean_class_accuracy(), Some(1.0));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Evaluation on the test halves of all tasks seen: one row of the accuracy matrix.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor};
 use sdlora_data::Loader;
 
@@ -9,6 +11,7 @@ use crate::features::{FeatureTable, accuracy};
 use crate::heads::Head;
 use crate::model::Model;
 use crate::run_data::EVAL_BATCH;
+use crate::tested::{Of, Tested};
 
 /// Accuracy, a fraction over images, on each of the given test sets, by one argmax over all classes
 /// seen; no task id is used. The model is merged once, then costs what the plain backbone costs.
@@ -37,24 +40,34 @@ pub(crate) struct Evaluator {
     tests: Vec<Loader>,
     /// Of the first tasks.
     features: Vec<FeatureTable>,
+    /// Names of all classes by their labels.
+    class_names: Vec<String>,
+    /// Labels of the new classes of every task.
+    new_labels: Vec<Range<usize>>,
 }
 
 impl Evaluator {
-    pub(crate) fn new(tests: Vec<Loader>) -> Self {
+    pub(crate) fn new(
+        tests: Vec<Loader>,
+        class_names: Vec<String>,
+        new_labels: Vec<Range<usize>>,
+    ) -> Self {
         Self {
             tests,
             features: Vec::new(),
+            class_names,
+            new_labels,
         }
     }
 
-    /// The row of the first `n_tasks` tasks, as [`evaluate`] gives it, or `None` when `stops` says so before it
-    /// is complete. `is_changed` says whether features may have changed since the last row; where they have not,
-    /// only new tasks are read.
+    /// What the model says of the test images of the first `n_tasks` tasks, or `None` when `stops` says so before all
+    /// are done. The accuracies are those of [`evaluate`]. `is_changed` says whether features may have changed since
+    /// the last call; where they have not, only new tasks are read.
     ///
     /// # Errors
     ///
     /// Those of reading the images.
-    pub(crate) fn row(
+    pub(crate) fn test(
         &mut self,
         model: &Model,
         head: &dyn Head,
@@ -62,7 +75,7 @@ impl Evaluator {
         is_changed: bool,
         device: &Device,
         stops: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Vec<f64>>, TrainError> {
+    ) -> Result<Option<Tested>, TrainError> {
         if is_changed {
             self.features.clear();
         }
@@ -73,9 +86,15 @@ impl Evaluator {
             return Ok(None);
         };
         self.features.extend(new);
-        let row = self.features[..n_tasks].iter();
-        let row = row.map(|table| accuracy(&classifier.predict(table), &table.labels));
-        Ok(Some(row.collect()))
+        Ok(Some(Tested::of(
+            &classifier,
+            &self.features[..n_tasks],
+            Of {
+                tests: &self.tests[..n_tasks],
+                class_names: &self.class_names,
+                new_labels: &self.new_labels[..n_tasks],
+            },
+        )))
     }
 }
 

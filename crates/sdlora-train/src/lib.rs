@@ -85,6 +85,9 @@ pub mod slot;
 mod soundness;
 mod state;
 mod step_context;
+mod task_loader;
+mod task_log;
+mod tested;
 mod trainer;
 
 pub use batch_split::BatchSplit;
@@ -116,7 +119,10 @@ pub use sdlora_onnx::Weights;
 pub use second_pass::{SecondPass, SecondPassEntry};
 pub use session::Session;
 pub use state::{Facts, MethodState, Role};
-pub use trainer::{OnCheckpoint, TaskData, TaskLoader, TaskLog, Trainer};
+pub use task_loader::TaskLoader;
+pub use task_log::TaskLog;
+pub use tested::{Tested, TestedImage};
+pub use trainer::{OnCheckpoint, TaskData, Trainer};
 
 /// The Rust code of README.md and docs/adding.md, which rustdoc compiles as doctests.
 #[cfg(doctest)]

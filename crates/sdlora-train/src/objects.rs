@@ -18,7 +18,7 @@ use crate::export::TensorFile;
 use crate::files::sums::sha256;
 use crate::files::{create_folder, remove_file, write_file};
 use crate::heads::SHARED;
-use crate::trainer::TaskLog;
+use crate::task_log::TaskLog;
 
 /// Folder of the objects, among the checkpoints.
 pub(crate) const FOLDER: &str = "objects";

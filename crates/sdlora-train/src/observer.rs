@@ -4,6 +4,9 @@ use std::path::Path;
 
 use sdlora_metrics::AccuracyMatrix;
 
+use crate::run_log::RunLog;
+use crate::tested::Tested;
+
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -17,6 +20,8 @@ pub enum Event<'a> {
         n_steps: usize,
         /// What [`Observer::mark`] said when the checkpoint was written.
         mark: Option<u64>,
+        /// What the run has come to so far; `None` where the command keeps none.
+        log: Option<&'a RunLog>,
     },
     /// Something the user should know.
     Notice {
@@ -79,6 +84,15 @@ pub enum Event<'a> {
     Checkpointed {
         /// The checkpoint.
         path: &'a Path,
+    },
+    /// A task is over, and its checkpoint is written: a run that continues does not come back to it.
+    TaskDone {
+        /// Task, from 0.
+        task_idx: usize,
+        /// What the run has come to so far.
+        log: &'a RunLog,
+        /// The newest evaluation of this session; `None` before its first.
+        tested: Option<&'a Tested>,
     },
 }
 

@@ -259,6 +259,7 @@ impl<'a> Pretraining<'a> {
                     task_idx: 0,
                     n_steps: log.n_epochs_done * loader.n_batches() + log.n_steps_done,
                     mark: saved.state.mark,
+                    log: None,
                 });
             }
             None if fingerprint.compare(folder)? != Compared::Unknown => {
@@ -267,6 +268,7 @@ impl<'a> Pretraining<'a> {
                     task_idx: 0,
                     n_steps: 0,
                     mark: Some(0),
+                    log: None,
                 });
             }
             None => {}

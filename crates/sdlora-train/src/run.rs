@@ -14,6 +14,7 @@ use crate::predicting::PredictConfig;
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::session::Session;
+use crate::tested::Tested;
 
 /// A finished run.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Finished {
     pub predicting: PredictConfig,
     /// Means and precision of [`Novelty`](crate::Novelty), where the plan has them gathered.
     pub novelty: Option<TensorFile>,
+    /// What its last evaluation said of every test image.
+    pub tested: Tested,
     /// Its log.
     pub log: RunLog,
     /// Class ids in the order of their labels.

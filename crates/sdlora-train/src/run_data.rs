@@ -19,7 +19,7 @@ use crate::error::TrainError;
 use crate::features::FeatureTable;
 use crate::methods::TaskImages;
 use crate::model::Model;
-use crate::trainer::TaskLoader;
+use crate::task_loader::TaskLoader;
 
 /// Images per batch of an evaluation; large enough to keep all cores busy, small in memory.
 pub(crate) const EVAL_BATCH: usize = 256;

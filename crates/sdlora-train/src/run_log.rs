@@ -4,7 +4,7 @@ use sdlora_metrics::AccuracyMatrix;
 use serde::{Deserialize, Serialize};
 
 use crate::heads::FloatsStored;
-use crate::trainer::TaskLog;
+use crate::task_log::TaskLog;
 
 /// Everything a run learned besides its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -30,11 +30,14 @@ use crate::resume::{
     task_end_name,
 };
 use crate::run::{Finished, RunOptions, Start};
-use crate::run_data::{Round, RunData};
+use crate::run_data::{Round, RunData, Task};
 use crate::run_folder::RunFolder;
 use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
-use crate::trainer::{TaskData, TaskLoader, TaskLog, Trainer};
+use crate::task_loader::TaskLoader;
+use crate::task_log::TaskLog;
+use crate::tested::Tested;
+use crate::trainer::{TaskData, Trainer};
 
 /// Model, optimiser and log of a run, with all that stays the same in it.
 pub struct Session<'a> {
@@ -56,6 +59,8 @@ pub struct Session<'a> {
     features: Option<FeatureTable>,
     /// Rounds that are over.
     n_done: usize,
+    /// What the newest evaluation of this session said.
+    tested: Option<Tested>,
 }
 
 impl<'a> Session<'a> {
@@ -88,10 +93,12 @@ impl<'a> Session<'a> {
         )?;
         clean_objects(&folder.checkpoints());
         let matrix = AccuracyMatrix::new(data.tasks.len()).with_test_counts(data.test_counts())?;
+        let class_names = data.class_names();
+        let new_labels = data.tasks.iter().map(Task::new_labels).collect();
         let mut session = Self {
             plan,
             data,
-            evaluator: Evaluator::new(tests),
+            evaluator: Evaluator::new(tests, class_names, new_labels),
             is_changed: true,
             device,
             more_devices: options.devices[1..].to_vec(),
@@ -102,6 +109,7 @@ impl<'a> Session<'a> {
             log: RunLog::new(matrix),
             features: None,
             n_done: 0,
+            tested: None,
         };
         if options.start != Start::Fresh {
             session = session.resumed()?;
@@ -120,6 +128,7 @@ impl<'a> Session<'a> {
                 task_idx: 0,
                 n_steps: 0,
                 mark: Some(0),
+                log: Some(&self.log),
             });
             return Ok(self);
         };
@@ -147,6 +156,7 @@ impl<'a> Session<'a> {
             task_idx: n_done,
             n_steps: log.tasks.get(n_done).map_or(0, |task| task.losses.len()),
             mark,
+            log: Some(log),
         });
         Ok(self)
     }
@@ -319,7 +329,7 @@ impl<'a> Session<'a> {
             return Ok(self);
         }
         let observer = &*self.observer;
-        let row = self.evaluator.row(
+        let tested = self.evaluator.test(
             &self.model,
             self.plan.head().as_ref(),
             n_seen,
@@ -327,7 +337,7 @@ impl<'a> Session<'a> {
             &self.device,
             &mut || observer.wants_stop(),
         )?;
-        let Some(row) = row else {
+        let Some(tested) = tested else {
             self.checkpoint(&steps_done_name(round))?;
             return Err(self.stopped(round));
         };
@@ -336,7 +346,8 @@ impl<'a> Session<'a> {
         while log.matrix.n_rows() + 1 < n_seen {
             log.matrix.push_missing_row()?;
         }
-        log.matrix.push_row(row)?;
+        log.matrix.push_row(tested.accuracies())?;
+        self.tested = Some(tested);
         log.eval_seconds.push(clock.elapsed().as_secs_f64());
         self.observer.event(&Event::Evaluated {
             task_idx: n_seen - 1,
@@ -360,6 +371,11 @@ impl<'a> Session<'a> {
     pub fn save(mut self, round: usize) -> Result<Self, TrainError> {
         self.n_done = round + 1;
         self.checkpoint(&task_end_name(round))?;
+        self.observer.event(&Event::TaskDone {
+            task_idx: round,
+            log: &self.log,
+            tested: self.tested.as_ref(),
+        });
         Ok(self)
     }
 
@@ -368,13 +384,15 @@ impl<'a> Session<'a> {
     /// # Errors
     ///
     /// [`TrainError::Setting`] for a session that no round is over of, and those of the images.
-    pub fn finish(self) -> Result<Finished, TrainError> {
+    pub fn finish(mut self) -> Result<Finished, TrainError> {
         let classifier = self.model.classifier(self.plan.head().as_ref())?;
         let (predicting, novelty) = self.predicting(&classifier)?;
+        let tested = self.tested_at_end()?;
         Ok(Finished {
             classifier,
             predicting,
             novelty,
+            tested,
             head_name: self.plan.head_name().to_owned(),
             model: self.model,
             log: self.log,
@@ -382,6 +400,27 @@ impl<'a> Session<'a> {
             class_order: self.data.class_order,
             folder: self.folder,
         })
+    }
+
+    /// The newest evaluation. A session that continues a run all of whose rounds are over repeats it.
+    fn tested_at_end(&mut self) -> Result<Tested, TrainError> {
+        if let Some(tested) = self.tested.take() {
+            return Ok(tested);
+        }
+        let n_seen = match self.n_done.checked_sub(1) {
+            Some(round) => self.round(round).n_seen_tasks(),
+            None => 0,
+        };
+        let tested = self.evaluator.test(
+            &self.model,
+            self.plan.head().as_ref(),
+            n_seen,
+            self.is_changed,
+            &self.device,
+            &mut || false,
+        )?;
+        // Nobody stops it.
+        Ok(tested.unwrap_or_default())
     }
 
     /// How images are prepared, and what the held-out ones say of the numbers of the model.

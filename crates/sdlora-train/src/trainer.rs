@@ -7,8 +7,7 @@ use std::time::Instant;
 use burn::optim::ModuleOptimizer;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sdlora_core::Precision;
-use sdlora_data::{Batches, EpochPlan, Loader};
-use serde::{Deserialize, Serialize};
+use sdlora_data::{Batches, EpochPlan};
 
 use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
@@ -22,62 +21,8 @@ use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
 use crate::slot::training_updates;
 use crate::soundness::{LossWatch, unsound_part};
-
-/// Position and log of a task in training.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct TaskLog {
-    /// Loss of every step so far, before its update; its length is the position.
-    pub losses: Vec<f64>,
-    /// Seconds of the steps, over all sessions.
-    pub seconds: f64,
-    /// Seconds of what method and head compute before and after the steps, over all sessions: looks at
-    /// the images, statistics, solves, alignment.
-    #[serde(default)]
-    pub around_seconds: f64,
-    /// Steps with the relative residual of the running direction on the earlier ones after them,
-    /// mean over the sites; empty unless asked for.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub residuals: Vec<(usize, f64)>,
-}
-
-impl TaskLog {
-    /// Seconds of all that a task costs but its evaluation.
-    pub fn total_seconds(&self) -> f64 {
-        self.seconds + self.around_seconds
-    }
-}
-
-/// The training images of a task, in batches.
-pub struct TaskLoader {
-    loader: Loader,
-}
-
-impl TaskLoader {
-    /// Batches of a set.
-    pub fn new(loader: Loader) -> Self {
-        Self { loader }
-    }
-
-    /// Batches per epoch.
-    pub fn n_batches(&self) -> usize {
-        self.loader.n_batches()
-    }
-
-    /// Images per epoch.
-    pub fn n_images(&self) -> usize {
-        self.loader.n_samples()
-    }
-
-    pub(crate) fn epoch(
-        &self,
-        epoch: usize,
-        first: usize,
-        device: &Device,
-    ) -> Result<Batches, TrainError> {
-        let batches = self.loader.epoch(epoch, device);
-        Ok(batches.skip_to(first.min(self.n_batches()))?)
-    }
-}
+use crate::task_loader::TaskLoader;
+use crate::task_log::TaskLog;
 
 /// A batch on its way to the loss.
 struct Batch {
@@ -218,7 +163,7 @@ impl Trainer<'_> {
         while step < n_steps {
             let epoch = step / n_batches;
             let mut batches = task.loader.epoch(epoch, step % n_batches, &self.device)?;
-            let plan = task.features.map(|_| task.loader.loader.plan(epoch));
+            let plan = task.features.map(|_| task.loader.plan(epoch));
             while let Some(batch) = self.next(&mut batches, plan.as_ref(), task, epoch, step)? {
                 let n_images = batch.labels.len();
                 let (value, grads) = replicas.gradients(
@@ -417,7 +362,7 @@ impl Trainer<'_> {
         let Some(mix) = self.mix else {
             return Mix::None;
         };
-        let [_, height, width] = task.loader.loader.source().transform().shape();
+        let [_, height, width] = task.loader.shape();
         mix.draw(self.seed, task.task_idx, step, [height, width])
     }
 

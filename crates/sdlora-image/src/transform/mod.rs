@@ -45,6 +45,11 @@ impl BaseImage {
     pub fn n_bytes(&self) -> usize {
         self.image.data().len()
     }
+
+    /// Its pixels.
+    pub fn into_image(self) -> Image {
+        self.image
+    }
 }
 
 impl TransformConfig {

@@ -9,7 +9,8 @@ use crate::heads;
 use crate::methods::{self, LossOver, TaskContext};
 use crate::observer::Silent;
 use crate::optimizer::{OptimizerConfig, Schedule};
-use crate::trainer::{TaskData, TaskLog, Trainer};
+use crate::task_log::TaskLog;
+use crate::trainer::{TaskData, Trainer};
 
 /// Weights fine-tuned on single tasks, each from the pre-trained ones.
 #[derive(Debug, Clone, PartialEq)]

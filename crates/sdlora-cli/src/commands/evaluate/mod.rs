@@ -80,7 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(answer) => tally.add(subject.truth(position), &answer),
             Err(problem) => {
                 let name = subject.name(position);
-                progress.beside(|| note!("{}: {}", shown(&name), shown(&problem)));
+                note!("{}: {}", shown(&name), shown(&problem));
                 tally.unreadable.push((name, problem));
             }
         }

@@ -182,7 +182,6 @@ impl Evaluation {
             .enumerate()
             .map(|(label, name)| Class::of(label, name, names, &confusion))
             .collect();
-        let accuracies: Vec<f64> = classes.iter().filter_map(|class| class.accuracy).collect();
         let strangers = subject
             .strangers
             .iter()
@@ -201,7 +200,7 @@ impl Evaluation {
             subject: subject.title.clone(),
             n_images: tally.known.len(),
             accuracy: confusion.accuracy(),
-            class_accuracy: sdlora_metrics::mean(&accuracies),
+            class_accuracy: confusion.mean_class_accuracy(),
             calibrated: model.calibrated.is_some(),
             calibration: Some(Reliability::of(&calibration)),
             classes,

@@ -106,7 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             sorting.note(&image.path, &said);
         }
         let line = lines.line(image, &said, position + 1 == n_images);
-        progress.beside(|| sink.line(&line))?;
+        sink.line(&line)?;
         progress.advance(1);
         Ok(())
     })?;
