@@ -9,6 +9,7 @@ mod api;
 #[cfg(test)]
 mod architecture;
 mod bench;
+mod browse;
 mod check;
 #[cfg(test)]
 mod circles;
@@ -46,6 +47,7 @@ enum Command {
     Sdlora(sdlora::Args),
     Api(api::Args),
     Bench(bench::Args),
+    Browse(browse::Args),
     Check(check::Args),
     Golden(golden::Args),
     Interop(interop::Args),
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Sdlora(args) => sdlora::run(None, &args),
         Command::Api(args) => api::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Browse(args) => browse::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Golden(args) => golden::run(&args),
         Command::Interop(args) => interop::run(&args),
@@ -112,8 +115,8 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "sdlora", "api", "bench", "check", "golden", "interop", "package", "schema",
-            "torture",
+            "train", "sdlora", "api", "bench", "browse", "check", "golden", "interop", "package",
+            "schema", "torture",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

@@ -13,6 +13,7 @@ mod device;
 mod download_bar;
 mod image_progress;
 mod known;
+mod live_report;
 #[cfg(test)]
 mod mutations;
 mod output;
@@ -24,8 +25,10 @@ mod progress;
 mod report;
 mod results;
 mod run_log;
+mod run_report;
 mod shown;
 mod stop;
+mod tensorboard;
 mod usage;
 
 use std::process::ExitCode;
@@ -51,6 +54,7 @@ enum Command {
     Compare(commands::compare::Args),
     Predict(commands::predict::Args),
     Evaluate(commands::evaluate::Args),
+    Report(commands::report::Args),
     Inspect(commands::inspect::Args),
     Presets(commands::presets::Args),
     Data(commands::data::Args),
@@ -96,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Compare(args) => commands::compare::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Presets(args) => commands::presets::run(args),
         Command::Data(args) => commands::data::run(args),

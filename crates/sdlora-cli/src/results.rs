@@ -8,7 +8,8 @@ use sdlora_train::files::write_file;
 use sdlora_train::{Finished, Plan, RunLog, write_model};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{ReportInput, TaskTiming, grouped, published_numbers, report_html, stored};
+use crate::report::State;
+use crate::run_report::{REPORT_FILE, Shown};
 
 /// Name of the file that marks a run as finished.
 pub const METRICS_FILE: &str = "metrics.json";
@@ -42,8 +43,15 @@ pub fn write(folder: &Path, plan: &Plan, finished: &Finished, device: &str) -> a
     write_model(&folder.join("model"), finished)?;
     let csv = sdlora_metrics::to_csv(&log.matrix);
     write_file(&folder.join("accuracy_matrix.csv"), csv.as_bytes())?;
-    let html = html(folder, plan, log, &summary, device)?;
-    write_file(&folder.join("report.html"), html.as_bytes())?;
+    let report = Shown {
+        folder,
+        plan,
+        log,
+        tested: Some(&finished.tested),
+        device,
+        state: State::Done,
+    };
+    write_file(&folder.join(REPORT_FILE), report.html()?.as_bytes())?;
     let metrics = Metrics {
         version: env!("CARGO_PKG_VERSION").into(),
         device: device.into(),
@@ -72,78 +80,6 @@ pub fn read(folder: &Path) -> anyhow::Result<Metrics> {
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&text)
         .with_context(|| format!("{} is damaged; remove it and run again", path.display()))
-}
-
-fn html(
-    folder: &Path,
-    plan: &Plan,
-    log: &RunLog,
-    summary: &Summary,
-    device: &str,
-) -> anyhow::Result<String> {
-    let config = plan.config();
-    let mut losses = Vec::new();
-    let mut task_starts = Vec::new();
-    for task in &log.tasks {
-        task_starts.push(losses.len());
-        let first = losses.len();
-        losses.extend(
-            task.losses
-                .iter()
-                .enumerate()
-                .map(|(i, &loss)| (first + i, loss)),
-        );
-    }
-    let magnitudes: Vec<Vec<f64>> = log
-        .magnitudes
-        .iter()
-        .filter_map(|groups| groups.first().cloned())
-        .collect();
-    let timings: Vec<TaskTiming> = log
-        .tasks
-        .iter()
-        .zip(&log.eval_seconds)
-        .map(|(task, &eval_seconds)| TaskTiming {
-            train_seconds: task.total_seconds(),
-            eval_seconds,
-        })
-        .collect();
-    let fact = |name: &str, value: String| (name.to_owned(), value);
-    let mut facts = vec![
-        fact("method", config.method.name.clone()),
-        fact("head", head(plan, log)),
-        fact("data set", config.dataset.clone()),
-        fact("backbone", config.backbone.weights.display().to_string()),
-        fact("device", device.to_owned()),
-        fact("version", env!("CARGO_PKG_VERSION").to_owned()),
-    ];
-    for number in published_numbers(&config.expected, summary) {
-        let name = format!("published {}", number.label);
-        facts.push((name, format!("{} ({})", number.published, number.source)));
-    }
-    Ok(report_html(&ReportInput {
-        title: &folder.file_name().unwrap_or_default().to_string_lossy(),
-        facts: &facts,
-        plan_toml: &plan.to_toml()?,
-        matrix: &log.matrix,
-        summary,
-        magnitudes: &magnitudes,
-        losses: &losses,
-        task_starts: &task_starts,
-        task_names: &[],
-        timings: &timings,
-    }))
-}
-
-/// The head and what it keeps of old classes.
-fn head(plan: &Plan, log: &RunLog) -> String {
-    let kept = log.floats_stored.last().copied().unwrap_or_default();
-    format!(
-        "{}; keeps {} floats, {} in all",
-        plan.head_name(),
-        stored(kept),
-        grouped(kept.total)
-    )
 }
 
 #[cfg(test)]

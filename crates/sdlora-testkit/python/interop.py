@@ -10,13 +10,16 @@ becomes of the logits where the pixels of both sides are rounded otherwise.
 import argparse
 import contextlib
 import datetime
+import io
 import json
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -29,13 +32,16 @@ import torch
 from peft import AutoPeftModel, PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 SHAPE = dict(img_size=28, patch_size=7, in_chans=1, embed_dim=32, depth=2, num_heads=4)
 BOUND = 1e-4
 LUMA = torch.tensor([0.299, 0.587, 0.114])
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "pillow", "onnx", "onnxruntime")
+LIBRARIES = (
+    "torch", "torchvision", "timm", "transformers", "peft", "pillow", "onnx", "onnxruntime", "tensorboard",
+)
 
 
 def main():
@@ -49,7 +55,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         rows = in_trips(args, work) + trips(args, work) + image_trips(args, work)
-        rows += onnx_trips(args, work) + onnx_labels(args, work)
+        rows += onnx_trips(args, work) + onnx_labels(args, work) + tensorboard_trips(args, work)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     lines = [f"`cargo xtask interop` on {datetime.date.today()} with {versions}.", ""]
     lines += ["| from | to | compared | largest difference | bound |", "|---|---|---|---|---|"]
@@ -544,6 +550,50 @@ def onnx_pixels(run, folder, pictures):
     pixels, _ = run.prepare(folder)
     return (f"sdlora ({run.kind})", "ONNX Runtime, pictures", "pixels",
             run.levels * difference(torch.from_numpy(np.concatenate(found)), pixels), ONNX_LEVELS)
+
+
+def tensorboard_trips(args, work):
+    """Event files of a run that is stopped in its second task and continued, as TensorBoard itself reads them."""
+    runs, board, name = work / "board-runs", work / "board", "stopped"
+    words = ["train", "--preset", "omniglot-10x20", "--data-dir", args.data_dir, "--quiet", "--runs", runs,
+             "--name", name, "--tensorboard", board, "--set", "n_epochs=150", "--set", "stream.n_tasks=3",
+             "--set", "stream.split={increment={init_cls=3,increment=3}}"]
+    events = runs / name / "log.jsonl"
+
+    def told():
+        lines = events.read_text().splitlines(keepends=True) if events.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    running = subprocess.Popen([args.sdlora, *map(str, words)])
+    while running.poll() is None:
+        if any(line["event"] == "task_started" and line["task"] == 1 for line in told()):
+            running.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.005)
+    if running.wait() != 130:
+        sys.exit("the run was not stopped in its second task")
+    sdlora(args, *words, "--resume")
+
+    accumulator = EventAccumulator(str(board / name), size_guidance=dict(scalars=0, images=0)).Reload()
+    expected = [(line["loss"], line["lr"]) for line in told() if line["event"] == "step"]
+    matrix = json.loads((runs / name / "metrics.json").read_text())["log"]["matrix"]["acc"]
+    rows = []
+
+    def compare(what, tag, values):
+        scalars = accumulator.Scalars(tag)
+        if [scalar.step for scalar in scalars] != list(range(len(values))):
+            sys.exit(f"{tag}: a step is missing or stands twice")
+        largest = max(abs(scalar.value - value) for scalar, value in zip(scalars, values))
+        rows.append(("sdlora, stopped and continued", "tensorboard", what, largest, 1e-6))
+
+    compare("loss of every step", "train/loss", [loss for loss, _ in expected])
+    compare("rate of every step", "train/learning_rate", [rate for _, rate in expected])
+    compare("accuracy after every task", "task/accuracy_over_tasks", [sum(row) / len(row) for row in matrix])
+    pictures = accumulator.Images("task/accuracy_matrix")
+    sizes = [(Image.open(io.BytesIO(p.encoded_image_string)).size, (p.width, p.height)) for p in pictures]
+    if [p.step for p in pictures] != [0, 1, 2] or any(found != said for found, said in sizes):
+        sys.exit(f"pictures of the matrix: {sizes}")
+    return rows
 
 
 def onnx_labels(args, work):

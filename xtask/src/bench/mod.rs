@@ -1,7 +1,10 @@
 //! `cargo xtask bench`: the benchmarks, and the comparison with PyTorch.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Context;
 
 use crate::process;
 use comparison::Comparison;
@@ -19,6 +22,9 @@ pub struct Args {
     /// Compare a training step and inference with this framework, in alternating rounds
     #[arg(long, value_enum, conflicts_with = "bench")]
     against: Option<Framework>,
+    /// Compare images a second of `sdlora predict` with those of inference alone, on this folder of JPEG photographs
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["bench", "against"])]
+    photographs: Option<PathBuf>,
     #[command(flatten)]
     comparison: Comparison,
     /// Passed to the benchmark, for instance the name of one measurement
@@ -39,6 +45,13 @@ enum Framework {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.against.is_some() {
         return against::run(&args.comparison);
+    }
+    if let Some(folder) = &args.photographs {
+        // Cargo starts a benchmark in the folder of its crate.
+        let folder = std::fs::canonicalize(folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?;
+        let mut cargo = process::cargo(["bench", "-p", "sdlora-train", "--bench", "predict"]);
+        return process::run(cargo.env("SDLORA_PHOTOGRAPHS", folder));
     }
     // Only bench targets: the test harness of a library refuses the options of a benchmark.
     let mut cargo = process::cargo(["bench", "--workspace", "--bench", &args.bench, "--"]);

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
+pub mod report;
 pub mod suites;
 pub mod train;
 

@@ -12,6 +12,7 @@ use crate::UsageError;
 use crate::commands::Common;
 use crate::config::ConfigArgs;
 use crate::device::Devices;
+use crate::live_report::LiveReport;
 use crate::output::say;
 use crate::progress::Progress;
 use crate::report::{published_block, published_numbers, summary_block};
@@ -19,6 +20,7 @@ use crate::results;
 use crate::run_log::RunLogger;
 use crate::shown::shown_path;
 use crate::stop::{StopRequest, Stoppable, Stopped};
+use crate::tensorboard::{TensorBoard, has_events};
 
 /// Learn a stream of tasks one after another
 #[derive(Debug, clap::Args)]
@@ -36,6 +38,9 @@ pub struct Args {
     /// Devices that share every batch, for instance cuda:0,cuda:1; the first makes the steps and evaluates
     #[arg(long, value_delimiter = ',', conflicts_with = "device")]
     devices: Vec<String>,
+    /// Write event files for TensorBoard: to DIR/NAME, or without DIR to the folder `tensorboard` of the run
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<Option<PathBuf>>,
     /// Continue the run NAME where it stopped
     #[arg(long, requires = "name")]
     resume: bool,
@@ -63,6 +68,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(name) => args.runs.join(name),
         None => next_folder(&args.runs, &stem(&args.config))?,
     };
+    let board = args.tensorboard.as_ref().map(|place| match place {
+        Some(place) => place.join(folder.strip_prefix(&args.runs).unwrap_or(&folder)),
+        None => folder.join("tensorboard"),
+    });
+    if let Some(board) = board
+        .as_deref()
+        .filter(|board| !args.resume && has_events(board))
+    {
+        // A run without a name has just got its folder.
+        let _ = remove_empty_folder(&folder);
+        return Err(UsageError(format!(
+            "{} holds the events of another run: choose another `--tensorboard`, or remove it",
+            shown_path(board)
+        ))
+        .into());
+    }
     let mut progress = Progress::new(args.common.quiet);
     progress.println(&format!(
         "{} on {}: run folder {}",
@@ -73,7 +94,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let data_dir = &args.common.data_dir;
     let stop = StopRequest::on_signals()?;
     let mut observer = Stoppable::new(&stop, &mut progress);
-    let finished = execute(&plan, data_dir, &devices, &folder, start, &mut observer);
+    let finished = match &board {
+        Some(board) => {
+            let mut observer = TensorBoard::new(board, &mut observer);
+            execute(&plan, data_dir, &devices, &folder, start, &mut observer)
+        }
+        None => execute(&plan, data_dir, &devices, &folder, start, &mut observer),
+    };
     progress.finish();
     let finished = finished.map_err(|error| {
         if args.name.is_none() {
@@ -89,6 +116,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     say!("{}", published_block(&published));
     say!("report: {}", shown_path(&folder.join("report.html")));
     say!("model:  {}", shown_path(&folder.join("model")));
+    if let Some(board) = &board {
+        say!("events: {}", shown_path(board));
+    }
     Ok(())
 }
 
@@ -130,14 +160,20 @@ pub fn execute(
     start: Start,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Finished> {
-    let mut log = RunLogger::new(folder, observer);
+    let mut report = LiveReport::new(folder, plan, &devices.names, observer);
+    let mut log = RunLogger::new(folder, &mut report);
     let options = RunOptions {
         data_dir: data_dir.into(),
         devices: devices.opened.clone(),
         folder: folder.into(),
         start,
     };
-    let finished = sdlora_train::run(plan, &options, &mut log)?;
+    let finished = sdlora_train::run(plan, &options, &mut log);
+    drop(log);
+    if finished.is_err() {
+        report.stop();
+    }
+    let finished = finished?;
     results::write(folder, plan, &finished, &devices.names).with_context(|| {
         format!(
             "the run in {} is complete, its files are not",

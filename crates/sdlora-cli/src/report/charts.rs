@@ -3,11 +3,18 @@
 use sdlora_metrics::AccuracyMatrix;
 
 use super::ReportInput;
+use super::classes::level_paths;
+use super::page::percent_or_dash;
 use super::svg::{Plot, Scale, escape, text};
 use super::table::percent;
 
 /// Largest number of points of the loss curve: more would not be seen at its width.
 const MAX_LOSS_POINTS: usize = 240;
+
+/// Largest number of dots with a text in a figure of lines: those of longer streams would take more room than all else.
+const MAX_DOTS: usize = 400;
+/// Tasks from which on the cells of the matrix have no text of their own.
+const MANY_TASKS: usize = 40;
 
 /// Name of a task: its own, or its number.
 pub fn task_name(task_names: &[String], task_idx: usize) -> String {
@@ -40,11 +47,18 @@ pub fn accuracy_curve(input: &ReportInput) -> String {
     let lowest = values.fold(1.0, |lowest: f64, value| lowest.min(*value));
     let y = Scale::nice((100.0 * lowest - 2.0).max(0.0), 100.0, 5);
     let x = Scale::positions(matrix.n_tasks(), 20);
-    let mut plot = Plot::new(
-        "Accuracy after every task",
-        ("after task", x),
-        ("accuracy in %", y),
-    );
+    let mean = &input.summary.accuracy_curve;
+    let says = match (mean.iter().flatten().next(), mean.iter().flatten().last()) {
+        (Some(&first), Some(&last)) => format!(
+            "Accuracy after every task: the mean over tasks starts at {} and is {} after task {}",
+            percent_or_dash(Some(first)),
+            percent_or_dash(Some(last)),
+            matrix.n_rows() - 1
+        ),
+        _ => "Accuracy after every task".to_owned(),
+    };
+    let has_dots = 3 * matrix.n_rows() <= MAX_DOTS;
+    let mut plot = Plot::new(&says, ("after task", x), ("accuracy in %", y));
 
     let mut legend = String::new();
     for (class, name, curve) in &series {
@@ -54,10 +68,8 @@ pub fn accuracy_curve(input: &ReportInput) -> String {
             .map(|(after, value)| (after as f64, value.map(|value| 100.0 * value)))
             .collect();
         plot.line(class, "", &points);
-        for (after, value) in points
-            .iter()
-            .filter_map(|&(after, value)| Some((after, value?)))
-        {
+        let dots = points.iter().filter(|_| has_dots);
+        for (after, value) in dots.filter_map(|&(after, value)| Some((after, value?))) {
             let tip = format!(
                 "after {}: {name} {value:.2} %",
                 task_name(input.task_names, after as usize)
@@ -89,7 +101,17 @@ pub fn heat_map(matrix: &AccuracyMatrix, task_names: &[String]) -> String {
     let floor = ((lowest * 10.0).floor() / 10.0).min(0.9);
 
     let mut body = String::new();
-    for (after, on) in cells() {
+    if n_tasks > MANY_TASKS {
+        let strengths = cells().filter_map(|(after, on)| {
+            let value = matrix.get(after, on)?;
+            Some((after, on, (value - floor) / (1.0 - floor)))
+        });
+        body.push_str(&format!(
+            r#"<g transform="translate({left} {top}) scale({side:.3})">{}</g>"#,
+            level_paths("cell", strengths)
+        ));
+    }
+    for (after, on) in cells().filter(|_| n_tasks <= MANY_TASKS) {
         let Some(value) = matrix.get(after, on) else {
             continue;
         };
@@ -138,10 +160,23 @@ pub fn heat_map(matrix: &AccuracyMatrix, task_names: &[String]) -> String {
         r#"<text class="title mid" transform="translate(13 {:.1}) rotate(-90)">after task</text>"#,
         top + middle
     ));
+    let says = match matrix.last_seen() {
+        Some(row) if !row.is_empty() => {
+            let worst = row.iter().copied().fold(f64::INFINITY, f64::min);
+            format!(
+                "Accuracy matrix of {n_tasks} tasks; after task {}, the accuracy on the tasks seen lies between {} and {}",
+                matrix.n_rows() - 1,
+                percent_or_dash(Some(worst)),
+                percent_or_dash(row.iter().copied().reduce(f64::max))
+            )
+        }
+        _ => "Accuracy matrix in percent".to_owned(),
+    };
     format!(
-        r#"<div class="legend">{:.0} %<span class="heat-scale"></span>100 %</div><svg class="heat" viewBox="0 0 {width:.1} {height:.1}" style="max-width:{:.0}px" role="img" aria-label="Accuracy matrix in percent">{body}</svg>"#,
+        r#"<div class="legend">{:.0} %<span class="heat-scale"></span>100 %</div><svg class="heat" viewBox="0 0 {width:.1} {height:.1}" style="max-width:{:.0}px" role="img" aria-label="{}">{body}</svg>"#,
         100.0 * floor,
-        1.3 * width
+        1.3 * width,
+        escape(&says)
     )
 }
 
@@ -153,11 +188,11 @@ pub fn magnitudes(input: &ReportInput) -> Option<String> {
     // Zero is a direction that does nothing: keep it in sight.
     let y = Scale::nice(min.min(0.0), max.max(0.0), 5);
     let x = Scale::positions(rows.len(), 20);
-    let mut plot = Plot::new(
-        "Magnitude of every direction after every task",
-        ("after task", x),
-        ("magnitude", y),
+    let says = format!(
+        "Magnitude of {n_directions} directions after every task, between {min:.3} and {max:.3}"
     );
+    let has_dots = rows.iter().map(Vec::len).sum::<usize>() <= MAX_DOTS;
+    let mut plot = Plot::new(&says, ("after task", x), ("magnitude", y));
     for direction in 0..n_directions {
         let style = ramp(direction, n_directions);
         let points: Vec<(f64, Option<f64>)> = rows
@@ -166,10 +201,8 @@ pub fn magnitudes(input: &ReportInput) -> Option<String> {
             .map(|(after, row)| (after as f64, row.get(direction).copied()))
             .collect();
         plot.line("ramp", &style, &points);
-        for (after, value) in points
-            .iter()
-            .filter_map(|&(after, value)| Some((after, value?)))
-        {
+        let dots = points.iter().filter(|_| has_dots);
+        for (after, value) in dots.filter_map(|&(after, value)| Some((after, value?))) {
             let tip = format!(
                 "direction of {} after task {after:.0}: {value:.4}",
                 task_name(input.task_names, direction)
@@ -203,7 +236,11 @@ pub fn loss_curve(input: &ReportInput) -> Option<String> {
     let (first, last) = range(finite.iter().map(|&(step, _)| step))?;
     let y = Scale::nice(min.min(0.0), max, 5);
     let x = Scale::exact(first, last, 6);
-    let mut plot = Plot::new("Training loss of every step", ("step", x), ("loss", y));
+    let says = format!(
+        "Training loss of {} steps, between {min:.3} and {max:.3}",
+        finite.len()
+    );
+    let mut plot = Plot::new(&says, ("step", x), ("loss", y));
     // Labels need about 36 units of the width each.
     let label_stride = input.task_starts.len().div_ceil(12).max(1);
     for (task_idx, &start) in input.task_starts.iter().enumerate() {
@@ -271,7 +308,7 @@ fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 }
 
 /// Share of the end colour of the ramp for one of `n` ordered lines.
-fn ramp(line: usize, n: usize) -> String {
+pub(super) fn ramp(line: usize, n: usize) -> String {
     let share = if n > 1 {
         100.0 * line as f64 / (n - 1) as f64
     } else {
@@ -283,6 +320,7 @@ fn ramp(line: usize, n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::State;
     use sdlora_metrics::Summary;
 
     fn two_tasks() -> (AccuracyMatrix, Summary) {
@@ -303,6 +341,8 @@ mod tests {
             task_starts: &[],
             task_names: &[],
             timings: &[],
+            state: State::Done,
+            classes: None,
         }
     }
 
@@ -312,6 +352,20 @@ mod tests {
         assert_eq!(svg.matches("<rect").count(), 3);
         assert!(svg.contains("after task 1, on task 0 (cats &amp; dogs): 80.00 %"));
         assert!(svg.contains("80 %<span class=\"heat-scale\">"));
+    }
+
+    #[test]
+    fn the_matrix_of_many_tasks_takes_little_room_and_says_what_it_shows() {
+        let mut matrix = AccuracyMatrix::new(100);
+        while !matrix.is_complete() {
+            matrix.push_row(vec![0.75; matrix.n_rows() + 1]).unwrap();
+        }
+        let svg = heat_map(&matrix, &[]);
+        assert!(svg.len() < 150_000, "{} bytes", svg.len());
+        assert!(
+            svg.contains("aria-label=\"Accuracy matrix of 100 tasks; after task 99"),
+            "{svg:.600}"
+        );
     }
 
     #[test]

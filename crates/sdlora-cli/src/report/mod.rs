@@ -9,21 +9,33 @@
 //! | `claims.rs` | published orders of methods beside those that came out |
 //! | `expected.rs` | published numbers beside those of the run |
 //! | `html.rs` | the page `report.html` |
-//! | `charts.rs` | its figures: accuracy curve, matrix heat map, magnitudes, loss |
+//! | `side_by_side.rs` | the page of several runs or methods |
+//! | `page.rs` | the frame of both: style, script, tables that sort |
+//! | `charts.rs` | figures of a run: accuracy curve, matrix heat map, magnitudes, loss |
+//! | `classes.rs` | its classes: the table, the confusion |
+//! | `class_map.rs` | a map of their mean features |
 //! | `figure.rs` | figures that are files of their own |
 //! | `svg.rs` | what the figures are drawn with: axes, ticks, lines, escaped text |
+//! | `encode.rs` | pictures and data inside a page |
 
 mod charts;
 mod claims;
+mod class_map;
+mod classes;
+mod encode;
 mod expected;
 pub mod figure;
 mod html;
+mod page;
+mod side_by_side;
 mod svg;
 mod table;
 
 pub use claims::{Claim, Outcome, claims_table};
+pub use classes::{Classes, Mistake, PICTURE_SIDE};
 pub use expected::{published_block, published_numbers};
 pub use html::report_html;
+pub use side_by_side::{Entry, side_by_side};
 pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
@@ -52,6 +64,21 @@ pub struct ReportInput<'a> {
     pub task_names: &'a [String],
     /// Wall-clock time of each trained task.
     pub timings: &'a [TaskTiming],
+    /// Whether the run goes on.
+    pub state: State,
+    /// Answers on test images, class by class, where they are known.
+    pub classes: Option<Classes<'a>>,
+}
+
+/// What has become of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It goes on, and the page is written again after every task.
+    Running,
+    /// It ended before its last task, and can be continued.
+    Stopped,
+    /// All tasks are over.
+    Done,
 }
 
 /// Wall-clock time of one task.

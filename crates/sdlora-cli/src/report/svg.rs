@@ -229,6 +229,20 @@ impl Plot {
         ));
     }
 
+    /// A dot of fixed size with a text shown when pointed at; nothing if it has no place.
+    pub fn mark(&mut self, class: &str, style: &str, (x, y): (f64, f64), tip: &str) {
+        if !(x.is_finite() && y.is_finite()) {
+            return;
+        }
+        self.body.push_str(&format!(
+            r#"<circle class="dot {class}" style="{}" cx="{:.1}" cy="{:.1}" r="4"><title>{}</title></circle>"#,
+            escape(style),
+            self.at_x(x),
+            self.at_y(y),
+            escape(tip)
+        ));
+    }
+
     /// The area between a lower and an upper value at each x; all must be finite.
     pub fn band(&mut self, class: &str, points: &[(f64, f64, f64)]) {
         let upper = points.iter().map(|&(x, _, upper)| (x, upper));

@@ -25,6 +25,7 @@ use crate::commands::{Common, check_place, refuse_overwriting};
 use crate::config::with_settings;
 use crate::device::Devices;
 use crate::output::{self, note, say};
+use crate::report::{Entry, side_by_side};
 use crate::results::{self, Metrics};
 use crate::shown::{clipped, shown};
 use crate::stop::{StopRequest, Stoppable, Stopped};
@@ -78,6 +79,10 @@ pub struct Args {
     /// Make no run: tables of what is finished already, in its folder or in the records
     #[arg(long)]
     finished: bool,
+    /// Page with the entries side by side, as `sdlora report` writes it; of a suite with several streams, one page each,
+    /// with the name of the stream in its name
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// File for the tables, besides printing them; of a file with the lines `<!-- compare: begin -->` and
     /// `<!-- compare: end -->` only what stands between them is renewed
     #[arg(long)]
@@ -158,6 +163,14 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         if rows.is_empty() {
             continue;
         }
+        if let Some(plot) = &args.plot {
+            let path = page_of(plot, (bases.len() > 1).then_some(base.name));
+            let title = format!("{}, {}", suite.name, base.name);
+            write_file(
+                &path,
+                side_by_side(&title, &entries(jobs, &rows)).as_bytes(),
+            )?;
+        }
         let table = table_of(&rows, &suite.claim);
         say!("\n{table}");
         if let Some(best) = best_of(&suite, &rows) {
@@ -189,6 +202,31 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         failed.join("\n")
     ))
     .into())
+}
+
+/// The entries of a stream, with the curves of the runs whose folders are there.
+fn entries(jobs: &[Job], rows: &[Row]) -> Vec<Entry> {
+    let curve_of = |entry: &str, seed: u32| {
+        let is_wanted = |job: &&Job| job.key.entry == entry && job.key.seed == seed;
+        let metrics = results::read(&jobs.iter().find(is_wanted)?.folder).ok()?;
+        Some(Summary::of(&metrics.log.matrix))
+    };
+    let rows = rows.iter();
+    rows.map(|row| row.entry(|seed| curve_of(row.label(), seed)))
+        .collect()
+}
+
+/// The page of a stream: `plot.html` becomes `plot-STREAM.html`.
+fn page_of(plot: &Path, stream: Option<&str>) -> PathBuf {
+    let Some(stream) = stream else {
+        return plot.to_owned();
+    };
+    let stem = plot.file_stem().unwrap_or_default().to_string_lossy();
+    let ending = plot.extension().unwrap_or_default().to_string_lossy();
+    match ending.is_empty() {
+        true => plot.with_file_name(format!("{stem}-{stream}")),
+        false => plot.with_file_name(format!("{stem}-{stream}.{ending}")),
+    }
 }
 
 /// What users should know of the runs, each sentence once: all runs on a data set say the same of it.
@@ -225,6 +263,12 @@ fn check_inputs(args: &Args) -> Result<(), UsageError> {
     }
     if let Some(records) = &args.records {
         check_place("--records", records)?;
+    }
+    if let Some(plot) = &args.plot {
+        check_place("--plot", plot)?;
+        for input in [Some(Path::new(&args.suite)), args.records.as_deref()] {
+            input.map_or(Ok(()), |input| refuse_overwriting(plot, input))?;
+        }
     }
     let Some(out) = &args.out else { return Ok(()) };
     check_place("--out", out)?;

@@ -4,7 +4,7 @@ use sdlora_metrics::Summary;
 use sdlora_train::heads::FloatsStored;
 
 use super::records::Record;
-use crate::report::{Claim, Comparison, Outcome, claims_table, compare_table};
+use crate::report::{Claim, Comparison, Entry, Outcome, claims_table, compare_table};
 
 /// One entry; seeds, metrics and seconds of a task in the order of the runs.
 pub struct Row {
@@ -64,6 +64,26 @@ impl Row {
         self.n_parameters = record.n_parameters;
         self.stored = record.head_keeps;
         self.push(record.key.seed, record.summary, record.seconds_per_task);
+    }
+
+    /// The row of a page; `curve_of` gives the accuracies after every task of the run of a seed, where they are at hand.
+    pub fn entry(&self, curve_of: impl Fn(u32) -> Option<Summary>) -> Entry {
+        let mut summaries = self.summaries.clone();
+        for (&seed, summary) in self.seeds.iter().zip(&mut summaries) {
+            // Of another run in the place of this one, the end is another.
+            let is_same =
+                |found: &Summary| found.final_average_accuracy == summary.final_average_accuracy;
+            if let Some(found) = curve_of(seed).filter(is_same) {
+                summary.accuracy_curve = found.accuracy_curve;
+            }
+        }
+        Entry {
+            name: self.label.clone(),
+            summaries,
+            seconds_per_task: self.seconds.clone(),
+            n_parameters: Some(self.n_parameters),
+            facts: Vec::new(),
+        }
     }
 
     fn comparison(&self) -> Comparison<'_> {
