@@ -176,7 +176,7 @@ fn pages(args: &Args, root: &Path, work: &Path) -> anyhow::Result<Vec<(PathBuf, 
             "n_epochs=2",
             "stream.n_tasks=3",
             "stream.split={increment={init_cls=5,increment=5}}",
-            &format!("method.name={method}"),
+            &format!("method={{name=\"{method}\"}}"),
         ] {
             train.args(["--set", set]);
         }

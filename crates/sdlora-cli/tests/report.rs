@@ -23,7 +23,11 @@ fn runs_stand_side_by_side_on_one_page_and_mistakes_write_nothing() {
         out(&train(
             home.path(),
             name,
-            &["--quiet", "--set", &format!("method.name={method}")],
+            &[
+                "--quiet",
+                "--set",
+                &format!("method={{ name = \"{method}\" }}"),
+            ],
         ));
     }
     let said = out(&sdlora(
@@ -114,7 +118,7 @@ fn compare_writes_the_same_page_with_the_curves_of_its_runs() {
     let suite = "name = \"own\"\nbase = \"omniglot-10x20\"\n\
          set = [\"stream.n_tasks=2\", \"stream.split={ increment = { init_cls = 3, increment = 3 } }\"]\n\
          [[entry]]\nlabel = \"means\"\nset = [\"method={ name = \\\"ncm\\\" }\"]\n\
-         [[entry]]\nlabel = \"random\"\nset = [\"method={ name = \\\"ranpac\\\" }\"]\n";
+         [[entry]]\nlabel = \"columns\"\nset = [\"method={ name = \\\"linear\\\" }\", \"n_epochs=1\"]\n";
     fs::write(home.path().join("suite.toml"), suite).unwrap();
     let data = data();
     let args = [

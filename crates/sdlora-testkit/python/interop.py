@@ -556,7 +556,7 @@ def tensorboard_trips(args, work):
     """Event files of a run that is stopped in its second task and continued, as TensorBoard itself reads them."""
     runs, board, name = work / "board-runs", work / "board", "stopped"
     words = ["train", "--preset", "omniglot-10x20", "--data-dir", args.data_dir, "--quiet", "--runs", runs,
-             "--name", name, "--tensorboard", board, "--set", "n_epochs=150", "--set", "stream.n_tasks=3",
+             "--name", name, "--tensorboard", board, "--set", "n_epochs=60", "--set", "stream.n_tasks=3",
              "--set", "stream.split={increment={init_cls=3,increment=3}}"]
     events = runs / name / "log.jsonl"
 

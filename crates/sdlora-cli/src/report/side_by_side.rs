@@ -8,6 +8,8 @@ use super::svg::{Plot, Scale, escape, text};
 
 /// Entries that have a line or a bar of their own; of more, the best.
 const MOST_DRAWN: usize = 36;
+/// Entries whose accuracies take little height.
+const FEW: usize = 12;
 /// Colours of lines; beyond, the same ones dashed and dotted.
 const N_COLOURS: usize = 6;
 const DASHES: [&str; 3] = ["", " dashed", " dotted"];
@@ -95,7 +97,13 @@ pub fn side_by_side(title: &str, entries: &[Entry]) -> String {
             ));
         }
         if let Some(chart) = forgetting(&drawn) {
-            right.push_str(&figure(
+            // Beside a long list of accuracies there is room on the right.
+            let side = if order.len() > FEW {
+                &mut right
+            } else {
+                &mut left
+            };
+            side.push_str(&figure(
                 "Accuracy and forgetting",
                 "Right: higher final accuracy. Low: less forgotten.",
                 &chart,
