@@ -62,8 +62,7 @@ impl ImageProgress {
 
     /// Removes the bar; where it was shown, or lines, says what it came to.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
-        keep_below(None);
+        self.clear();
         if self.is_long {
             let now = Instant::now();
             let seconds = now.duration_since(self.since).as_secs_f64();
@@ -72,8 +71,20 @@ impl ImageProgress {
         }
     }
 
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+        keep_below(None);
+    }
+
     fn rate(&self, now: Instant) -> String {
         let seconds = now.duration_since(self.since).as_secs_f64();
         format!("{:.1} images/s", self.n_done as f64 / seconds.max(1e-9))
+    }
+}
+
+/// A command that ends early leaves no bar behind its message.
+impl Drop for ImageProgress {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

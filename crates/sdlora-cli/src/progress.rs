@@ -1,8 +1,8 @@
 //! How far a run is: loss, images per second, time left.
 //!
 //! Rows of results go to standard output, one a task; a task that is not tested has a line on standard error instead.
-//! A line that stays at the foot of the terminal is drawn on standard error. Where that is no terminal, a task that takes
-//! long says there how far it is, twice a minute at most.
+//! A line that stays at the foot of the terminal is drawn on standard error. Where that is no terminal, a task that
+//! takes long says there how far it is, twice a minute at most.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -250,6 +250,13 @@ impl Progress {
                 Vec::new()
             }
         }
+    }
+}
+
+/// A command that ends early leaves no bar behind its message.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Images that `sdlora predict` names in a second, beside those of inference alone.
 //!
-//! `cargo xtask bench --photographs FOLDER` starts it on a folder of JPEG photographs; by itself it looks for the folder
-//! in `SDLORA_PHOTOGRAPHS`, and does nothing without. The model is a ViT-Ti/16 at 224 pixels with ten classes. Rounds
-//! alternate between three pieces of work on the same images, in batches of 32 as `predict` has them:
+//! `cargo xtask bench --photographs FOLDER` starts it on a folder of JPEG photographs; by itself it looks for the
+//! folder in `SDLORA_PHOTOGRAPHS`, and does nothing without. The model is a ViT-Ti/16 at 224 pixels with ten classes.
+//! Rounds alternate between three pieces of work on the same images, in batches of 32 as `predict` has them:
 //!
 //! - inference: the forward pass and the classifier, of a batch that is ready,
 //! - decoding: the loader alone, from files to batches,

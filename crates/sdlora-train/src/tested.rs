@@ -93,8 +93,8 @@ impl Tested {
         Confusion::of(&labels, &predictions, self.class_names.len())
     }
 
-    /// The image behind an entry of `images`, as it looks in its task, before its numbers are scaled; `None` where there
-    /// is no such entry.
+    /// The image behind an entry of `images`, as it looks in its task, before its numbers are scaled; `None` where
+    /// there is no such entry.
     ///
     /// # Errors
     ///

@@ -9,8 +9,8 @@ const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
 
 /// A whole page around `body`, which is markup. The content security policy admits the styles and the one script that
-/// stand in the page, pictures inside it, and nothing from elsewhere. With `renews`, the page loads itself again after so
-/// many seconds.
+/// stand in the page, pictures inside it, and nothing from elsewhere. With `renews`, the page loads itself again after
+/// so many seconds.
 pub fn page(title: &str, renews: Option<u32>, body: &str) -> String {
     let renews = renews.map_or_else(String::new, |seconds| {
         format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">\n")

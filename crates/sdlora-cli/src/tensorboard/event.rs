@@ -1,5 +1,5 @@
-//! The messages of an event file: the fields of `event.proto` and `summary.proto` of TensorBoard that are used here, with
-//! their numbers there. Others in a file that is continued are dropped.
+//! The messages of an event file: the fields of `event.proto` and `summary.proto` of TensorBoard that are used here,
+//! with their numbers there. Others in a file that is continued are dropped.
 
 /// Something that happened at a step.
 #[derive(Clone, PartialEq, prost::Message)]

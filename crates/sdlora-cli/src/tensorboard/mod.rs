@@ -1,7 +1,7 @@
 //! Event files for TensorBoard: the loss and rate of every step, and what every task came to.
 //!
-//! The crates for them bring second versions of libraries that the program has, and the format is four small messages in
-//! a short frame, so they are written here with `prost`, which the ONNX export brings anyway
+//! The crates for them bring second versions of libraries that the program has, and the format is four small messages
+//! in a short frame, so they are written here with `prost`, which the ONNX export brings anyway
 //! (`docs/decisions/0043-what-people-look-at.md`).
 //!
 //! | file | what |
@@ -25,8 +25,8 @@ use crate::shown::shown;
 use event::{Event, Picture, Summary, Value};
 use records::{record, records};
 
-/// Name of the file. TensorBoard takes what has `tfevents` in its name, in the order of names; one run has one file, which
-/// is cut and continued.
+/// Name of the file. TensorBoard takes what has `tfevents` in its name, in the order of names; one run has one file,
+/// which is cut and continued.
 const FILE: &str = "events.out.tfevents.0000000000.sdlora";
 /// What the first event says.
 const VERSION: &str = "brain.Event:2";
@@ -97,7 +97,8 @@ impl<'a> TensorBoard<'a> {
         Ok(self.file.insert(file))
     }
 
-    /// What the file was before the checkpoint of `log`, whose first `n_done` tasks are over and whose next one has made
+    /// What the file was before the checkpoint of `log`, whose first `n_done` tasks are over and whose next one has
+    /// made
     /// `n_steps` steps.
     fn resume(&mut self, log: &RunLog, n_done: usize, n_steps: usize) -> std::io::Result<()> {
         let steps_of = |task: usize| log.tasks.get(task).map_or(0, |task| task.losses.len());

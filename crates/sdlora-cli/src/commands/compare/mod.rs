@@ -79,8 +79,8 @@ pub struct Args {
     /// Make no run: tables of what is finished already, in its folder or in the records
     #[arg(long)]
     finished: bool,
-    /// Page with the entries side by side, as `sdlora report` writes it; of a suite with several streams, one page each,
-    /// with the name of the stream in its name
+    /// Page with the entries side by side, as `sdlora report` writes it; of a suite with several streams, one page
+    /// each, with the name of the stream in its name
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// File for the tables, besides printing them; of a file with the lines `<!-- compare: begin -->` and

@@ -66,7 +66,8 @@ impl Row {
         self.push(record.key.seed, record.summary, record.seconds_per_task);
     }
 
-    /// The row of a page; `curve_of` gives the accuracies after every task of the run of a seed, where they are at hand.
+    /// The row of a page; `curve_of` gives the accuracies after every task of the run of a seed, where they are at
+    /// hand.
     pub fn entry(&self, curve_of: impl Fn(u32) -> Option<Summary>) -> Entry {
         let mut summaries = self.summaries.clone();
         for (&seed, summary) in self.seeds.iter().zip(&mut summaries) {
