@@ -68,6 +68,15 @@ pub fn can_draw() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// What the bar of a task shows.
+const BAR: &str = "{prefix} {wide_bar} {percent:>3} %  {msg}  {eta} left";
+
+fn set_style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+}
+
 /// A line that is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Line {
@@ -94,11 +103,9 @@ impl Progress {
 
     fn drawn(quiet: bool, draws: bool, target: ProgressDrawTarget, since: Instant) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} %  {msg}  {eta} left")
-        {
-            bar.set_style(style);
-        }
+        // Before the first task there is nothing to measure.
+        set_style(&bar, "{prefix}");
+        bar.set_prefix("preparing");
         Self {
             bar,
             quiet,
@@ -184,6 +191,7 @@ impl Progress {
                 } else {
                     format!("task {}/{n_tasks}", task_idx + 1)
                 };
+                set_style(&self.bar, BAR);
                 self.bar.reset();
                 self.bar.set_length(*n_steps as u64);
                 self.bar.set_prefix(self.prefix.clone());
