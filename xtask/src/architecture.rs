@@ -18,7 +18,7 @@ const RESTRICTED: &[(&str, &[&str])] = &[
     ("signal-hook", &["sdlora-cli"]),
     ("libmimalloc-sys", &["sdlora-cli"]),
     ("image", &["sdlora-image"]),
-    ("prost", &["sdlora-onnx"]),
+    ("prost", &["sdlora-cli", "sdlora-onnx"]),
     ("ureq", &["sdlora-fetch"]),
     ("zip", &["sdlora-data", "sdlora-weights"]),
     (
