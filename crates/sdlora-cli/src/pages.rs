@@ -47,7 +47,7 @@ fn lines(page: &str) -> Vec<String> {
     lines
 }
 
-/// Words of a line as a shell splits it, up to a comment.
+/// Words of a line as a shell splits it, up to a comment, a pipe or a redirection.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {
@@ -58,7 +58,7 @@ fn words(line: &str) -> Vec<String> {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            (None, '#') if word.is_none() => break,
+            (None, '#' | '|' | '>') if word.is_none() => break,
             (None, c) if c.is_whitespace() => words.extend(word.take()),
             (None, c) => word.get_or_insert_default().push(c),
         }
@@ -104,7 +104,7 @@ fn every_command_of_a_page_is_understood() {
 #[test]
 fn a_line_is_split_as_a_shell_splits_it() {
     assert_eq!(
-        words("sdlora data show 'split={ a = 1 }' --x=\"b c\"  # said"),
+        words("sdlora data show 'split={ a = 1 }' --x=\"b c\" > x  # said"),
         ["sdlora", "data", "show", "split={ a = 1 }", "--x=b c"]
     );
     let page = "a\n\n```sh\nsdlora train \\\n  --quiet\n```\n\n```console\n$ sdlora presets\nsdlora\n```\n";

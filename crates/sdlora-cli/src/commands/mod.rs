@@ -15,6 +15,7 @@ pub mod predict;
 pub mod presets;
 pub mod pretrain;
 pub mod report;
+mod shell;
 pub mod suites;
 pub mod train;
 

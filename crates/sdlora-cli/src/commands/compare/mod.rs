@@ -19,27 +19,31 @@ use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
 use crate::commands::in_parallel::in_parallel;
 use crate::commands::presets::Preset;
+use crate::commands::shell;
 use crate::commands::suites::Suite;
 use crate::commands::train::execute;
 use crate::commands::{Common, check_place, refuse_overwriting};
 use crate::config::with_settings;
 use crate::device::Devices;
-use crate::output::{self, note, say};
+use crate::known::KnownArgs;
+use crate::output::{self, answer, note, say};
 use crate::report::{Entry, side_by_side};
 use crate::results::{self, Metrics};
 use crate::shown::{clipped, shown};
 use crate::stop::{StopRequest, Stoppable, Stopped};
 
+mod names;
 pub mod records;
 mod rows;
 mod search;
 
+use names::slug;
 use records::{Key, Record, Records};
 use rows::{Row, row_of, table_of};
 use search::best_of;
 
 /// Compare methods on one stream over several seeds; finished runs are not repeated
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
@@ -55,8 +59,8 @@ pub struct Args {
     /// Only this stream of a suite with several
     #[arg(long)]
     base: Option<String>,
-    /// Only the entries whose label contains this
-    #[arg(long)]
+    /// Only the entries whose label contains this, or the one run of this key, as `--list` prints it
+    #[arg(long, value_name = "LABEL|KEY")]
     only: Option<String>,
     /// Set a key in every run
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -73,9 +77,12 @@ pub struct Args {
     #[arg(long, default_value_t = NonZeroUsize::MIN)]
     jobs: NonZeroUsize,
     /// File of the numbers of finished runs, one line of JSON each: a run it has is not made again, one
-    /// that finishes is added
+    /// that finishes is added. Of a folder every run has a file of its own, which needs no lock
     #[arg(long)]
     records: Option<PathBuf>,
+    /// Make no run: print a command for each that is missing, a line each; its last word is the key of the run
+    #[arg(long, conflicts_with_all = ["finished", "floor", "jobs", "out", "plot"])]
+    list: bool,
     /// Make no run: tables of what is finished already, in its folder or in the records
     #[arg(long)]
     finished: bool,
@@ -90,10 +97,18 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(mut args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let typed = args;
+    let mut args = typed.clone();
+    // Of a list every line of the output is a command.
+    args.common.quiet |= typed.list;
     let suite = Suite::find(&args.suite)?;
     if args.seeds.is_empty() {
-        args.seeds.clone_from(&suite.seeds);
+        let of_key = args.only.as_deref().and_then(names::place_of);
+        args.seeds = match of_key {
+            Some((_, seed)) => vec![seed],
+            None => suite.seeds.clone(),
+        };
     }
     let bases = suite.bases()?;
     let chosen: Vec<_> = bases
@@ -129,6 +144,9 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
         && streams.iter().all(|(_, jobs)| jobs.is_empty())
     {
         return Err(UsageError(nothing_called(only, &suite, &streams)).into());
+    }
+    if typed.list {
+        return list(&typed, &streams, records.as_ref());
     }
 
     let stop = StopRequest::on_signals()?;
@@ -261,7 +279,16 @@ fn check_inputs(args: &Args) -> Result<(), UsageError> {
             )));
         }
     }
-    if let Some(records) = &args.records {
+    if let Some(records) = &args.records
+        && !records.is_dir()
+    {
+        // What ends in a slash is to be a folder.
+        if records.to_string_lossy().ends_with(std::path::is_separator) {
+            return Err(UsageError(format!(
+                "`--records {}`: there is no such folder: make it first",
+                records.display()
+            )));
+        }
         check_place("--records", records)?;
     }
     if let Some(plot) = &args.plot {
@@ -287,6 +314,13 @@ fn nothing_called(only: &str, suite: &Suite, streams: &[(&&Preset, Vec<Job>)]) -
         .filter(|entry| streams.iter().any(|(base, _)| entry.is_on(base.name)))
         .map(|entry| clipped(&entry.label))
         .collect();
+    if names::place_of(only).is_some() {
+        return format!(
+            "suite `{}` has no run `{only}` on the chosen streams with the chosen seeds: list its runs anew with \
+             `--list`",
+            suite.name
+        );
+    }
     format!(
         "no entry of suite `{}` has `{only}` in its label: choose of {}",
         suite.name,
@@ -311,30 +345,149 @@ fn jobs_on(
     folder: &Path,
     backbones: &mut Backbones,
 ) -> anyhow::Result<Vec<Job>> {
-    let is_asked_for = |label: &str| args.only.as_ref().is_none_or(|only| label.contains(only));
+    let only = args.only.as_deref();
     let mut jobs = Vec::new();
-    for entry in &suite.entry {
-        if !entry.is_on(base.name) || !is_asked_for(&entry.label) {
-            continue;
-        }
+    // What a run is called now that has the place of the key.
+    let mut renamed = None;
+    for entry in suite.entry.iter().filter(|entry| entry.is_on(base.name)) {
         for &seed in &args.seeds {
+            let key = Key {
+                suite: suite.name.clone(),
+                stream: base.name.to_owned(),
+                entry: entry.label.clone(),
+                seed,
+            };
+            let is_by_label = only.is_none_or(|only| entry.label.contains(only));
+            let place = only.and_then(names::place_of).map(|(place, _)| place);
+            if !is_by_label && place != Some(&key.place()) {
+                continue;
+            }
             let settings = settings(args, suite, &entry.set, seed);
             let plan = plan_of(args, base, &settings, seed, backbones)
                 .with_context(|| format!("entry `{}`, seed {seed}", entry.label))?;
+            let recipe = recipe(base, &args.backbone, &settings, &plan)?;
+            let name = key.name(&recipe);
+            if !is_by_label && only != Some(&name) {
+                renamed.get_or_insert(name);
+                continue;
+            }
             jobs.push(Job {
-                key: Key {
-                    suite: suite.name.clone(),
-                    stream: base.name.to_owned(),
-                    entry: entry.label.clone(),
-                    seed,
-                },
-                recipe: recipe(base, &args.backbone, &settings, &plan)?,
+                key,
+                recipe,
                 folder: folder.join(format!("{}-seed{seed}", slug(&entry.label))),
                 plan,
             });
         }
     }
-    Ok(jobs)
+    match (renamed, only) {
+        (Some(name), Some(only)) if jobs.is_empty() => Err(UsageError(format!(
+            "the run `{only}` is `{name}` now: its settings are not those of the list it stands in; list the runs \
+             anew with `--list`"
+        ))
+        .into()),
+        _ => Ok(jobs),
+    }
+}
+
+/// Prints a command for every run that is neither recorded nor finished in its folder.
+fn list(
+    typed: &Args,
+    streams: &[(&&Preset, Vec<Job>)],
+    records: Option<&Records>,
+) -> anyhow::Result<()> {
+    let jobs = || streams.iter().flat_map(|(_, jobs)| jobs);
+    let is_missing = |job: &&Job| {
+        let is_recorded =
+            records.is_some_and(|records| records.get(&job.key, &job.recipe).is_some());
+        !is_recorded && !job.folder.join(results::METRICS_FILE).exists()
+    };
+    let missing: Vec<&Job> = jobs().filter(is_missing).collect();
+    for job in &missing {
+        answer!("{}", shell::line(&typed.words_of(job)?)?)?;
+    }
+    if !typed.common.quiet {
+        note!("{} of {} runs are missing", missing.len(), jobs().count());
+    }
+    Ok(())
+}
+
+impl Args {
+    /// The words of a command that makes one run and no other, its key last.
+    fn words_of(&self, job: &Job) -> anyhow::Result<Vec<String>> {
+        // All by name: a new option is to be thought of here.
+        let Self {
+            common:
+                Common {
+                    device,
+                    data_dir,
+                    quiet,
+                },
+            suite,
+            seeds: _,
+            base: _,
+            only: _,
+            set,
+            backbone: BackboneArgs { backbone, known },
+            floor: _,
+            runs,
+            jobs: _,
+            records,
+            list: _,
+            finished: _,
+            plot: _,
+            out: _,
+        } = self;
+        let KnownArgs {
+            heads,
+            pooling,
+            norm_eps,
+            activation,
+            positions,
+        } = known;
+        let path = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| {
+                UsageError(format!(
+                    "{} is no UTF-8 text and cannot stand in a list of commands: give another path",
+                    path.display()
+                ))
+            })
+        };
+        let key = job.key.name(&job.recipe);
+        let mut options = vec![
+            ("--suite", suite.clone()),
+            ("--base", job.key.stream.clone()),
+            ("--seeds", job.key.seed.to_string()),
+        ];
+        options.extend(set.iter().map(|set| ("--set", set.clone())));
+        for (option, value) in [
+            ("--backbone", backbone.clone()),
+            ("--heads", heads.map(|n| n.to_string())),
+            ("--pooling", pooling.clone()),
+            ("--norm-eps", norm_eps.map(|eps| eps.to_string())),
+            ("--activation", activation.clone()),
+            ("--positions", positions.clone()),
+            ("--device", Some(device.clone())),
+            ("--data-dir", Some(path(data_dir)?)),
+            ("--runs", Some(path(runs)?)),
+            ("--records", records.as_deref().map(path).transpose()?),
+        ] {
+            options.extend(value.map(|value| (option, value)));
+        }
+        // As it was started: a path stays a path.
+        let program = std::env::args_os().next().unwrap_or_default();
+        let mut words = vec![path(Path::new(&program))?, "compare".to_owned()];
+        words.extend(quiet.then(|| "--quiet".to_owned()));
+        for (option, value) in options {
+            // A value with a dash in front would be an option.
+            match value.starts_with('-') {
+                true => words.push(format!("{option}={value}")),
+                false => words.extend([option.to_owned(), value]),
+            }
+        }
+        words.extend(["--only".to_owned(), key]);
+        Ok(words)
+    }
 }
 
 /// The plan of one run.
@@ -556,19 +709,6 @@ fn floor(args: &Args, suite: &Suite, base: &Preset, notices: &Notices) -> anyhow
         row.push(seed, summary, seconds_per_task);
     }
     Ok(row)
-}
-
-/// A label as a folder name.
-fn slug(label: &str) -> String {
-    let mut out = String::new();
-    for c in label.chars() {
-        if c.is_ascii_alphanumeric() {
-            out.push(c.to_ascii_lowercase());
-        } else if !out.ends_with('-') && !out.is_empty() {
-            out.push('-');
-        }
-    }
-    out.trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
