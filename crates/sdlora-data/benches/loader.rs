@@ -96,7 +96,7 @@ fn main() -> Result<(), DataError> {
         .with_normalise([0.5], [0.5])
         .init()?;
     let train = &stream.tasks()[0].train;
-    let source = Arc::new(ImageSource::new(dataset, train, transform, Cache::None)?);
+    let source = Arc::new(ImageSource::new(dataset, train, transform, Cache::None));
     let n = source.set().len();
     let config = LoaderConfig {
         workers,

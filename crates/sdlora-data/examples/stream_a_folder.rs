@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stream = TaskStream::new(dataset.as_ref(), &StreamConfig::new(split))?;
     for (task, idx) in stream.tasks().iter().zip(0..) {
         let transform = TransformConfig::new(32, Channels::Rgb).init()?;
-        let images = ImageSource::new(Arc::clone(&dataset), &task.train, transform, Cache::None)?;
+        let images = ImageSource::new(Arc::clone(&dataset), &task.train, transform, Cache::None);
         let loader = LoaderConfig::training(8).init(Arc::new(images), idx)?;
         println!(
             "task {idx}: labels {:?}, {} batches",

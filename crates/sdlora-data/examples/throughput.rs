@@ -36,7 +36,7 @@ fn main() -> Result<(), DataError> {
     for cache in [Cache::Memory, Cache::None] {
         let start = Instant::now();
         let train = &stream.tasks()[0].train;
-        let source = ImageSource::new(Arc::clone(&dataset), train, transform.init()?, cache)?;
+        let source = ImageSource::new(Arc::clone(&dataset), train, transform.init()?, cache);
         let source = Arc::new(source);
         let n = source.set().len();
         println!(

@@ -1,13 +1,14 @@
 //! One epoch of a loader: the iterators that give its batches, prepared ahead by a thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use burn::tensor::Device;
 
 use crate::batch::{Batch, HostBatch};
+use crate::budget::Taken;
 use crate::error::DataError;
 use crate::loader::Loader;
 use crate::panics::panic_message;
@@ -32,7 +33,59 @@ pub struct HostBatches {
     loader: Loader,
     plan: Arc<EpochPlan>,
     next: usize,
-    receiver: Option<Receiver<Result<HostBatch, DataError>>>,
+    ahead: Option<Ahead>,
+}
+
+/// What the thread that works ahead has prepared.
+struct Ahead {
+    receiver: Receiver<Prepared>,
+    queue: Arc<Queue>,
+}
+
+/// A batch, and what it has of the budget while it waits.
+type Prepared = (Result<HostBatch, DataError>, Option<Taken>);
+
+/// How many batches wait, so that one which has no room in the budget is prepared when none does.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    n_waiting: usize,
+    /// Nobody will take a batch any more.
+    is_closed: bool,
+}
+
+impl Queue {
+    fn change(&self, change: impl FnOnce(&mut QueueState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Waits until `take` finds room for a batch, or none waits; `None` when nobody will take one any more.
+    fn wait_for_room(&self, take: impl Fn() -> Option<Taken>) -> Option<Option<Taken>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let taken = take();
+            if state.is_closed {
+                return None;
+            }
+            if taken.is_some() || state.n_waiting == 0 {
+                return Some(taken);
+            }
+            let changed = self.changed.wait(state);
+            state = changed.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.queue.change(|state| state.is_closed = true);
+    }
 }
 
 impl HostBatches {
@@ -41,7 +94,7 @@ impl HostBatches {
             loader,
             plan: Arc::new(plan),
             next: 0,
-            receiver: None,
+            ahead: None,
         }
     }
 
@@ -60,15 +113,22 @@ impl HostBatches {
             });
         }
         self.next = batch_idx;
-        self.receiver = None;
+        self.ahead = None;
         Ok(self)
     }
 
-    fn start(&self) -> Result<Receiver<Result<HostBatch, DataError>>, DataError> {
+    fn start(&self) -> Result<Ahead, DataError> {
         let (sender, receiver) = sync_channel(self.loader.config().prefetch);
         let (loader, plan, first) = (self.loader.clone(), Arc::clone(&self.plan), self.next);
+        let queue = Arc::new(Queue::default());
+        let waiting = Arc::clone(&queue);
         let work = move || {
             for batch_idx in first..plan.n_batches() {
+                let n_bytes = loader.n_bytes(&plan, batch_idx);
+                let budget = loader.source().budget();
+                let Some(taken) = waiting.wait_for_room(|| budget.take(n_bytes)) else {
+                    return;
+                };
                 let prepared = catch_unwind(AssertUnwindSafe(|| loader.prepare(&plan, batch_idx)))
                     .unwrap_or_else(|panic| {
                         Err(DataError::Worker {
@@ -76,8 +136,9 @@ impl HostBatches {
                         })
                     });
                 let failed = prepared.is_err();
+                waiting.change(|state| state.n_waiting += 1);
                 // The receiver is gone when the epoch was left early.
-                if sender.send(prepared).is_err() || failed {
+                if sender.send((prepared, taken)).is_err() || failed {
                     return;
                 }
             }
@@ -88,24 +149,25 @@ impl HostBatches {
             .map_err(|error| DataError::Worker {
                 reason: error.to_string(),
             })?;
-        Ok(receiver)
+        Ok(Ahead { receiver, queue })
     }
 
     fn prepare_next(&mut self) -> Result<HostBatch, DataError> {
         if self.loader.config().prefetch == 0 {
             return self.loader.prepare(&self.plan, self.next);
         }
-        if self.receiver.is_none() {
-            self.receiver = Some(self.start()?);
+        if self.ahead.is_none() {
+            self.ahead = Some(self.start()?);
         }
         let ended = || DataError::Worker {
             reason: "it ended early".to_owned(),
         };
-        self.receiver
-            .as_ref()
-            .ok_or_else(ended)?
-            .recv()
-            .map_err(|_| ended())?
+        let ahead = self.ahead.as_ref().ok_or_else(ended)?;
+        let (batch, taken) = ahead.receiver.recv().map_err(|_| ended())?;
+        // It is a part of the step from here on; the room is there before the thread looks.
+        drop(taken);
+        ahead.queue.change(|state| state.n_waiting -= 1);
+        batch
     }
 }
 
@@ -115,7 +177,7 @@ impl Iterator for HostBatches {
     fn next(&mut self) -> Option<Self::Item> {
         let n_batches = self.plan.n_batches();
         if self.next >= n_batches {
-            self.receiver = None;
+            self.ahead = None;
             return None;
         }
         let batch = self.prepare_next();
@@ -176,16 +238,17 @@ impl Iterator for Batches {
 
 #[cfg(test)]
 mod tests {
+    use crate::budget::CacheBudget;
+    use crate::cache::Cache;
     use crate::loader::LoaderConfig;
-    use crate::source::Cache;
-    use crate::toy::{Fault, ToyDataset, batches, loader, loader_of};
+    use crate::toy::{Fault, ToyDataset, batches, loader, loader_of, loader_within};
 
     #[test]
     fn batches_do_not_depend_on_threads_prefetch_or_cache() {
         let expected = batches(&loader(LoaderConfig::training(4).with_prefetch(0)), 1);
         for prefetch in [0, 1, 3] {
             for workers in [1, 2, 3, 9] {
-                for cache in [Cache::Memory, Cache::None] {
+                for cache in [Cache::Memory, Cache::Bytes(1000), Cache::None] {
                     let config = LoaderConfig::training(4)
                         .with_prefetch(prefetch)
                         .with_workers(workers);
@@ -238,10 +301,42 @@ mod tests {
 
     #[test]
     fn an_epoch_left_early_does_not_block() {
-        let loader = loader(LoaderConfig::training(1).with_prefetch(1));
-        for _ in 0..20 {
+        for cache in [Cache::Memory, Cache::None] {
+            let config = LoaderConfig::training(1).with_prefetch(1);
+            let loader = loader_of(ToyDataset::new(4, 7, 1), config, cache, 5);
+            for _ in 0..20 {
+                let mut epoch = loader.host_epoch(0);
+                epoch.next().unwrap().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn batches_that_wait_count_in_the_budget_and_one_is_always_prepared() {
+        for (limit, n_least, n_most) in [(0, 1, 1), (700, 1, 2), (u64::MAX, 4, 4)] {
+            let budget = CacheBudget::new(limit);
+            let config = LoaderConfig::training(4).with_prefetch(3);
+            let loader = loader_within(ToyDataset::new(4, 7, 1), config, &budget, 5);
             let mut epoch = loader.host_epoch(0);
-            epoch.next().unwrap().unwrap();
+            for n_taken in 1..=6 {
+                epoch.next().unwrap().unwrap();
+                let n_waiting = || {
+                    let queue = &epoch.ahead.as_ref().unwrap().queue;
+                    queue.state.lock().unwrap().n_waiting
+                };
+                // What the thread does without another batch being taken.
+                while n_waiting() < n_least.min(6 - n_taken) {
+                    std::thread::yield_now();
+                }
+                assert!(n_waiting() <= n_most, "{limit}");
+            }
+            assert!(epoch.next().is_none());
+            assert!(budget.peak() <= limit, "{} of {limit}", budget.peak());
+            drop(loader);
+            // The thread gives back what it has when it ends.
+            while budget.used() > 0 {
+                std::thread::yield_now();
+            }
         }
     }
 }

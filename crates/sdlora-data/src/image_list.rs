@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sdlora_image::{Image, ImageReading, Transform, is_image, other_ending};
 
+use crate::cache::Cache;
 use crate::dataset::{Dataset, Group, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::files::{Files, MAX_FILES, is_litter, open_file, open_image, place_of};
 use crate::loader::{Loader, LoaderConfig};
-use crate::source::{Cache, ImageSource};
+use crate::source::ImageSource;
 use crate::split::Split;
 use crate::task::{LabelledSample, SampleSet};
 
@@ -136,7 +137,7 @@ impl ImageList {
             first_tasks: Arc::new([0]),
             parts: Arc::new([]),
         };
-        let source = ImageSource::new(self.clone(), &set, transform, Cache::None)?;
+        let source = ImageSource::new(self.clone(), &set, transform, Cache::None);
         LoaderConfig::evaluation(batch_size).init(Arc::new(source), 0)
     }
 

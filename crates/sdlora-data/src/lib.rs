@@ -32,7 +32,7 @@
 //! assert_eq!(task.new_labels(), 20..40);
 //!
 //! let transform = TransformConfig::omniglot(28).init()?;
-//! let source = ImageSource::new(dataset, &task.train, transform, Cache::Memory)?;
+//! let source = ImageSource::new(dataset, &task.train, transform, Cache::Auto);
 //! let loader = LoaderConfig::training(64).init(Arc::new(source), 1)?;
 //! assert_eq!(loader.n_batches(), 5); // 300 images
 //! for batch in loader.host_epoch(0) {
@@ -47,6 +47,8 @@
 
 mod archive;
 mod batch;
+mod budget;
+mod cache;
 mod checksum;
 mod class_order;
 mod dataset;
@@ -58,6 +60,7 @@ mod fingerprint;
 mod hex;
 mod image_list;
 mod loader;
+mod machine;
 mod manifest;
 mod panics;
 mod plan;
@@ -70,6 +73,8 @@ mod task;
 mod toy;
 
 pub use batch::{Batch, HostBatch};
+pub use budget::CacheBudget;
+pub use cache::Cache;
 pub use checksum::{FileCheck, FileState};
 pub use class_order::{ClassOrder, numpy_permutation};
 pub use dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx};
@@ -82,7 +87,7 @@ pub use image_list::{ImageList, NamedImage};
 pub use loader::{LastBatch, Loader, LoaderConfig, SampleOrder};
 pub use manifest::{Access, FetchTerms, Manifest, ManifestFile, ManifestSet};
 pub use plan::EpochPlan;
-pub use source::{Cache, ImageSource};
+pub use source::ImageSource;
 pub use split::Split;
 pub use stream::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit, TaskStream};
 pub use task::{EvalSet, LabelledSample, SampleSet, Task, TrainSet};

@@ -4,7 +4,6 @@
 //! sample). So a batch depends neither on how many threads prepare it, nor on how far they are ahead, nor on whether
 //! the epoch started at its beginning: a run that resumes at batch k sees what the uninterrupted run saw.
 
-use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -30,12 +29,13 @@ pub struct LoaderConfig {
     /// What becomes of samples that do not fill a batch.
     #[serde(default)]
     pub last_batch: LastBatch,
-    /// Number of batches prepared ahead; with 0 each is prepared when asked for, by the asking thread.
+    /// Number of batches prepared ahead, as far as the budget of the images has room for more than one; with 0 each is
+    /// prepared when asked for, by the asking thread.
     #[serde(default = "default_prefetch")]
     pub prefetch: usize,
-    /// Number of threads that share the images of a batch, at least 1. When absent, every processor takes part if
-    /// images are decoded as they are needed, and one thread does the work if they are in memory. Batches are the
-    /// same for any number.
+    /// Number of threads that share the images of a batch, at least 1. When absent, all threads of the pool take part
+    /// in a batch with images that are still to be decoded, and one does the work if all are in memory. Batches are
+    /// the same for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<usize>,
 }
@@ -136,13 +136,10 @@ impl LoaderConfig {
                 ),
             ));
         }
-        let automatic = || match source.is_cached() {
-            true => 1,
-            false => thread::available_parallelism().map_or(1, NonZero::get),
-        };
         Ok(Loader {
             config: self.clone(),
-            n_workers: self.workers.unwrap_or_else(automatic),
+            // Of the pool that asks: runs that share a machine share its processors.
+            n_threads: rayon::current_num_threads(),
             source,
             seed,
         })
@@ -153,7 +150,7 @@ impl LoaderConfig {
 #[derive(Clone, Debug)]
 pub struct Loader {
     config: LoaderConfig,
-    n_workers: usize,
+    n_threads: usize,
     source: Arc<ImageSource>,
     seed: u64,
 }
@@ -198,6 +195,12 @@ impl Loader {
         )
     }
 
+    /// Bytes of a batch of a plan, once prepared.
+    pub(crate) fn n_bytes(&self, plan: &EpochPlan, batch_idx: usize) -> u64 {
+        let n_values = plan.batch(batch_idx).len() * self.source.transform().n_values();
+        (n_values * size_of::<f32>()) as u64
+    }
+
     /// Prepares batch `batch_idx` of a plan.
     pub(crate) fn prepare(
         &self,
@@ -208,7 +211,13 @@ impl Loader {
         let transform = self.source.transform();
         let n_values = transform.n_values();
         let mut pixels = vec![0.0; positions.len() * n_values];
-        let n_workers = self.n_workers.min(positions.len());
+        let is_cached = || positions.iter().all(|&at| self.source.is_cached(at));
+        let n_workers = match self.config.workers {
+            Some(n) => n,
+            None if is_cached() => 1,
+            None => self.n_threads,
+        };
+        let n_workers = n_workers.min(positions.len());
         let images = positions.iter().zip(pixels.chunks_exact_mut(n_values));
         if n_workers <= 1 {
             self.fill(plan, images)?;
@@ -288,7 +297,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::source::Cache;
+    use crate::cache::Cache;
     use crate::stream::{StreamConfig, TaskSplit, TaskStream};
     use crate::toy::{ToyDataset, batches, loader, loader_of};
 
@@ -415,7 +424,7 @@ mod tests {
             .init()
             .unwrap();
         let train = &stream.tasks()[0].train;
-        let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
+        let source = ImageSource::new(Arc::new(dataset), train, transform, cache);
         config.init(Arc::new(source), 5).unwrap()
     }
 
@@ -423,7 +432,7 @@ mod tests {
     fn batches_of_a_pipeline_depend_on_neither_workers_nor_cache_nor_start() {
         let plain = pipeline_loader(Cache::None, LoaderConfig::training(5).with_prefetch(0));
         let expected = batches(&plain, 3);
-        for cache in [Cache::None, Cache::Memory] {
+        for cache in [Cache::None, Cache::Bytes(1000), Cache::Memory] {
             for workers in [1, 2, 3, 7] {
                 let config = LoaderConfig::training(5).with_workers(workers);
                 let loader = pipeline_loader(cache, config);

@@ -1,58 +1,34 @@
-//! The images of one sample set after the first stage of a transform, cached or made when asked for.
+//! The images of one sample set after the first stage of a transform, kept as far as a budget goes.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use sdlora_image::{BaseImage, Image, Transform};
-use serde::{Deserialize, Serialize};
 
+use crate::budget::{CacheBudget, Taken};
+use crate::cache::Cache;
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::seed::{Purpose, generator};
 use crate::split::Split;
 use crate::task::SampleSet;
 
-/// Where the base images of a set are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cache {
-    /// In memory: every image is decoded once, when the source is made. Takes about
-    /// `channels * (oversample * side)^2` bytes an image; with a pipeline, one byte for each value of the image after
-    /// the steps before the first random one, so for a random resized crop the whole decoded image.
-    #[default]
-    Memory,
-    /// Nowhere: an image is decoded each time it is needed.
-    None,
-    /// In memory as far as these million bytes go, the first images of the set; the others are decoded each time. What
-    /// comes out is the same as with the other two.
-    Megabytes(usize),
-}
-
-impl Cache {
-    /// The part `share` of `total` of the cache, for one of several sets that together have it.
-    #[must_use]
-    pub fn part(self, share: usize, total: usize) -> Self {
-        match self {
-            Self::Megabytes(n) => {
-                let part = n as u128 * share as u128 / (total as u128).max(1);
-                Self::Megabytes(usize::try_from(part).unwrap_or(n))
-            }
-            all => all,
-        }
-    }
-}
-
-/// Images decoded at once while a cache of limited size is filled.
-const CHUNK: usize = 256;
+/// What an image takes beside its pixels: the pixels are a vector of their own, and an allocation has a header.
+const BYTES_BESIDE: usize = size_of::<BaseImage>() + 32;
 
 /// Labelled base images of one sample set; shared by the loaders that read it.
+///
+/// An image is decoded when it is first asked for, and kept as long as the budget has room for it. Kept images stay
+/// until the source is dropped: every epoch reads all of them in another order, so whichever image made room for
+/// another would be the next one to be asked for.
 pub struct ImageSource {
     dataset: Arc<dyn Dataset>,
     set: SampleSet,
     transform: Transform,
-    /// Those of the first samples.
-    cached: Vec<BaseImage>,
+    budget: CacheBudget,
+    /// One for each sample; none where nothing is kept.
+    kept: Vec<OnceLock<Box<BaseImage>>>,
+    /// What the kept images have of the budget.
+    taken: Mutex<Option<Taken>>,
 }
 
 impl std::fmt::Debug for ImageSource {
@@ -61,63 +37,43 @@ impl std::fmt::Debug for ImageSource {
             .field("dataset", &self.dataset.name())
             .field("n_samples", &self.set.len())
             .field("transform", &self.transform)
-            .field("n_cached", &self.cached.len())
+            .field("n_cached", &self.n_cached())
             .finish()
     }
 }
 
 impl ImageSource {
-    /// Prepares the images of `set` (a training or evaluation set) with `transform`.
-    ///
-    /// # Errors
-    ///
-    /// The first error of reading or decoding an image that is kept: any image with [`Cache::Memory`].
+    /// The images of `set` (a training or evaluation set) with `transform`, kept in a budget of their own. Nothing is
+    /// decoded yet.
     pub fn new(
         dataset: Arc<dyn Dataset>,
         set: &impl AsRef<SampleSet>,
         transform: Transform,
         cache: Cache,
-    ) -> Result<Self, DataError> {
-        let mut source = Self {
+    ) -> Self {
+        Self::within(dataset, set, transform, &CacheBudget::of(cache))
+    }
+
+    /// The same in a budget that other sets share.
+    pub fn within(
+        dataset: Arc<dyn Dataset>,
+        set: &impl AsRef<SampleSet>,
+        transform: Transform,
+        budget: &CacheBudget,
+    ) -> Self {
+        let set = set.as_ref().clone();
+        let n_kept = match budget.limit() {
+            0 => 0,
+            _ => set.len(),
+        };
+        Self {
             dataset,
-            set: set.as_ref().clone(),
             transform,
-            cached: Vec::new(),
-        };
-        source.cached = match cache {
-            Cache::None => Vec::new(),
-            Cache::Memory => source.decode_all(0..source.set.len())?,
-            Cache::Megabytes(n) => source.decode_first(n.saturating_mul(1_000_000))?,
-        };
-        Ok(source)
-    }
-
-    fn decode_all(&self, positions: Range<usize>) -> Result<Vec<BaseImage>, DataError> {
-        let images = positions.into_par_iter().map(|at| self.decode(at));
-        images.collect()
-    }
-
-    /// The first images that fit into `n_bytes` together.
-    fn decode_first(&self, n_bytes: usize) -> Result<Vec<BaseImage>, DataError> {
-        let mut left = n_bytes;
-        let mut images = Vec::new();
-        for first in (0..self.set.len()).step_by(CHUNK) {
-            let n_chunk = CHUNK.min(self.set.len() - first);
-            // Of images like those before, no more are decoded than fit: what is decoded for nothing costs time.
-            let mean = (n_bytes - left).checked_div(images.len()).unwrap_or(0);
-            let n_fit = left.checked_div(mean).unwrap_or(CHUNK).saturating_add(1);
-            for image in self.decode_all(first..first + n_chunk.min(n_fit))? {
-                match left.checked_sub(image.n_bytes()) {
-                    Some(rest) => left = rest,
-                    None => return Ok(images),
-                }
-                images.push(image);
-            }
-            if n_fit < n_chunk {
-                break;
-            }
+            budget: budget.clone(),
+            kept: (0..n_kept).map(|_| OnceLock::new()).collect(),
+            taken: Mutex::new(None),
+            set,
         }
-        Ok(images)
     }
 
     /// The samples it gives images of.
@@ -130,14 +86,21 @@ impl ImageSource {
         &self.transform
     }
 
-    /// Whether all its images are in memory.
-    pub fn is_cached(&self) -> bool {
-        self.n_cached() == self.set.len()
+    /// The memory that its images and their batches may take.
+    pub fn budget(&self) -> &CacheBudget {
+        &self.budget
     }
 
-    /// Number of its images that are in memory, the first of the set.
+    /// Number of its images that are in memory.
     pub fn n_cached(&self) -> usize {
-        self.cached.len()
+        self.kept.iter().filter(|kept| kept.get().is_some()).count()
+    }
+
+    /// Whether the image at a position is in memory.
+    pub(crate) fn is_cached(&self, position: usize) -> bool {
+        self.kept
+            .get(position)
+            .is_some_and(|kept| kept.get().is_some())
     }
 
     /// The image at a position of the set after the first stage of the transform, to be looked at.
@@ -163,9 +126,31 @@ impl ImageSource {
         position: usize,
         read: impl FnOnce(&BaseImage) -> R,
     ) -> Result<R, DataError> {
-        match self.cached.get(position) {
-            Some(image) => Ok(read(image)),
-            None => self.decode(position).map(|image| read(&image)),
+        let kept = self.kept.get(position);
+        if let Some(image) = kept.and_then(OnceLock::get) {
+            return Ok(read(image));
+        }
+        let image = self.decode(position)?;
+        let value = read(&image);
+        if let Some(kept) = kept {
+            self.keep(kept, image);
+        }
+        Ok(value)
+    }
+
+    /// Keeps an image where there is room for it.
+    fn keep(&self, place: &OnceLock<Box<BaseImage>>, image: BaseImage) {
+        let n_bytes = (image.n_bytes() + BYTES_BESIDE) as u64;
+        let Some(new) = self.budget.take(n_bytes) else {
+            return;
+        };
+        // Another thread may have been first; what was taken for this copy then goes back.
+        if place.set(Box::new(image)).is_ok() {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *taken {
+                Some(taken) => taken.join(new),
+                none => *none = Some(new),
+            }
         }
     }
 
@@ -186,75 +171,76 @@ mod tests {
     use crate::toy::{Fault, ToyDataset};
     use sdlora_image::{Channels, TransformConfig};
 
-    fn source(
-        mut dataset: ToyDataset,
-        fault: Option<usize>,
-        cache: Cache,
-    ) -> Result<ImageSource, DataError> {
+    fn source(mut dataset: ToyDataset, fault: Option<usize>, budget: &CacheBudget) -> ImageSource {
         dataset.fault = fault.map(|idx| (idx, Fault::Error));
-        let stream = TaskStream::new(&dataset, &StreamConfig::joint())?;
-        let transform = TransformConfig::new(4, Channels::Gray).init()?;
-        ImageSource::new(
-            Arc::new(dataset),
-            &stream.tasks()[0].train,
-            transform,
-            cache,
-        )
+        let stream = TaskStream::new(&dataset, &StreamConfig::joint()).unwrap();
+        let transform = TransformConfig::new(4, Channels::Gray).init().unwrap();
+        let train = &stream.tasks()[0].train;
+        ImageSource::within(Arc::new(dataset), train, transform, budget)
+    }
+
+    /// Reads every image once.
+    fn read_all(source: &ImageSource) -> Vec<BaseImage> {
+        let positions = 0..source.set().len();
+        let images = positions.map(|at| source.with_base(at, BaseImage::clone));
+        images.collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
-    fn a_cache_of_limited_size_keeps_the_first_images() {
+    fn a_budget_is_kept_to_and_changes_no_image() {
         let dataset = || ToyDataset::new(2, 800, 1);
-        let all = source(dataset(), None, Cache::Memory).unwrap();
-        assert!(all.is_cached());
+        let unlimited = CacheBudget::of(Cache::Memory);
+        let all = source(dataset(), None, &unlimited);
+        // Nothing is decoded before it is asked for.
+        assert_eq!((all.n_cached(), unlimited.used()), (0, 0));
+        let expected = read_all(&all);
+        assert_eq!(all.n_cached(), 1600);
         // An image has 8 x 8 bytes; the last one does not fit as a whole.
-        let mut some = source(dataset(), None, Cache::None).unwrap();
-        assert_eq!(some.n_cached(), 0);
-        some.cached = some.decode_first(700 * 64 + 63).unwrap();
-        assert_eq!(some.n_cached(), 700);
-        assert!(!some.is_cached());
-        for position in [0, 699, 700, 1599] {
-            let base = |source: &ImageSource| source.with_base(position, BaseImage::clone);
-            assert_eq!(base(&some).unwrap(), base(&all).unwrap());
+        let n_bytes = 64 + BYTES_BESIDE as u64;
+        let some_budget = CacheBudget::new(701 * n_bytes - 1);
+        let some = source(dataset(), None, &some_budget);
+        for _ in 0..2 {
+            assert_eq!(read_all(&some), expected);
+            assert_eq!(some.n_cached(), 700);
+            assert!(some.is_cached(699) && !some.is_cached(700));
+            assert_eq!(some_budget.used(), 700 * n_bytes);
         }
-        let none = source(dataset(), None, Cache::Megabytes(0)).unwrap();
+        // Another set finds what is left: nothing, until the first is gone.
+        let next = source(dataset(), None, &some_budget);
+        assert_eq!(read_all(&next), expected);
+        assert_eq!(next.n_cached(), 0);
+        drop(some);
+        assert_eq!(some_budget.used(), 0);
+        assert_eq!(read_all(&next), expected);
+        assert_eq!(next.n_cached(), 700);
+        assert_eq!(some_budget.peak(), 700 * n_bytes);
+        let none = source(dataset(), None, &CacheBudget::of(Cache::None));
+        assert_eq!(read_all(&none), expected);
         assert_eq!(none.n_cached(), 0);
-        for n in [1, usize::MAX] {
-            let large = source(dataset(), None, Cache::Megabytes(n)).unwrap();
-            assert!(large.is_cached());
-        }
     }
 
     #[test]
-    fn a_bad_image_is_an_error_when_it_is_kept_or_read() {
-        let dataset = || ToyDataset::new(2, 800, 1);
-        assert!(source(dataset(), Some(3), Cache::Memory).is_err());
-        assert!(source(dataset(), Some(3), Cache::Megabytes(1)).is_err());
-        let late = source(dataset(), Some(1500), Cache::None).unwrap();
-        assert_eq!(late.set().split(), Split::Train);
-        assert_eq!(late.decode_first(64 * 256).unwrap().len(), 256);
-        assert!(late.with_base(1500, |_| ()).is_err());
+    fn an_image_that_two_threads_decode_counts_once() {
+        let budget = CacheBudget::of(Cache::Memory);
+        let source = source(ToyDataset::new(2, 100, 1), None, &budget);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| read_all(&source));
+            }
+        });
+        assert_eq!(budget.used(), 200 * (64 + BYTES_BESIDE as u64));
     }
 
     #[test]
-    fn parts_of_a_cache_make_up_the_whole_at_most() {
-        assert_eq!(Cache::Memory.part(1, 3), Cache::Memory);
-        assert_eq!(Cache::Megabytes(10).part(1, 3), Cache::Megabytes(3));
-        assert_eq!(Cache::Megabytes(10).part(0, 0), Cache::Megabytes(0));
-    }
-
-    #[test]
-    fn caches_have_names() {
-        #[derive(Deserialize)]
-        struct Config {
-            cache: Cache,
-        }
-        for (text, cache) in [
-            ("cache = 'memory'", Cache::Memory),
-            ("cache = 'none'", Cache::None),
-            ("cache = { megabytes = 500 }", Cache::Megabytes(500)),
-        ] {
-            assert_eq!(toml::from_str::<Config>(text).unwrap().cache, cache);
+    fn a_bad_image_is_an_error_when_it_is_read() {
+        for cache in [Cache::Memory, Cache::None] {
+            let budget = CacheBudget::of(cache);
+            let source = source(ToyDataset::new(2, 800, 1), Some(1500), &budget);
+            assert_eq!(source.set().split(), Split::Train);
+            assert!(source.with_base(1499, |_| ()).is_ok());
+            for _ in 0..2 {
+                assert!(source.with_base(1500, |_| ()).is_err());
+            }
         }
     }
 }

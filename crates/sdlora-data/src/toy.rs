@@ -5,10 +5,12 @@ use std::sync::Arc;
 use sdlora_image::{AugmentConfig, Channels, Image, RandomAffine, TransformConfig};
 
 use crate::batch::HostBatch;
+use crate::budget::CacheBudget;
+use crate::cache::Cache;
 use crate::dataset::{Dataset, Group, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::loader::{Loader, LoaderConfig};
-use crate::source::{Cache, ImageSource};
+use crate::source::ImageSource;
 use crate::split::Split;
 use crate::stream::{StreamConfig, TaskSplit, TaskStream};
 
@@ -137,6 +139,16 @@ pub(crate) fn loader_of(
     cache: Cache,
     seed: u64,
 ) -> Loader {
+    loader_within(dataset, config, &CacheBudget::of(cache), seed)
+}
+
+/// The same in a budget.
+pub(crate) fn loader_within(
+    dataset: ToyDataset,
+    config: LoaderConfig,
+    budget: &CacheBudget,
+    seed: u64,
+) -> Loader {
     let split = TaskSplit::Sizes(vec![1, 3]);
     let stream = TaskStream::new(&dataset, &StreamConfig::new(split)).unwrap();
     let affine = Some(RandomAffine::default());
@@ -148,7 +160,7 @@ pub(crate) fn loader_of(
         .init()
         .unwrap();
     let train = &stream.tasks()[1].train;
-    let source = ImageSource::new(Arc::new(dataset), train, transform, cache).unwrap();
+    let source = ImageSource::within(Arc::new(dataset), train, transform, budget);
     config.init(Arc::new(source), seed).unwrap()
 }
 

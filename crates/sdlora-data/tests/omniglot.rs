@@ -125,8 +125,7 @@ fn one_alphabet_a_task_reaches_the_loader() {
     );
 
     let transform = TransformConfig::omniglot(28).init().unwrap();
-    let source =
-        ImageSource::new(dataset, &stream.tasks()[3].test, transform, Cache::Memory).unwrap();
+    let source = ImageSource::new(dataset, &stream.tasks()[3].test, transform, Cache::Memory);
     let loader = LoaderConfig::evaluation(64)
         .init(Arc::new(source), 0)
         .unwrap();

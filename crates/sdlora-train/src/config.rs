@@ -76,8 +76,9 @@ pub struct RunConfig {
     /// where a class ends, see [`PredictConfig`](crate::PredictConfig). 0 trains on all, and leaves both out.
     #[serde(default, skip_serializing_if = "is_default")]
     pub calibrate_on: usize,
-    /// Where prepared images are kept: `"memory"`, `"none"`, or `{ megabytes = n }` for a limit that the
-    /// training images of a task and all test images share. It changes speed and memory, no number.
+    /// Memory of prepared images: `"auto"`, `"memory"`, `"none"` or a size such as `"2GiB"`, which the training images
+    /// of a task, all test images and the batches that are prepared ahead share. It changes speed and memory, no
+    /// number, so a run may continue with another one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: Cache,
     /// What the first task does differently; joint training is a first task and nothing else.

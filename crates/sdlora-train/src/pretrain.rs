@@ -188,8 +188,8 @@ impl<'a> Pretraining<'a> {
             dataset,
             &task.train,
             transform,
-            Cache::Memory,
-        )?);
+            Cache::Auto,
+        ));
         let loader = LoaderConfig::training(config.batch_size)
             .with_last_batch(LastBatch::Drop)
             .init(source, config.seed)?;
@@ -422,8 +422,8 @@ fn evaluation_loader(
 ) -> Result<Loader, TrainError> {
     let transform = transform.init()?;
     let source = match half {
-        Half::Train(set) => ImageSource::new(dataset.clone(), set, transform, Cache::None)?,
-        Half::Test(set) => ImageSource::new(dataset.clone(), set, transform, Cache::None)?,
+        Half::Train(set) => ImageSource::new(dataset.clone(), set, transform, Cache::None),
+        Half::Test(set) => ImageSource::new(dataset.clone(), set, transform, Cache::None),
     };
     Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), 0)?)
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use sdlora_data::{
-    Cache, DataError, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet, TaskStream,
-    TrainSet,
+    Cache, CacheBudget, DataError, Dataset, EvalSet, ImageSource, Loader, LoaderConfig, SampleSet,
+    TaskStream, TrainSet,
 };
 use sdlora_image::TransformConfig;
 
@@ -111,7 +111,11 @@ pub(crate) struct RunData {
     /// Class ids of the data set in the order of their labels.
     pub(crate) class_order: Vec<usize>,
     transform: TransformConfig,
-    cache: Cache,
+    /// Memory of prepared images.
+    budget: CacheBudget,
+    /// The part of it that the test images may take: no more than half, since they are read once a task and those
+    /// of training once an epoch.
+    test_budget: CacheBudget,
     batch_size: usize,
     seed: u64,
 }
@@ -146,13 +150,15 @@ impl RunData {
             });
             first_label += task.n_new_classes;
         }
+        let budget = CacheBudget::of(config.cache);
         Ok(Self {
             rounds: Round::of(&tasks, plan.method().is_joint()),
             tasks,
             class_order: stream.class_order().to_vec(),
             dataset,
             transform: config.transform.clone(),
-            cache: config.cache,
+            test_budget: budget.part(1, 2),
+            budget,
             batch_size: config.batch_size,
             seed: config.seed,
         })
@@ -192,18 +198,17 @@ impl RunData {
             return Err(TrainError::setting("stream.n_tasks", 0, "at least 1"));
         };
         let transform = self.transform.init()?;
-        let source = ImageSource::new(self.dataset.clone(), &set, transform, half(self.cache))?;
+        let source = ImageSource::within(self.dataset.clone(), &set, transform, &self.budget);
         let loader = LoaderConfig::training(self.batch_size).init(Arc::new(source), self.seed)?;
         Ok(TaskLoader::new(loader))
     }
 
-    /// The test images of every task.
+    /// The test images of every task; none is decoded before it is evaluated.
     pub(crate) fn test_loaders(&self) -> Result<Vec<Loader>, TrainError> {
-        let n_images: usize = self.test_counts().iter().sum();
-        let loaders = self.tasks.iter().map(|task| {
-            let cache = half(self.cache).part(task.n_test_images(), n_images);
-            self.plain_loader(&task.test, cache)
-        });
+        let loaders = self
+            .tasks
+            .iter()
+            .map(|task| self.plain_loader(&task.test, &self.test_budget));
         loaders.collect()
     }
 
@@ -214,8 +219,8 @@ impl RunData {
             .iter()
             .filter_map(|task| task.calibration.as_ref());
         // They are read once.
-        sets.map(|set| self.plain_loader(set, Cache::None))
-            .collect()
+        let none = CacheBudget::of(Cache::None);
+        sets.map(|set| self.plain_loader(set, &none)).collect()
     }
 
     /// At most `n` test images, spread evenly over those of all tasks, each a batch of its own, and their labels.
@@ -236,8 +241,7 @@ impl RunData {
         for task in &self.tasks {
             let end = first + task.n_test_images();
             let transform = self.transform.for_evaluation().init()?;
-            let source =
-                ImageSource::new(self.dataset.clone(), &task.test, transform, Cache::None)?;
+            let source = ImageSource::new(self.dataset.clone(), &task.test, transform, Cache::None);
             let one_by_one = LoaderConfig::evaluation(1).with_prefetch(0).with_workers(1);
             let loader = one_by_one.init(Arc::new(source), self.seed)?;
             while let Some(position) = chosen.next_if(|&position| position < end) {
@@ -256,7 +260,8 @@ impl RunData {
     /// The training images of a task in their order, as evaluation prepares them.
     pub(crate) fn plain_train_loader(&self, task_idx: usize) -> Result<Loader, TrainError> {
         // They are read once.
-        self.plain_loader(&self.tasks[task_idx].train, Cache::None)
+        let none = CacheBudget::of(Cache::None);
+        self.plain_loader(&self.tasks[task_idx].train, &none)
     }
 
     /// The training images of a round for a method that looks at them, on a device without autodiff.
@@ -291,10 +296,10 @@ impl RunData {
     fn plain_loader(
         &self,
         set: &impl AsRef<SampleSet>,
-        cache: Cache,
+        budget: &CacheBudget,
     ) -> Result<Loader, TrainError> {
         let transform = self.transform.for_evaluation().init()?;
-        let source = ImageSource::new(self.dataset.clone(), set, transform, cache)?;
+        let source = ImageSource::within(self.dataset.clone(), set, transform, budget);
         Ok(LoaderConfig::evaluation(EVAL_BATCH).init(Arc::new(source), self.seed)?)
     }
 }
@@ -317,11 +322,6 @@ fn held_out(
             other => other.into(),
         })?;
     Ok((train, Some(held_out)))
-}
-
-/// What the training images of a round have of the cache of a run, and what all test images have: half of it.
-fn half(cache: Cache) -> Cache {
-    cache.part(1, 2)
 }
 
 /// The training images of a round for a method that looks at them.
@@ -398,6 +398,52 @@ mod tests {
                 batch.labels_host.into_iter().zip(sums).collect()
             })
             .collect()
+    }
+
+    #[test]
+    fn all_images_of_a_run_together_stay_within_its_budget() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+        // An image has 28 x 28 bytes and some more, 120 of training and 40 of the test halves.
+        for (cache, is_full) in [(0, true), (30_000, true), (1 << 40, false)] {
+            let mut config = plan("sdlora").config().clone();
+            config.cache = Cache::Bytes(cache);
+            let data = RunData::open(&config.check().unwrap(), &folder).unwrap();
+            let tests = data.test_loaders().unwrap();
+            // Nothing is decoded before task 1.
+            assert_eq!(data.budget.used(), 0);
+            // A thread that works ahead gives back what it has when it ends.
+            let wait_for_tests_alone = || {
+                while data.budget.used() > data.test_budget.used() {
+                    std::thread::yield_now();
+                }
+            };
+            for round in &data.rounds {
+                let loader = data.train_loader(round).unwrap();
+                for epoch in 0..2 {
+                    batches(&loader, epoch);
+                }
+                assert!(data.budget.used() <= cache);
+                drop(loader);
+                wait_for_tests_alone();
+                for test in &tests[..round.tasks.end] {
+                    assert!(test.host_epoch(0).all(|batch| batch.is_ok()));
+                }
+                let (used, of_tests) = (data.budget.used(), data.test_budget.used());
+                assert!(
+                    used <= cache && of_tests <= cache / 2,
+                    "{used} and {of_tests} of {cache}"
+                );
+                assert_eq!(cache > 0, of_tests > 0);
+            }
+            assert!(
+                data.budget.peak() <= cache,
+                "{} of {cache}",
+                data.budget.peak()
+            );
+            wait_for_tests_alone();
+            // An image more would not have fitted.
+            assert_eq!(is_full, data.budget.peak() + 2_000 > cache);
+        }
     }
 
     #[test]

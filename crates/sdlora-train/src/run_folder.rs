@@ -205,10 +205,15 @@ pub fn check_plan(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
     }
 }
 
-/// The first lines that differ, comments aside.
+/// The first lines that differ, comments and the cache aside: that changes no number, and the next machine may have
+/// another memory.
 fn difference(earlier: &str, now: &str) -> Option<String> {
     fn settings(text: &str) -> impl Iterator<Item = &str> {
-        text.lines().filter(|line| !line.starts_with('#'))
+        // Earlier versions wrote a size as a section.
+        let aside = ["#", "cache = ", "[cache]", "megabytes = "];
+        text.lines().filter(move |line| {
+            !line.is_empty() && !aside.iter().any(|start| line.starts_with(start))
+        })
     }
     let (mut a, mut b) = (settings(earlier), settings(now));
     loop {

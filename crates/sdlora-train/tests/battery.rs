@@ -89,7 +89,7 @@ impl Stage {
     fn source(&self, set: &TrainSet) -> Arc<ImageSource> {
         let transform = self.plan.config().transform.init().unwrap();
         let source = ImageSource::new(self.dataset.clone(), set, transform, Cache::Memory);
-        Arc::new(source.unwrap())
+        Arc::new(source)
     }
 
     /// The model before its first task.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use burn::module::Module;
 use sdlora_train::{
     Event, Finished, FirstTask, HeadConfig, MixConfig, Observer, OptimizerConfig, Plan, RunConfig,
-    Schedule, Start, TrainError, checkpoint,
+    Schedule, Start, TrainError, check_plan, checkpoint,
 };
 use toy::{Bench, bits, copy_folder, optimizer};
 
@@ -152,6 +152,29 @@ fn a_rerun_gives_the_same_bits_and_another_seed_does_not() {
     let c = bench.run("c", &other, Start::Fresh).unwrap();
     assert_same(&a, &b, "rerun");
     assert_ne!(a.log.tasks[0].losses, c.log.tasks[0].losses);
+}
+
+#[test]
+fn how_much_memory_images_may_take_changes_no_number() {
+    let bench = Bench::new();
+    let of = |cache: &str, seed: u64| {
+        plan(&bench, "name = \"sdlora\"\nrank = 4", |config| {
+            config.head = Some(HeadConfig::named("ridge"));
+            config.cache = toml::Value::from(cache).try_into().unwrap();
+            config.seed = seed;
+        })
+    };
+    let memory = of("memory", 11);
+    let expected = bench.run("memory", &memory, Start::Fresh).unwrap();
+    // A few images of 28 x 28 bytes, and the machine's share.
+    for cache in ["0", "5kB", "auto"] {
+        let other = of(cache, 11);
+        let run = bench.run(cache, &other, Start::Fresh).unwrap();
+        assert_same(&expected, &run, cache);
+        // The folder goes on with any of them.
+        check_plan(&bench.path("memory"), &other).unwrap();
+    }
+    assert!(check_plan(&bench.path("memory"), &of("0", 12)).is_err());
 }
 
 /// The seconds that a run tells of its tasks.

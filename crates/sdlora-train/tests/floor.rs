@@ -32,7 +32,7 @@ fn the_floor_is_the_nearest_class_mean_of_pixels_among_the_classes_seen() {
             transform.clone(),
             Cache::None,
         );
-        let loader = LoaderConfig::evaluation(8).init(Arc::new(source.unwrap()), 0);
+        let loader = LoaderConfig::evaluation(8).init(Arc::new(source), 0);
         let mut table = FeatureTable::default();
         for batch in loader.unwrap().host_epoch(0) {
             let batch = batch.unwrap();

@@ -190,7 +190,7 @@ impl Trace {
             std: vec![64.0 / 255.0],
         });
         let transform = transform.init().unwrap();
-        let source = ImageSource::new(self.dataset.clone(), set, transform, Cache::None).unwrap();
+        let source = ImageSource::new(self.dataset.clone(), set, transform, Cache::None);
         LoaderConfig::evaluation(batch_size)
             .init(Arc::new(source), 0)
             .unwrap()

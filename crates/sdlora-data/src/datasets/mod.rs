@@ -26,6 +26,7 @@ mod omniglot;
 mod pixels;
 mod table;
 mod tiny_imagenet;
+mod webdataset;
 
 pub use cifar::CifarOptions;
 pub use domainnet::DomainNetOptions;
@@ -35,6 +36,7 @@ pub use idx::IdxOptions;
 pub use layout::FolderLayout;
 pub use listed::ListedImages;
 pub use omniglot::{Omniglot, OmniglotOptions};
+pub use webdataset::WebDatasetOptions;
 
 /// Every data set that can be opened by name.
 pub const DATASETS: &[DatasetEntry] = &[
@@ -57,6 +59,7 @@ pub const DATASETS: &[DatasetEntry] = &[
     omniglot::EVALUATION,
     tiny_imagenet::TINY_IMAGENET,
     folder::VTAB,
+    webdataset::WEBDATASET,
 ];
 
 /// The entry called `name`.

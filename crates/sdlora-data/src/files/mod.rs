@@ -28,6 +28,9 @@ use listing::{Entry, Listing, too_many};
 use read::gunzip;
 use store::Store;
 
+/// Ending of the shards of a data set.
+const SHARD: &str = ".tar";
+
 /// Most files that are listed by default; ImageNet-1k has 1.3 million.
 pub(crate) const MAX_FILES: usize = 2_000_000;
 /// Largest tar that is unpacked into memory, in bytes.
@@ -108,8 +111,79 @@ impl Files {
     ///
     /// Those of [`open`](Self::open).
     pub(crate) fn open_with_archives(path: &Path, max_files: usize) -> Result<Self, DataError> {
-        let mut files = Self::open(path, max_files)?;
-        for name in files.archives() {
+        let files = Self::open(path, max_files)?;
+        let archives = files.archives();
+        files.with_inner(path, archives, max_files)
+    }
+
+    /// Lists the tar files of the folder at `path` and of those below it, each as if it were a folder of its name, or
+    /// the one at `path`. They are closed again, and opened for each read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open), and [`DataError::Content`] where there is none, and for one that is packed.
+    pub(crate) fn open_shards(path: &Path, max_files: usize) -> Result<Self, DataError> {
+        let is_shard = |name: &&str| name.ends_with(SHARD);
+        let mut files = match path.is_dir() {
+            true => {
+                let files = Self::open(path, max_files)?;
+                let shards: Vec<String> =
+                    files.names().filter(is_shard).map(str::to_owned).collect();
+                for shard in &shards {
+                    check_tar(&path.join(shard))?;
+                }
+                files.with_inner(path, shards, max_files)?
+            }
+            false => {
+                check_tar(path)?;
+                let mut files = Self::open(path, max_files)?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let prefix = format!("{name}/");
+                for entry in &mut files.entries {
+                    entry.name.insert_str(0, &prefix);
+                }
+                files.parts[0].prefix = prefix;
+                files
+            }
+        };
+        for part in &mut files.parts {
+            part.store = part.store.take().map(Store::closed);
+        }
+        if files.shards().is_empty() {
+            return Err(DataError::content(
+                place_of(path),
+                "holds no shard: no file in it ends in `.tar`",
+                "name the folder of the shards with the option `root`",
+            ));
+        }
+        Ok(files)
+    }
+
+    /// Names of the archives that were opened as folders.
+    pub(crate) fn shards(&self) -> Vec<&str> {
+        let inner = self.parts.iter().filter(|part| part.store.is_some());
+        inner
+            .map(|part| part.prefix.trim_end_matches('/'))
+            .collect()
+    }
+
+    /// The archive of a file and its name in there, of an archive that was opened as a folder.
+    pub(crate) fn shard_of(&self, idx: usize) -> Option<(&str, &str)> {
+        let entry = &self.entries[idx];
+        let part = &self.parts[entry.part];
+        part.store.as_ref()?;
+        Some((part.prefix.trim_end_matches('/'), self.inner_name(entry)))
+    }
+
+    /// Adds the files of archives of the folder at `path`.
+    fn with_inner(
+        self,
+        path: &Path,
+        archives: Vec<String>,
+        max_files: usize,
+    ) -> Result<Self, DataError> {
+        let mut files = self;
+        for name in archives {
             let inner = Self::open(&path.join(&name), max_files)?;
             if files.len() + inner.len() > max_files {
                 return Err(too_many(path, max_files));
@@ -314,6 +388,26 @@ impl Files {
         action: impl Into<String>,
     ) -> DataError {
         DataError::content(self.place(idx), problem, action)
+    }
+}
+
+/// Refuses what does not start as a tar: a packed one would be unpacked into memory.
+fn check_tar(path: &Path) -> Result<(), DataError> {
+    let (file, _) = open_file(path)?;
+    let mut start = Vec::new();
+    file.take(262)
+        .read_to_end(&mut start)
+        .map_err(|source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+    match start.get(257..262) == Some(b"ustar") {
+        true => Ok(()),
+        false => Err(DataError::content(
+            place_of(path),
+            "is no tar",
+            "unpack it if it is packed, or name it otherwise if it is no shard",
+        )),
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) enum Store {
         len: u64,
         file: Mutex<File>,
     },
+    /// A file that is opened for each read: of many archives, not all may be open at once.
+    Closed { path: PathBuf, len: u64 },
     /// An archive that was unpacked.
     Memory(Vec<u8>),
 }
@@ -38,10 +40,18 @@ impl Store {
         Self::Memory(bytes)
     }
 
+    /// The same bytes without a file that stays open.
+    pub(super) fn closed(self) -> Self {
+        match self {
+            Self::File { path, len, .. } => Self::Closed { path, len },
+            other => other,
+        }
+    }
+
     /// Length in bytes.
     pub(super) fn len(&self) -> u64 {
         match self {
-            Self::File { len, .. } => *len,
+            Self::File { len, .. } | Self::Closed { len, .. } => *len,
             Self::Memory(bytes) => bytes.len() as u64,
         }
     }
@@ -57,19 +67,16 @@ impl Store {
         match (self, end) {
             (Self::Memory(bytes), Some(end)) => Ok(bytes[start as usize..end as usize].to_vec()),
             (Self::File { path, file, .. }, Some(_)) => {
-                let mut bytes = vec![0; len as usize];
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(start))
-                    .and_then(|_| file.read_exact(&mut bytes))
-                    .map_err(|source| DataError::Io {
-                        path: path.clone(),
-                        source,
-                    })?;
-                Ok(bytes)
+                read_at(&mut file, path, start, len)
+            }
+            (Self::Closed { path, .. }, Some(_)) => {
+                let (mut file, _) = open_file(path)?;
+                read_at(&mut file, path, start, len)
             }
             (_, None) => Err(DataError::content(
                 match self {
-                    Self::File { path, .. } => place_of(path),
+                    Self::File { path, .. } | Self::Closed { path, .. } => place_of(path),
                     Self::Memory(_) => "an archive that was unpacked".to_owned(),
                 },
                 format!("ends at byte {} in the middle of a member", self.len()),
@@ -77,4 +84,16 @@ impl Store {
             )),
         }
     }
+}
+
+/// Reads `len` bytes from `start`, which the file had when it was listed.
+fn read_at(file: &mut File, path: &Path, start: u64, len: u64) -> Result<Vec<u8>, DataError> {
+    let mut bytes = vec![0; len as usize];
+    file.seek(SeekFrom::Start(start))
+        .and_then(|_| file.read_exact(&mut bytes))
+        .map_err(|source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(bytes)
 }

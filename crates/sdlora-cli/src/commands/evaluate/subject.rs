@@ -154,7 +154,7 @@ impl Subject {
         let truths = set.samples().iter().map(|sample| of_class[sample.label]);
         let truths = truths.collect();
         let transform = model.transform.clone();
-        let source = ImageSource::new(dataset.clone(), &task.test, transform, Cache::None)?;
+        let source = ImageSource::new(dataset.clone(), &task.test, transform, Cache::None);
         Ok(Self {
             title: format!("test images of {}", plan.dataset),
             strangers,
