@@ -103,6 +103,16 @@ impl AccuracyMatrix {
         Ok(())
     }
 
+    /// The matrix of the same tasks and test images before any row.
+    #[must_use]
+    pub fn without_rows(&self) -> Self {
+        Self {
+            n_tasks: self.n_tasks,
+            rows: Vec::new(),
+            test_counts: self.test_counts.clone(),
+        }
+    }
+
     /// Number of tasks of the stream, trained or not.
     pub fn n_tasks(&self) -> usize {
         self.n_tasks
@@ -221,6 +231,17 @@ mod tests {
 
     fn grown() -> AccuracyMatrix {
         AccuracyMatrix::from_rows(vec![vec![0.9], vec![0.8, 0.88], vec![0.7, 0.84, 0.95]]).unwrap()
+    }
+
+    #[test]
+    fn a_matrix_without_rows_is_of_the_same_tasks() {
+        let whole = grown().with_test_counts(vec![1, 2, 3]).unwrap();
+        let mut empty = whole.without_rows();
+        assert_eq!((empty.n_tasks(), empty.n_rows()), (3, 0));
+        for after in 0..3 {
+            empty.push_row(whole.row(after).unwrap().to_vec()).unwrap();
+        }
+        assert_eq!(empty, whole);
     }
 
     #[test]

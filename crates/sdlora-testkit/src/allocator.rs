@@ -101,6 +101,11 @@ pub fn peak_of<R>(work: impl FnOnce() -> R) -> (usize, R) {
     (PEAK.load(Relaxed).saturating_sub(before), result)
 }
 
+/// Bytes that are alive.
+pub fn alive() -> usize {
+    ALIVE.load(Relaxed)
+}
+
 /// Number and bytes of the blocks of at least 4 KiB that were made so far.
 pub fn large_blocks() -> (usize, usize) {
     (N_LARGE.load(Relaxed), LARGE_BYTES.load(Relaxed))

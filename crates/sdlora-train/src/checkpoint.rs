@@ -28,10 +28,10 @@ const OPTIMIZER: &str = "optimizer.bpk";
 const ARRAYS: &str = "head.safetensors";
 const STATE: &str = "state.json";
 /// Version of the layout; raised when an earlier program would misread it.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Layouts that are read like the present one: version 3 kept prompts and input subspaces in another form, version 4
-/// the same ranks for every site.
-const BEFORE: std::ops::RangeInclusive<u32> = 3..=4;
+/// the same ranks for every site, version 5 the accuracies and magnitudes of all rounds in every state.
+const BEFORE: std::ops::RangeInclusive<u32> = 3..=5;
 /// The oldest layout that is read: it has no `SHA256SUMS`, and the hashes of all but the state in the state.
 const OLDEST: u32 = 2;
 

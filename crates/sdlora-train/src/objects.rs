@@ -1,8 +1,9 @@
-//! What the checkpoints of a run share: finished directions and logs of finished tasks, each stored once under its
+//! What the checkpoints of a run share: finished directions and logs of finished rounds, each stored once under its
 //! hash.
 //!
-//! A finished direction never changes, so the checkpoint of every later task would only repeat it. With this a run
-//! of T tasks stores each direction once, and its checkpoints grow by what is new. Objects lie in `objects` beside
+//! A finished direction never changes, so the checkpoint of every later task would only repeat it, and neither does the
+//! row of accuracies after a task, which has a number for each task before. With this a run of T tasks stores each once,
+//! and its checkpoints grow by what is new. Objects lie in `objects` beside
 //! the checkpoints; the state of a checkpoint names those it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use crate::export::TensorFile;
 use crate::files::sums::sha256;
 use crate::files::{create_folder, remove_file, write_file};
 use crate::heads::SHARED;
+use crate::run_log::RunLog;
 use crate::task_log::TaskLog;
 
 /// Folder of the objects, among the checkpoints.
@@ -29,12 +31,25 @@ pub(crate) struct References {
     /// Finished directions, in task order; every one has all sites that have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     directions: Vec<String>,
-    /// Logs of finished tasks, in order.
+    /// Logs of finished rounds, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     task_logs: Vec<String>,
     /// Large arrays of the head whose size does not depend on the number of classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     shared_arrays: Option<String>,
+}
+
+/// What a finished round added to the log of a run.
+#[derive(Serialize, Deserialize)]
+struct RoundLog {
+    #[serde(flatten)]
+    task: TaskLog,
+    /// Magnitudes after it. Missing in versions before 6, whose states have those of all rounds.
+    #[serde(default)]
+    magnitudes: Option<Vec<Vec<f64>>>,
+    /// Its rows of the accuracy matrix, the missing ones among them: one, but for joint training. See `magnitudes`.
+    #[serde(default)]
+    rows: Option<Vec<Option<Vec<f64>>>>,
 }
 
 /// Bytes from which arrays of a head are large: a Gram matrix of random features, which every task replaces, would
@@ -180,25 +195,64 @@ impl Objects {
         Ok(adapter)
     }
 
-    /// Stores the logs of tasks that are over.
-    pub fn put_logs(&self, tasks: &[TaskLog]) -> Result<Vec<String>, TrainError> {
-        let names = tasks.iter().map(|task| {
-            let bytes = serde_json::to_vec(task).map_err(|e| {
+    /// Stores what the first `n_over` rounds added to a log, and takes it out of the log. `known` has the names of
+    /// those that this process has stored already: what is over does not change.
+    pub fn put_log(
+        &self,
+        log: &mut RunLog,
+        n_over: usize,
+        known: &mut Vec<String>,
+    ) -> Result<Vec<String>, TrainError> {
+        let n_rows = log.matrix.n_rows();
+        let row = |after: usize| log.matrix.row(after).map(<[f64]>::to_vec);
+        for round in known.len()..n_over {
+            // A round has one row, but for the single round of joint training, which has all.
+            let end = if round + 1 == n_over {
+                n_rows
+            } else {
+                round + 1
+            };
+            let added = RoundLog {
+                task: log.tasks[round].clone(),
+                magnitudes: log.magnitudes.get(round).cloned(),
+                rows: Some((round..end).map(row).collect()),
+            };
+            let bytes = serde_json::to_vec(&added).map_err(|e| {
                 TrainError::checkpoint(&self.folder, format!("a log cannot be serialised: {e}"))
             })?;
-            self.put(&bytes)
-        });
-        names.collect()
+            known.push(self.put(&bytes)?);
+        }
+        log.tasks.drain(..n_over);
+        log.magnitudes.drain(..n_over.min(log.magnitudes.len()));
+        if n_over > 0 {
+            log.matrix = log.matrix.without_rows();
+        }
+        Ok(known[..n_over].to_vec())
     }
 
-    /// The logs of tasks that are over.
-    pub fn get_logs(&self, references: &References) -> Result<Vec<TaskLog>, String> {
-        let logs = references.task_logs.iter().map(|name| {
+    /// Adds to a log what finished rounds added to it.
+    pub fn get_log(&self, log: &mut RunLog, references: &References) -> Result<(), String> {
+        let rounds = references.task_logs.iter().map(|name| {
             let bytes = self.get(name)?;
             serde_json::from_slice(&bytes)
                 .map_err(|e| format!("the log {name} is unreadable ({e})"))
         });
-        logs.collect()
+        let rounds = rounds.collect::<Result<Vec<RoundLog>, String>>()?;
+        let (mut tasks, mut magnitudes) = (Vec::new(), Vec::new());
+        for round in rounds {
+            tasks.push(round.task);
+            magnitudes.extend(round.magnitudes);
+            for row in round.rows.into_iter().flatten() {
+                let added = match row {
+                    Some(row) => log.matrix.push_row(row),
+                    None => log.matrix.push_missing_row(),
+                };
+                added.map_err(|e| e.to_string())?;
+            }
+        }
+        log.tasks.splice(0..0, tasks);
+        log.magnitudes.splice(0..0, magnitudes);
+        Ok(())
     }
 
     /// Stores the arrays of a head that are shared by all classes where they are large, and gives the file without
@@ -245,14 +299,14 @@ impl Objects {
         Ok(file)
     }
 
-    /// Removes the large arrays of a checkpoint that is not the newest any more.
-    pub fn forget_shared_arrays(&self, of: &References, now: &References) {
-        if let Some(name) = &of.shared_arrays
-            && of.shared_arrays != now.shared_arrays
-            && is_hash(name)
-        {
-            // What is left over costs room and nothing else.
-            let _ = remove_file(&self.folder.join(name));
+    /// Removes the large arrays of a checkpoint that is not the newest any more, and says whether it did.
+    pub fn forget_shared_arrays(&self, of: &References, now: &References) -> bool {
+        match &of.shared_arrays {
+            Some(name) if of.shared_arrays != now.shared_arrays && is_hash(name) => {
+                // What is left over costs room and nothing else.
+                remove_file(&self.folder.join(name)).is_ok()
+            }
+            _ => false,
         }
     }
 
@@ -288,5 +342,96 @@ pub(crate) fn references(
         directions,
         task_logs,
         shared_arrays,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdlora_metrics::AccuracyMatrix;
+
+    /// The log of a run after `rounds`, each with its rows.
+    fn log(n_tasks: usize, rounds: &[&[Option<Vec<f64>>]]) -> RunLog {
+        let matrix = AccuracyMatrix::new(n_tasks)
+            .with_test_counts(vec![7; n_tasks])
+            .unwrap();
+        let mut log = RunLog::new(matrix);
+        for (idx, rows) in rounds.iter().enumerate() {
+            for row in *rows {
+                match row {
+                    Some(row) => log.matrix.push_row(row.clone()).unwrap(),
+                    None => log.matrix.push_missing_row().unwrap(),
+                }
+            }
+            log.tasks.push(TaskLog {
+                losses: vec![1.0 / 3.0, idx as f64],
+                seconds: 0.1,
+                ..TaskLog::default()
+            });
+            log.magnitudes.push(vec![vec![0.7; idx + 1]]);
+        }
+        log
+    }
+
+    #[test]
+    fn what_is_over_leaves_the_log_once_and_comes_back() {
+        let apart: [&[_]; 3] = [
+            &[Some(vec![1.0])],
+            &[None],
+            &[Some(vec![0.5, 1.0 / 3.0, 0.1])],
+        ];
+        let joint: [&[_]; 1] = [&[None, None, Some(vec![0.9, 0.8, 0.7])]];
+        for rounds in [&apart[..], &joint[..]] {
+            let folder = tempfile::tempdir().unwrap();
+            let objects = Objects::of(folder.path());
+            let mut known = Vec::new();
+            // As a session saves after each round.
+            for n_over in 1..=rounds.len() {
+                let whole = log(3, &rounds[..n_over]);
+                let mut rest = whole.clone();
+                let names = objects.put_log(&mut rest, n_over, &mut known).unwrap();
+                assert_eq!((names.len(), rest.matrix.n_rows()), (n_over, 0));
+                assert!(rest.tasks.is_empty() && rest.magnitudes.is_empty());
+                let n_stored = fs::read_dir(&objects.folder).unwrap().count();
+                assert_eq!(n_stored, n_over);
+                // Another process that knows of none stores the same.
+                let mut again = whole.clone();
+                let anew = objects.put_log(&mut again, n_over, &mut Vec::new());
+                assert_eq!(anew.unwrap(), names);
+                let references = references(Vec::new(), names, None);
+                objects.get_log(&mut rest, &references).unwrap();
+                assert_eq!(rest, whole);
+            }
+        }
+    }
+
+    #[test]
+    fn in_a_round_only_what_is_over_leaves_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::of(folder.path());
+        let mut whole = log(3, &[&[Some(vec![1.0])]]);
+        whole.tasks.push(TaskLog::default());
+        let mut rest = whole.clone();
+        let names = objects.put_log(&mut rest, 1, &mut Vec::new()).unwrap();
+        assert_eq!((rest.tasks.len(), rest.magnitudes.len()), (1, 0));
+        objects
+            .get_log(&mut rest, &references(Vec::new(), names, None))
+            .unwrap();
+        assert_eq!(rest, whole);
+    }
+
+    #[test]
+    fn logs_of_version_5_are_read_beside_what_their_state_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::of(folder.path());
+        let whole = log(3, &[&[Some(vec![1.0])], &[None]]);
+        let mut state = whole.clone();
+        let tasks = std::mem::take(&mut state.tasks);
+        let names = tasks
+            .iter()
+            .map(|task| objects.put(&serde_json::to_vec(task).unwrap()).unwrap());
+        let references = references(Vec::new(), names.collect(), None);
+        objects.get_log(&mut state, &references).unwrap();
+        assert_eq!(state, whole);
     }
 }

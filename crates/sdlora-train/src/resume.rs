@@ -165,13 +165,15 @@ fn trained_ids<M: Module>(module: &M) -> BTreeSet<u64> {
 }
 
 /// Writes a checkpoint and removes the earlier ones of the same task that it makes superfluous. A model
-/// whose numbers are none is refused, so it never takes the place of a sound one.
+/// whose numbers are none is refused, so it never takes the place of a sound one. `stored` has the names of the logs of
+/// rounds that are over and were stored by this process.
 pub(crate) fn save(
     folder: &RunFolder,
     name: &str,
     model: &Model,
     optimizer: Option<&ModuleOptimizer>,
     mut position: Position,
+    stored: &mut Vec<String>,
 ) -> Result<PathBuf, TrainError> {
     if let Some(what) = unsound_part(model) {
         return Err(TrainError::Unsound {
@@ -186,9 +188,9 @@ pub(crate) fn save(
     create_folder(checkpoints)?;
     let (adapter, directions) = objects.put_directions(model.adapter.clone())?;
     let n_over = position.n_done.min(position.log.tasks.len());
-    let over: Vec<_> = position.log.tasks.drain(..n_over).collect();
+    let logs = objects.put_log(&mut position.log, n_over, stored)?;
     let (arrays, shared) = objects.put_shared_arrays(model.head.to_file())?;
-    position.objects = references(directions, objects.put_logs(&over)?, shared);
+    position.objects = references(directions, logs, shared);
     let now = position.objects.clone();
     let learned = Learned {
         adapter,
@@ -209,13 +211,15 @@ pub(crate) fn save(
         .filter(|other| other != name && other.contains(INSIDE))
         .collect();
     checkpoint::remove(checkpoints, &superfluous);
-    // Without large arrays no earlier state has to be read.
+    // Without large arrays no earlier state has to be read. Backwards as far as there are some: usually those of the
+    // checkpoint before, and after a kill also those it did not come to.
     if now.has_shared_arrays() {
-        for other in checkpoint::names(checkpoints) {
+        for other in checkpoint::names(checkpoints).iter().rev() {
             if other != name
                 && let Some(before) = references_of(&checkpoints.join(other))
+                && !objects.forget_shared_arrays(&before, &now)
             {
-                objects.forget_shared_arrays(&before, &now);
+                break;
             }
         }
     }
@@ -280,8 +284,9 @@ pub(crate) fn restore(
     let mut position = saved.state;
     let damaged = |problem| TrainError::checkpoint(path, problem);
     let objects = Objects::of(path.parent().unwrap_or(path));
-    let over = objects.get_logs(&position.objects).map_err(damaged)?;
-    position.log.tasks.splice(0..0, over);
+    objects
+        .get_log(&mut position.log, &position.objects)
+        .map_err(damaged)?;
     let columns = position.trained_head.and_then(|head| head.n_in_task());
     let is_of_whole_head = saved.optimizer.is_some() && position.n_done > 0 && columns.is_none();
     if is_of_whole_head && config.loss == LossOver::NewClasses && position.trained_head.is_some() {

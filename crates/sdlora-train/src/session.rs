@@ -61,6 +61,8 @@ pub struct Session<'a> {
     n_done: usize,
     /// What the newest evaluation of this session said.
     tested: Option<Tested>,
+    /// Names of the logs of rounds that are over and that this session has stored.
+    stored: Vec<String>,
 }
 
 impl<'a> Session<'a> {
@@ -110,6 +112,7 @@ impl<'a> Session<'a> {
             features: None,
             n_done: 0,
             tested: None,
+            stored: Vec::new(),
         };
         if options.start != Start::Fresh {
             session = session.resumed()?;
@@ -232,7 +235,7 @@ impl<'a> Session<'a> {
             loader: &loader,
             features: self.features.as_ref(),
         };
-        let (folder, log) = (&self.folder, &mut self.log);
+        let (folder, log, stored) = (&self.folder, &mut self.log, &mut self.stored);
         let mut on_checkpoint =
             |model: &Model, optimizer: &ModuleOptimizer, task: &TaskLog, mark: Option<u64>| {
                 log.tasks[round] = task.clone();
@@ -242,6 +245,7 @@ impl<'a> Session<'a> {
                     model,
                     Some(optimizer),
                     Position::of(model, round, log, mark),
+                    stored,
                 )
             };
         let task;
@@ -470,7 +474,8 @@ impl<'a> Session<'a> {
     fn checkpoint(&mut self, name: &str) -> Result<(), TrainError> {
         let mark = self.observer.mark();
         let position = Position::of(&self.model, self.n_done, &self.log, mark);
-        let path = save(&self.folder, name, &self.model, None, position)?;
+        let stored = &mut self.stored;
+        let path = save(&self.folder, name, &self.model, None, position, stored)?;
         self.observer.event(&Event::Checkpointed { path: &path });
         Ok(())
     }

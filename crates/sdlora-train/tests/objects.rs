@@ -61,6 +61,19 @@ fn a_checkpoint_grows_by_what_is_new() {
                 .len()
         })
         .collect();
+    // A state names one direction and one log more, and repeats nothing that has an entry for each earlier task: its
+    // growth does not grow.
+    let states: Vec<u64> = ends
+        .iter()
+        .map(|name| {
+            let state = run.join("checkpoints").join(name).join("state.json");
+            fs::metadata(state).unwrap().len()
+        })
+        .collect();
+    let grown: Vec<u64> = states.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for growth in &grown {
+        assert!(*growth < 400 && *growth < grown[1] + 60, "{states:?}");
+    }
     // Three columns of 16 and their bias, and a magnitude: far less than a direction of 4 · 2 · 16 · 10 numbers.
     for pair in sizes.windows(2) {
         let grown = pair[1].saturating_sub(pair[0]);
