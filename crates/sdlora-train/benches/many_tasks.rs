@@ -1,7 +1,9 @@
 //! What a task costs beside its steps after hundreds of tasks: bookkeeping, evaluation, checkpoints, memory.
 //!
-//! `cargo bench -p sdlora-train --bench many_tasks -- [--tasks 1000] [--classes 1] [--method sdlora] [--head linear]
+//! `cargo bench -p sdlora-train --bench many_tasks -- [--tasks 1000] [--classes 2] [--method sdlora] [--head linear]
 //! [--evaluate-every 1]`
+//!
+//! Tasks of one class need `--method ncm --head ncm`.
 //!
 //! One whole run on pictures of 4 x 4 pixels that are made for it, three to learn from and one to test on for each
 //! class, with a backbone of two blocks of width 16 and directions of rank 1: an epoch of a task is one step, so
@@ -76,7 +78,7 @@ impl Arguments {
         let number = |name: &str, default: &str| value(name, default).parse().unwrap();
         Self {
             n_tasks: number("--tasks", "1000"),
-            n_classes: number("--classes", "1"),
+            n_classes: number("--classes", "2"),
             method: value("--method", "sdlora"),
             head: value("--head", "linear"),
             evaluate_every: number("--evaluate-every", "1"),
