@@ -129,12 +129,7 @@ impl HostBatches {
                 let Some(taken) = waiting.wait_for_room(|| budget.take(n_bytes)) else {
                     return;
                 };
-                let prepared = catch_unwind(AssertUnwindSafe(|| loader.prepare(&plan, batch_idx)))
-                    .unwrap_or_else(|panic| {
-                        Err(DataError::Worker {
-                            reason: panic_message(panic.as_ref()),
-                        })
-                    });
+                let prepared = prepared(&loader, &plan, batch_idx);
                 let failed = prepared.is_err();
                 waiting.change(|state| state.n_waiting += 1);
                 // The receiver is gone when the epoch was left early.
@@ -156,6 +151,10 @@ impl HostBatches {
         if self.loader.config().prefetch == 0 {
             return self.loader.prepare(&self.plan, self.next);
         }
+        // Nothing can be ahead of a single batch, and a stream of many small tasks has as many epochs of one.
+        if self.ahead.is_none() && self.next + 1 == self.plan.n_batches() {
+            return prepared(&self.loader, &self.plan, self.next);
+        }
         if self.ahead.is_none() {
             self.ahead = Some(self.start()?);
         }
@@ -169,6 +168,15 @@ impl HostBatches {
         ahead.queue.change(|state| state.n_waiting -= 1);
         batch
     }
+}
+
+/// A batch, or the error that a panic becomes.
+fn prepared(loader: &Loader, plan: &EpochPlan, batch_idx: usize) -> Result<HostBatch, DataError> {
+    catch_unwind(AssertUnwindSafe(|| loader.prepare(plan, batch_idx))).unwrap_or_else(|panic| {
+        Err(DataError::Worker {
+            reason: panic_message(panic.as_ref()),
+        })
+    })
 }
 
 impl Iterator for HostBatches {
@@ -300,6 +308,23 @@ mod tests {
     }
 
     #[test]
+    fn a_single_batch_needs_no_thread() {
+        for fault in [None, Some((15, Fault::Panic))] {
+            let mut dataset = ToyDataset::new(4, 7, 1);
+            dataset.fault = fault;
+            let loader = loader_of(dataset, LoaderConfig::training(21), Cache::None, 5);
+            let mut epoch = loader.host_epoch(0);
+            let batch = epoch.next().unwrap();
+            assert!(epoch.ahead.is_none());
+            match fault {
+                None => assert_eq!(batch.unwrap().len(), 21),
+                Some(_) => assert!(batch.unwrap_err().to_string().contains("toy panic")),
+            }
+            assert!(epoch.next().is_none());
+        }
+    }
+
+    #[test]
     fn an_epoch_left_early_does_not_block() {
         for cache in [Cache::Memory, Cache::None] {
             let config = LoaderConfig::training(1).with_prefetch(1);
@@ -332,7 +357,7 @@ mod tests {
             }
             assert!(epoch.next().is_none());
             assert!(budget.peak() <= limit, "{} of {limit}", budget.peak());
-            drop(loader);
+            drop((loader, epoch));
             // The thread gives back what it has when it ends.
             while budget.used() > 0 {
                 std::thread::yield_now();

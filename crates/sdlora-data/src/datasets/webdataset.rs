@@ -277,7 +277,8 @@ fn pairs<'a>(
         };
         let (key, ending) = key_of(name);
         let is_class = ending.eq_ignore_ascii_case("cls");
-        if !is_class && !is_image(&format!("x.{ending}")) {
+        let is_plain = !ending.contains('.');
+        if !is_class && !(is_plain && is_image(&format!("x.{ending}"))) {
             continue;
         }
         has_classes |= is_class;
