@@ -236,6 +236,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn plans_differ_in_settings_and_not_in_the_memory_of_a_machine() {
+        let plan = |first: &str, cache: &str| {
+            format!("# comment\n{first}seed = 1\n\n{cache}[method]\nname = \"ncm\"\n")
+        };
+        let now = plan("cache = \"2GiB\"\n", "");
+        for earlier in [
+            plan("", ""),
+            plan("cache = \"none\"\n", ""),
+            plan("", "[cache]\nmegabytes = 500\n\n"),
+        ] {
+            assert_eq!(difference(&earlier, &now), None, "{earlier}");
+        }
+        let other = now.replace("ncm", "lora");
+        let found = difference(&now, &other).unwrap();
+        assert!(found.contains("ncm") && found.contains("lora"), "{found}");
+    }
+
+    #[test]
     fn a_plan_of_a_later_version_says_so() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(PLAN_FILE);
