@@ -277,8 +277,8 @@ fn pairs<'a>(
         };
         let (key, ending) = key_of(name);
         let is_class = ending.eq_ignore_ascii_case("cls");
-        let is_plain = !ending.contains('.');
-        if !is_class && !(is_plain && is_image(&format!("x.{ending}"))) {
+        let is_picture = !ending.contains('.') && is_image(&format!("x.{ending}"));
+        if !is_class && !is_picture {
             continue;
         }
         has_classes |= is_class;
@@ -433,8 +433,11 @@ mod tests {
         encode_png(2, 2, &[level; 12]).unwrap()
     }
 
-    /// Writes shards, each of members with a name and a level of an image or a text.
-    fn shards(dir: &Path, shards: &[(&str, &[(&str, &str)])]) {
+    /// Name of a shard, and names and contents of its members: the level of an image, or a text.
+    type Shard<'a> = (&'a str, &'a [(&'a str, &'a str)]);
+
+    /// Writes shards.
+    fn shards(dir: &Path, shards: &[Shard<'_>]) {
         for (name, members) in shards {
             let members: Vec<(&str, Vec<u8>)> = members
                 .iter()
@@ -606,7 +609,7 @@ mod tests {
     #[test]
     fn what_cannot_be_a_data_set_is_named() {
         let image = ("a.png", "1");
-        let cases: [(&[(&str, &[(&str, &str)])], &str); 9] = [
+        let cases: [(&[Shard<'_>], &str); 9] = [
             (&[("0.tar", &[image])], "`a.png` in `"),
             (
                 &[("0.tar", &[image, ("b.png", "1"), ("b.cls", "1")])],
