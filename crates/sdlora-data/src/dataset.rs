@@ -44,6 +44,29 @@ pub enum Content<'a> {
     Bytes(&'a [u8]),
 }
 
+/// What a look at one image told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// SHA-256 of the bytes of its file.
+    pub digest: [u8; 32],
+    /// Columns of pixels.
+    pub width: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Whether any pixel has a colour.
+    pub has_colour: bool,
+}
+
+/// What listing the files of a data set told besides its samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ListingFacts<'a> {
+    /// Images and classes that cannot be used and were left out: one sentence each, which is also among the
+    /// [notes](Dataset::notes).
+    pub left_out: &'a [String],
+    /// The share of every class that was drawn for testing, where the files have no test half.
+    pub drawn: Option<f64>,
+}
+
 /// A labelled set of images with a training and a test half.
 ///
 /// Opening a data set reads what is needed to list it; [`image`](Self::image) may read and decode on every call, so
@@ -95,6 +118,27 @@ pub trait Dataset: Send + Sync {
     ///
     /// Nothing where samples are no files of their own, or are in memory. An error when the file cannot be read.
     fn stored(&self, _split: Split, _idx: SampleIdx) -> Option<Result<Vec<u8>, DataError>> {
+        None
+    }
+
+    /// What opening told of sample `idx` of a half; `None` where it did not decode the image.
+    fn look(&self, _split: Split, _idx: SampleIdx) -> Option<Look> {
+        None
+    }
+
+    /// What listing the files told; nothing where there was nothing to list.
+    fn listing(&self) -> ListingFacts<'_> {
+        ListingFacts::default()
+    }
+
+    /// Classes of a domain whose images are gone: a run learned them and goes on without. A stream has them all the
+    /// same, so that every label keeps its meaning.
+    fn absent_classes(&self, _domain: usize) -> &[ClassId] {
+        &[]
+    }
+
+    /// The part that has to stay as it is while a run goes on; `None` where that is all of it.
+    fn compared_part(&self) -> Option<&dyn Dataset> {
         None
     }
 

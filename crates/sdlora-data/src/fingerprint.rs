@@ -74,7 +74,8 @@ pub struct Change {
 impl Fingerprint {
     /// That of an opened data set. Files that cannot be read count as such: what needs them will say so.
     pub fn of(dataset: &dyn Dataset) -> Self {
-        Self::reading(dataset, READ_WHOLE)
+        let part = dataset.compared_part().unwrap_or(dataset);
+        Self::reading(part, READ_WHOLE)
     }
 
     /// With another limit of bytes that are read as a whole.

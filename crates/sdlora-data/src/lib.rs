@@ -68,6 +68,7 @@ mod seed;
 mod source;
 mod split;
 mod stream;
+mod survey;
 mod task;
 #[cfg(test)]
 mod toy;
@@ -77,7 +78,9 @@ pub use budget::CacheBudget;
 pub use cache::Cache;
 pub use checksum::{FileCheck, FileState};
 pub use class_order::{ClassOrder, numpy_permutation};
-pub use dataset::{ClassId, Content, Dataset, Group, Options, Sample, SampleIdx};
+pub use dataset::{
+    ClassId, Content, Dataset, Group, ListingFacts, Look, Options, Sample, SampleIdx,
+};
 pub use datasets::{DATASETS, DatasetEntry};
 pub use epoch::{Batches, HostBatches};
 pub use error::DataError;
@@ -90,6 +93,7 @@ pub use plan::EpochPlan;
 pub use source::ImageSource;
 pub use split::Split;
 pub use stream::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit, TaskStream};
+pub use survey::{ClassCount, Finding, Survey};
 pub use task::{EvalSet, LabelledSample, SampleSet, Task, TrainSet};
 
 // Types in the signatures of this crate.

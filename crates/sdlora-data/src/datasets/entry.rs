@@ -6,6 +6,9 @@ use crate::dataset::{Dataset, Options};
 use crate::error::DataError;
 use crate::manifest::Manifest;
 
+/// Data sets that are images of the user's own.
+pub(super) const OWN: [&str; 2] = ["folder", "folders"];
+
 /// One data set that can be opened by name.
 #[derive(Clone, Copy, Debug)]
 pub struct DatasetEntry {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use sdlora_image::{BitDepth, ImageReading, Rotation, bits_in_use, is_image, other_ending};
 use serde::{Deserialize, Serialize};
 
-use super::entry::DatasetEntry;
+use super::entry::{DatasetEntry, OWN};
 use super::halves::hold_out;
 use super::layout::{FolderLayout, Layout, Place as FolderPlace};
 use super::listed::{Bad, Listed, ListedImages, Usable};
@@ -150,7 +150,7 @@ impl FolderOptions {
     /// How the images of the data set `name` are read.
     pub(super) fn reading(&self, name: &str) -> ImageReading {
         // Cameras lay an image down and say so; published data were read without a look at that.
-        let usual = if name == FOLDER.name {
+        let usual = if OWN.contains(&name) {
             Rotation::Exif
         } else {
             Rotation::Stored
@@ -237,6 +237,7 @@ pub(super) fn read(
     let draw = |usable: &mut Usable| {
         let (fraction, seed) = (options.test_fraction, options.seed);
         hold_out(&mut usable.images, &files, fraction, seed);
+        usable.drawn = Some(fraction);
     };
     let (mut usable, known, notes, layout) = match &options.csv {
         Some(_) if options.domain_folders => {

@@ -6,7 +6,7 @@ use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use sdlora_image::{Image, ImageReading};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::{ClassId, Content, Dataset, Group, Sample, SampleIdx};
+use crate::dataset::{ClassId, Content, Dataset, Group, ListingFacts, Look, Sample, SampleIdx};
 use crate::error::DataError;
 use crate::files::Files;
 use crate::split::Split;
@@ -43,9 +43,13 @@ pub(super) struct Usable {
     pub(super) empty_classes: BTreeMap<String, String>,
     bad: Bad,
     reading: ImageReading,
-    /// Digest of the bytes of each file that was read.
-    digests: HashMap<usize, [u8; 32]>,
-    /// What was left out, for the user.
+    /// What each file is that was read.
+    looks: HashMap<usize, Look>,
+    /// The share of each class that was drawn for testing.
+    pub(super) drawn: Option<f64>,
+    /// What cannot be used and was left out, for the user.
+    left_out: Vec<String>,
+    /// Other things that the user should know.
     pub(super) notes: Vec<String>,
 }
 
@@ -68,7 +72,9 @@ impl Usable {
             empty_classes: BTreeMap::new(),
             bad,
             reading,
-            digests: HashMap::new(),
+            looks: HashMap::new(),
+            drawn: None,
+            left_out: Vec::new(),
             notes: Vec::new(),
         };
         let problems = files.problems();
@@ -93,7 +99,7 @@ impl Usable {
             }
             Bad::Skip => {
                 if !problems.is_empty() {
-                    usable.notes.push(format!(
+                    usable.left_out.push(format!(
                         "left out what cannot be read: {}",
                         some_of(problems)
                     ));
@@ -114,15 +120,20 @@ impl Usable {
             .collect();
         let read = |&idx: &usize| {
             let bytes = files.read_image(idx)?;
-            Image::decode_as(&bytes, files.name(idx), self.reading)?;
-            Ok(Sha256::digest(&bytes).into())
+            let image = Image::decode_as(&bytes, files.name(idx), self.reading)?;
+            Ok(Look {
+                digest: Sha256::digest(&bytes).into(),
+                width: image.width(),
+                height: image.height(),
+                has_colour: has_colour(&image),
+            })
         };
-        let results: Vec<Result<[u8; 32], DataError>> = kept.par_iter().map(read).collect();
+        let results: Vec<Result<Look, DataError>> = kept.par_iter().map(read).collect();
         let mut unreadable = Vec::new();
         let mut is_bad = BTreeSet::new();
         for (idx, result) in kept.into_iter().zip(results) {
             match result {
-                Ok(digest) => drop(self.digests.insert(idx, digest)),
+                Ok(look) => drop(self.looks.insert(idx, look)),
                 Err(_) => {
                     is_bad.insert(idx);
                     unreadable.push(format!("`{}`", files.name(idx)));
@@ -132,7 +143,7 @@ impl Usable {
         self.images
             .retain(|image| !is_bad.contains(&image.file_idx));
         if !unreadable.is_empty() {
-            self.notes.push(format!(
+            self.left_out.push(format!(
                 "left out {} unreadable images: {}",
                 unreadable.len(),
                 some_of(&unreadable)
@@ -145,7 +156,10 @@ impl Usable {
         let mut learned: HashMap<&[u8; 32], usize> = HashMap::new();
         let of = |split| {
             let images = self.images.iter().filter(move |image| image.split == split);
-            images.filter_map(|image| Some((self.digests.get(&image.file_idx)?, image.file_idx)))
+            images.filter_map(|image| {
+                let look = self.looks.get(&image.file_idx)?;
+                Some((&look.digest, image.file_idx))
+            })
         };
         for (digest, idx) in of(Split::Train) {
             learned.entry(digest).or_insert(idx);
@@ -167,6 +181,9 @@ pub struct ListedImages {
     domains: Vec<String>,
     halves: [Half; 2],
     reading: ImageReading,
+    looks: HashMap<usize, Look>,
+    drawn: Option<f64>,
+    left_out: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -202,9 +219,12 @@ impl ListedImages {
             empty_classes,
             bad,
             reading,
-            mut notes,
-            ..
+            looks,
+            drawn,
+            mut left_out,
+            notes: others,
         } = usable;
+        let mut notes = Vec::new();
         if !same.is_empty() {
             notes.push(format!(
                 "{} test images are the same as an image to learn from: {}",
@@ -243,9 +263,11 @@ impl ListedImages {
                     "add images, remove the class, or set the option `skip_bad = true`",
                 ));
             }
-            notes.push(format!("left out: {}", some_of(&half_empty)));
+            left_out.push(format!("left out: {}", some_of(&half_empty)));
             counts.retain(|_, counts| !counts.contains(&0));
         }
+        let left = left_out.iter().cloned();
+        let notes: Vec<String> = left.chain(others).chain(notes).collect();
         if counts.is_empty() {
             let reason = match notes.is_empty() {
                 true => String::new(),
@@ -279,6 +301,9 @@ impl ListedImages {
             domains: Vec::new(),
             halves,
             reading,
+            looks,
+            drawn,
+            left_out,
             notes,
         })
     }
@@ -331,8 +356,18 @@ impl ListedImages {
     }
 }
 
+/// Whether any pixel of an image is not grey.
+pub(crate) fn has_colour(image: &Image) -> bool {
+    let n = image.channels();
+    n == 3
+        && image
+            .data()
+            .chunks_exact(3)
+            .any(|pixel| pixel[0] != pixel[1] || pixel[1] != pixel[2])
+}
+
 /// The first items, and how many more there are.
-pub(super) fn some_of(items: &[String]) -> String {
+pub(crate) fn some_of(items: &[String]) -> String {
     let shown = items[..items.len().min(MAX_NAMED)].join(", ");
     match items.len().saturating_sub(MAX_NAMED) {
         0 => shown,
@@ -375,6 +410,18 @@ impl Dataset for ListedImages {
     fn stored(&self, split: Split, idx: SampleIdx) -> Option<Result<Vec<u8>, DataError>> {
         let file_idx = *self.halves[half_idx(split)].file_idx.get(idx)?;
         Some(self.files.read(file_idx))
+    }
+
+    fn look(&self, split: Split, idx: SampleIdx) -> Option<Look> {
+        let file_idx = self.halves[half_idx(split)].file_idx.get(idx)?;
+        self.looks.get(file_idx).copied()
+    }
+
+    fn listing(&self) -> ListingFacts<'_> {
+        ListingFacts {
+            left_out: &self.left_out,
+            drawn: self.drawn,
+        }
     }
 
     fn notes(&self) -> &[String] {

@@ -137,6 +137,11 @@ pub(super) fn without_domains(listed: &mut [Listed]) {
     }
 }
 
+/// What a name looks like: two that look alike have the same, whatever their case and the form of their accents.
+pub fn look_of(name: &str) -> String {
+    name.nfc().flat_map(char::to_lowercase).nfc().collect()
+}
+
 /// Refuses classes whose names look the same: some file systems cannot tell them apart, and neither can a reader.
 fn check_alike(files: &Files, listed: &[Listed]) -> Result<(), DataError> {
     // By class and not by image: names are long to compare, and images many.
@@ -146,7 +151,7 @@ fn check_alike(files: &Files, listed: &[Listed]) -> Result<(), DataError> {
     }
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for (class, file_idx) in &first_of {
-        let looks: String = class.nfc().flat_map(char::to_lowercase).nfc().collect();
+        let looks = look_of(class);
         let Some(first) = seen.insert(looks, class) else {
             continue;
         };

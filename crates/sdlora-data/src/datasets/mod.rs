@@ -15,6 +15,7 @@ mod cub;
 mod domainnet;
 mod entry;
 mod folder;
+mod folders;
 mod gtsrb;
 mod halves;
 mod idx;
@@ -32,9 +33,12 @@ pub use cifar::CifarOptions;
 pub use domainnet::DomainNetOptions;
 pub use entry::{DatasetEntry, OpenDataset};
 pub use folder::FolderOptions;
+pub use folders::{FoldersOptions, LearnedFolder};
 pub use idx::IdxOptions;
 pub use layout::FolderLayout;
 pub use listed::ListedImages;
+pub(crate) use listed::{has_colour, some_of};
+pub use listing::look_of;
 pub use omniglot::{Omniglot, OmniglotOptions};
 pub use webdataset::WebDatasetOptions;
 
@@ -49,6 +53,7 @@ pub const DATASETS: &[DatasetEntry] = &[
     idx::EMNIST_LETTERS,
     idx::FASHION_MNIST,
     folder::FOLDER,
+    folders::FOLDERS,
     gtsrb::GTSRB,
     folder::IMAGENET_A,
     folder::IMAGENET_R,

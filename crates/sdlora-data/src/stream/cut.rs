@@ -160,6 +160,11 @@ fn per_domain(
             has_images[domain][sample.class_id] = true;
         }
     }
+    for (domain, has_images) in has_images.iter_mut().enumerate() {
+        for &class in dataset.absent_classes(domain) {
+            has_images[class] = true;
+        }
+    }
     let names: Vec<&str> = domains.iter().map(String::as_str).collect();
     positions(domain_order, &names, "per_domain")?
         .into_iter()

@@ -8,6 +8,7 @@ mod config;
 mod cut;
 mod share;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use config::{ClassRef, GroupOrder, Repeats, StreamConfig, TaskSplit};
@@ -136,6 +137,10 @@ impl TaskStream {
 
     fn check_classes_have_samples(&self, dataset: &dyn Dataset) -> Result<(), DataError> {
         let has_test = !dataset.samples(Split::Test).is_empty();
+        let n_domains = dataset.domains().len();
+        let absent: BTreeSet<ClassId> = (0..n_domains)
+            .flat_map(|domain| dataset.absent_classes(domain).iter().copied())
+            .collect();
         for task in &self.tasks {
             for half in [task.train.as_ref(), task.test.as_ref()] {
                 if half.split == Split::Test && !has_test {
@@ -145,7 +150,9 @@ impl TaskStream {
                 for sample in &half.samples {
                     has_sample[sample.label] = true;
                 }
-                let mut missing = task.labels.iter().filter(|&&label| !has_sample[label]);
+                let mut missing = task.labels.iter().filter(|&&label| {
+                    !has_sample[label] && !absent.contains(&self.class_order[label])
+                });
                 if half.split == Split::Test && task.domain.is_some() && !half.is_empty() {
                     continue;
                 }
