@@ -41,8 +41,8 @@ pub fn to_csv(matrix: &AccuracyMatrix) -> String {
 ///
 /// # Errors
 ///
-/// If the header or a row label is not as expected, a cell is not a number, a row has a gap or another number of
-/// columns than the header, or a row does not fit the matrix ([`AccuracyMatrix::push_row`]).
+/// If the header or a row label is not as expected, a cell is not a number, a row has another number of columns than
+/// the header, or a row does not fit the matrix ([`AccuracyMatrix::push_row`]).
 pub fn from_csv(text: &str) -> Result<AccuracyMatrix, MetricsError> {
     let mut lines = text
         .lines()
@@ -91,22 +91,22 @@ pub fn from_csv(text: &str) -> Result<AccuracyMatrix, MetricsError> {
                 ),
             ));
         }
-        let n_filled = cells.iter().take_while(|cell| !cell.is_empty()).count();
-        if let Some(gap) = cells[n_filled..].iter().find(|cell| !cell.is_empty()) {
-            return Err(problem(
-                line,
-                format!("`{gap}` follows an empty cell: fill the gap"),
-            ));
-        }
-        let accuracies: Result<Vec<f64>, MetricsError> = cells[..n_filled]
-            .iter()
-            .map(|cell| parse(line, cell))
-            .collect();
-        if n_filled == 0 {
-            matrix.push_missing_row()?;
-        } else {
-            matrix.push_row(accuracies?)?;
-        }
+        // An empty cell among the seen tasks is one that was not tested.
+        let last = cells.iter().rposition(|cell| !cell.is_empty());
+        let n = match last {
+            None => {
+                matrix.push_missing_row()?;
+                continue;
+            }
+            Some(last) if last > after => n_tasks,
+            Some(_) => after + 1,
+        };
+        let accuracies = cells.iter().take(n).map(|cell| match cell.is_empty() {
+            true => Ok(None),
+            false => parse(line, cell).map(Some),
+        });
+        let accuracies: Result<_, MetricsError> = accuracies.collect();
+        matrix.push_measured(accuracies?)?;
     }
     Ok(matrix)
 }
@@ -144,6 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_was_not_tested_is_an_empty_cell() {
+        let mut matrix = AccuracyMatrix::new(3);
+        for row in [
+            vec![Some(0.5)],
+            vec![None, Some(0.25)],
+            vec![Some(0.5), None, None],
+        ] {
+            matrix.push_measured(row).unwrap();
+        }
+        let text = to_csv(&matrix);
+        assert_eq!(text, "after_task,0,1,2\n0,0.5,,\n1,,0.25,\n2,0.5,,\n");
+        assert_eq!(from_csv(&text).unwrap(), matrix);
+    }
+
+    #[test]
     fn a_matrix_without_rows_reads_back() {
         for n_tasks in [0, 2] {
             let matrix = AccuracyMatrix::new(n_tasks);
@@ -165,20 +180,12 @@ mod tests {
                 "line 2 of the accuracy matrix: row is `1`, expected task 0",
             ),
             ("after_task,0,1\n0,0.5\n", "1 cells for 2 tasks"),
-            (
-                "after_task,0,1\n\n0,,0.5\n",
-                "line 3 of the accuracy matrix: `0.5` follows an empty cell",
-            ),
             ("after_task,0\n0,high\n", "`high` is not a number"),
             (
                 "after_task,0\n0,NaN\n",
                 "accuracy NaN on task 0 after task 0",
             ),
             ("after_task,0\n0,93.5\n", "pass fractions"),
-            (
-                "after_task,0,1\n0,0.5,\n1,0.5,\n",
-                "the row after task 1 has 1 entries",
-            ),
             ("after_task,0\n0,0.5\n1,0.5\n", "already has rows"),
         ] {
             let error = from_csv(text).unwrap_err().to_string();

@@ -7,16 +7,26 @@ use crate::MetricsError;
 /// Accuracies of one run, fractions 0 to 1, one row for each trained task.
 ///
 /// Row `after` has one entry per seen task (`after + 1`), or one per task where tasks not yet trained were tested
-/// too. A row may be missing: a run on all tasks at once knows only its last row. What the matrix holds is checked
-/// whenever it is built, extended or read.
+/// too. A row may be missing: a run on all tasks at once knows only its last row. Entries of a row may be missing, of
+/// tasks whose test images are gone. What the matrix holds is checked whenever it is built, extended or read.
 ///
-/// Serialised as `{"n_tasks", "acc": [[…], null, …], "test_counts"}`; the last is left out where unknown.
+/// Serialised as `{"n_tasks", "acc": [[…], null, …], "test_counts"}`, a missing entry as `null`; the last is left out
+/// where unknown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawMatrix", into = "RawMatrix")]
 pub struct AccuracyMatrix {
     n_tasks: usize,
-    rows: Vec<Option<Vec<f64>>>,
+    rows: Vec<Option<Row>>,
     test_counts: Option<Vec<usize>>,
+}
+
+/// The accuracies after a task.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// One for each task, 0 where it is missing.
+    values: Vec<f64>,
+    /// Tasks that were not tested, ascending.
+    missing: Vec<usize>,
 }
 
 impl AccuracyMatrix {
@@ -77,7 +87,18 @@ impl AccuracyMatrix {
     /// If the row has another length, an accuracy is NaN or outside 0..=1, or all tasks have their row. The matrix
     /// is then as before.
     pub fn push_row(&mut self, row: Vec<f64>) -> Result<(), MetricsError> {
+        self.push_measured(row.into_iter().map(Some).collect())
+    }
+
+    /// As [`push_row`](Self::push_row), with `None` for tasks that could not be tested.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`push_row`](Self::push_row).
+    pub fn push_measured(&mut self, row: Vec<Option<f64>>) -> Result<(), MetricsError> {
         let after = self.next_task()?;
+        let missing: Vec<usize> = (0..row.len()).filter(|&on| row[on].is_none()).collect();
+        let row: Vec<f64> = row.into_iter().map(Option::unwrap_or_default).collect();
         if row.len() != after + 1 && row.len() != self.n_tasks {
             return Err(MetricsError::RowLength {
                 after,
@@ -88,7 +109,8 @@ impl AccuracyMatrix {
         if let Some((on, value)) = first_outside(&row) {
             return Err(MetricsError::Accuracy { after, on, value });
         }
-        self.rows.push(Some(row));
+        let values = row;
+        self.rows.push(Some(Row { values, missing }));
         Ok(())
     }
 
@@ -113,6 +135,26 @@ impl AccuracyMatrix {
         }
     }
 
+    /// This matrix with room for more tasks, of which `test_counts` has the test images; 0 where they are gone and
+    /// the matrix knows how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_test_counts`](Self::with_test_counts), and for fewer tasks than there are.
+    pub fn grown(mut self, test_counts: &[usize]) -> Result<Self, MetricsError> {
+        if test_counts.len() < self.n_tasks {
+            return check_length("test counts", test_counts.len(), self.n_tasks).map(|()| self);
+        }
+        let known = self.test_counts.take().unwrap_or_default();
+        let counts: Vec<usize> = test_counts
+            .iter()
+            .enumerate()
+            .map(|(on, &count)| known.get(on).copied().unwrap_or(count))
+            .collect();
+        self.n_tasks = counts.len();
+        self.with_test_counts(counts)
+    }
+
     /// Number of tasks of the stream, trained or not.
     pub fn n_tasks(&self) -> usize {
         self.n_tasks
@@ -128,14 +170,25 @@ impl AccuracyMatrix {
         self.n_rows() == self.n_tasks
     }
 
-    /// Accuracies after task `after`, `None` if that row is missing or not there yet.
+    /// Accuracies after task `after`, `None` if that row or an entry of it is missing, or not there yet.
     pub fn row(&self, after: usize) -> Option<&[f64]> {
-        self.rows.get(after)?.as_deref()
+        let row = self.rows.get(after)?.as_ref()?;
+        row.missing.is_empty().then_some(&row.values)
     }
 
-    /// Accuracies on the seen tasks after task `after`: the first `after + 1` entries of its row.
+    /// Accuracies on the seen tasks after task `after`: the first `after + 1` entries of its row. `None` if one of
+    /// them is missing.
     pub fn seen(&self, after: usize) -> Option<&[f64]> {
-        self.row(after)?.get(..=after)
+        let row = self.rows.get(after)?.as_ref()?;
+        let is_whole = row.missing.first().is_none_or(|&on| on > after);
+        is_whole.then(|| row.values.get(..=after)).flatten()
+    }
+
+    /// Accuracies after task `after`, `None` for tasks that were not tested; empty if the row is missing.
+    pub fn measured(&self, after: usize) -> Vec<Option<f64>> {
+        let row = self.rows.get(after).and_then(Option::as_ref);
+        row.map(|row| (0..row.values.len()).map(|on| row.get(on)).collect())
+            .unwrap_or_default()
     }
 
     /// Accuracies on the seen tasks after the task trained last.
@@ -145,7 +198,7 @@ impl AccuracyMatrix {
 
     /// Accuracy on task `on` after task `after`, `None` if it was not tested.
     pub fn get(&self, after: usize, on: usize) -> Option<f64> {
-        self.row(after)?.get(on).copied()
+        self.rows.get(after)?.as_ref()?.get(on)
     }
 
     /// Number of test images of each task.
@@ -163,11 +216,18 @@ impl AccuracyMatrix {
     }
 }
 
+impl Row {
+    fn get(&self, on: usize) -> Option<f64> {
+        let value = self.values.get(on).copied();
+        value.filter(|_| self.missing.binary_search(&on).is_err())
+    }
+}
+
 /// The matrix as it is written, before its checks.
 #[derive(Serialize, Deserialize)]
 struct RawMatrix {
     n_tasks: usize,
-    acc: Vec<Option<Vec<f64>>>,
+    acc: Vec<Option<Vec<Option<f64>>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     test_counts: Option<Vec<usize>>,
 }
@@ -179,7 +239,7 @@ impl TryFrom<RawMatrix> for AccuracyMatrix {
         let mut matrix = Self::new(raw.n_tasks);
         for row in raw.acc {
             match row {
-                Some(row) => matrix.push_row(row)?,
+                Some(row) => matrix.push_measured(row)?,
                 None => matrix.push_missing_row()?,
             }
         }
@@ -192,9 +252,13 @@ impl TryFrom<RawMatrix> for AccuracyMatrix {
 
 impl From<AccuracyMatrix> for RawMatrix {
     fn from(matrix: AccuracyMatrix) -> Self {
+        let acc = (0..matrix.n_rows()).map(|after| {
+            let row = matrix.rows[after].as_ref();
+            row.map(|_| matrix.measured(after))
+        });
         Self {
             n_tasks: matrix.n_tasks,
-            acc: matrix.rows,
+            acc: acc.collect(),
             test_counts: matrix.test_counts,
         }
     }
@@ -266,6 +330,34 @@ mod tests {
         assert_eq!(matrix.get(1, 2), None);
         assert_eq!(matrix.row(2), None);
         assert_eq!(matrix.last_seen(), None);
+    }
+
+    #[test]
+    fn an_entry_that_is_missing_is_neither_0_nor_part_of_a_mean() {
+        let mut matrix = AccuracyMatrix::new(1).with_test_counts(vec![4]).unwrap();
+        matrix.push_row(vec![0.75]).unwrap();
+        // The images of the first task are gone.
+        let mut matrix = matrix.grown(&[0, 6]).unwrap();
+        assert_eq!(
+            (matrix.n_tasks(), matrix.test_counts()),
+            (2, Some(&[4, 6][..]))
+        );
+        matrix.push_measured(vec![None, Some(0.5)]).unwrap();
+        assert_eq!((matrix.get(1, 0), matrix.get(1, 1)), (None, Some(0.5)));
+        assert_eq!((matrix.row(1), matrix.seen(1)), (None, None));
+        assert_eq!(matrix.measured(1), [None, Some(0.5)]);
+        assert_eq!(crate::final_average_accuracy(&matrix), None);
+        assert_eq!(crate::weighted_final_accuracy(&matrix), None);
+        assert_eq!(crate::forgetting(&matrix), None);
+        assert_eq!(crate::accuracy_curve(&matrix), [Some(0.75), None]);
+        let json = serde_json::to_string(&matrix).unwrap();
+        assert!(json.contains("[null,0.5]"), "{json}");
+        assert_eq!(
+            serde_json::from_str::<AccuracyMatrix>(&json).unwrap(),
+            matrix
+        );
+        assert!(matrix.clone().grown(&[4]).is_err(), "no task goes");
+        assert!(matrix.grown(&[4, 6, 0]).is_err(), "a new task has images");
     }
 
     #[test]
