@@ -237,7 +237,7 @@ impl Progress {
                     self.has_header = true;
                 }
                 for after in self.n_rows..=*task_idx {
-                    if matrix.row(after).is_some() {
+                    if !matrix.measured(after).is_empty() {
                         let row = table.row(matrix, after).trim_end().to_owned();
                         lines.push(Line::Result(row));
                     }
@@ -304,6 +304,7 @@ mod tests {
             magnitudes: Vec::new(),
             n_trained: Vec::new(),
             floats_stored: Vec::new(),
+            classes: Vec::new(),
         }
     }
 
@@ -365,6 +366,7 @@ mod tests {
                     &Event::Evaluated {
                         task_idx,
                         matrix,
+                        class_accuracy: None,
                         seconds,
                     },
                 );

@@ -41,6 +41,9 @@ pub fn write(folder: &Path, plan: &Plan, finished: &Finished, device: &str) -> a
     let summary = Summary::of(&log.matrix);
     finished.folder.check()?;
     write_model(&folder.join("model"), finished)?;
+    if let Some(kept) = &finished.kept {
+        kept.write(folder)?;
+    }
     let csv = sdlora_metrics::to_csv(&log.matrix);
     write_file(&folder.join("accuracy_matrix.csv"), csv.as_bytes())?;
     let report = Shown {

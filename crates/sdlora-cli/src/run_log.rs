@@ -156,11 +156,12 @@ impl Observer for RunLogger<'_> {
             Event::Evaluated {
                 task_idx,
                 matrix,
+                class_accuracy,
                 seconds,
             } => {
                 self.write(
                     &json!({"event": "evaluated", "task": task_idx, "seconds": seconds,
-                        "accuracy": matrix.row(*task_idx)}),
+                        "accuracy": matrix.measured(*task_idx), "class_accuracy": class_accuracy}),
                     true,
                 );
             }

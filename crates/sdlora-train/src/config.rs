@@ -56,6 +56,10 @@ pub struct RunConfig {
     /// Classes the loss of a task runs over.
     #[serde(default)]
     pub loss: LossOver,
+    /// What an image counts in the loss: `"equal"`, or `"balanced"` by the number of images of its class, where
+    /// classes differ much.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub loss_weights: LossWeights,
     /// Steps between two checkpoints inside a task.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: usize,
@@ -119,6 +123,18 @@ fn is_one(n: &usize) -> bool {
 
 fn default_checkpoint_every() -> usize {
     500
+}
+
+/// What an image counts in the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossWeights {
+    /// All images the same.
+    #[default]
+    Equal,
+    /// Every class of a task the same: an image counts `n / (k · n_c)`, with `n` images of `k` classes in the task
+    /// and `n_c` of its own class.
+    Balanced,
 }
 
 /// Settings of the first task where they differ from those of all others (PILOT's `init_epoch`,
@@ -357,6 +373,19 @@ impl RunConfig {
                     "on",
                     "no section, because the loss of this method knows one label an image",
                 ));
+            }
+        }
+        if self.loss_weights == LossWeights::Balanced {
+            let refuse =
+                |expected: &str| Err(TrainError::setting("loss_weights", "balanced", expected));
+            if !method.takes_steps() {
+                return refuse("left out, because this method takes no steps");
+            }
+            if method.replaces_loss() {
+                return refuse("left out, because this method has a loss of its own");
+            }
+            if self.mix.is_some() {
+                return refuse("left out, or leave out `mix`: a mixed image has two labels");
             }
         }
         Ok(Plan {

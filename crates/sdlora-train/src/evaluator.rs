@@ -60,6 +60,11 @@ impl Evaluator {
         }
     }
 
+    /// That of a run whose first tasks have these features, kept from before.
+    pub(crate) fn with_features(self, features: Vec<FeatureTable>) -> Self {
+        Self { features, ..self }
+    }
+
     /// What the model says of the test images of the first `n_tasks` tasks, or `None` when `stops` says so before all
     /// are done. The accuracies are those of [`evaluate`]. `is_changed` says whether features may have changed since
     /// the last call; where they have not, only new tasks are read.
@@ -80,12 +85,9 @@ impl Evaluator {
             self.features.clear();
         }
         let classifier = model.classifier(head)?;
-        let n_known = self.features.len().min(n_tasks);
-        let new = &self.tests[n_known..n_tasks];
-        let Some(new) = features(&model.extractor(), new, device, stops)? else {
+        if !self.completes(&model.extractor(), n_tasks, device, stops)? {
             return Ok(None);
-        };
-        self.features.extend(new);
+        }
         Ok(Some(Tested::of(
             &classifier,
             &self.features[..n_tasks],
@@ -95,6 +97,39 @@ impl Evaluator {
                 new_labels: &self.new_labels[..n_tasks],
             },
         )))
+    }
+
+    /// Reads the test images of those of the first `n_tasks` tasks whose features are not known; false when `stops`
+    /// says so before.
+    fn completes(
+        &mut self,
+        extractor: &Extractor,
+        n_tasks: usize,
+        device: &Device,
+        stops: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, TrainError> {
+        let n_known = self.features.len().min(n_tasks);
+        let new = &self.tests[n_known..n_tasks];
+        let Some(new) = features(extractor, new, device, stops)? else {
+            return Ok(false);
+        };
+        self.features.extend(new);
+        Ok(true)
+    }
+
+    /// Features of the test images of all tasks.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the images.
+    pub(crate) fn into_features(
+        mut self,
+        extractor: &Extractor,
+        device: &Device,
+    ) -> Result<Vec<FeatureTable>, TrainError> {
+        let n_tasks = self.tests.len();
+        self.completes(extractor, n_tasks, device, &mut || false)?;
+        Ok(self.features)
     }
 }
 

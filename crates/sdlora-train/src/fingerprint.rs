@@ -112,6 +112,17 @@ impl Fingerprint {
         }
     }
 
+    /// Checks that the backbone is that of the run in a folder, whatever became of its data.
+    pub(crate) fn check_weights(&self, folder: &Path) -> Result<(), TrainError> {
+        match self.compare(folder)? {
+            Compared::OtherWeights(difference) => Err(TrainError::WeightsChanged {
+                path: folder.into(),
+                difference,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn changed(&self, now: &Self) -> Compared {
         if let (Some(before), Some(now)) = (&self.backbone, &now.backbone) {
             if before.shape != now.shape {

@@ -77,6 +77,8 @@ pub enum Event<'a> {
         task_idx: usize,
         /// All rows so far.
         matrix: &'a AccuracyMatrix,
+        /// Mean accuracy over classes, each counting the same; `None` where none was tested.
+        class_accuracy: Option<f64>,
         /// Seconds of evaluation.
         seconds: f64,
     },

@@ -8,6 +8,7 @@ use crate::config::Plan;
 use crate::error::TrainError;
 use crate::export::TensorFile;
 use crate::heads::Classifier;
+use crate::kept::Kept;
 use crate::model::Model;
 use crate::observer::Observer;
 use crate::predicting::PredictConfig;
@@ -23,6 +24,8 @@ pub struct Finished {
     pub model: Model,
     /// What predicts after the last task.
     pub classifier: Classifier,
+    /// Features of test images and held-out ones, where the data set may lose images and features stay.
+    pub kept: Option<Kept>,
     /// Name of the head it comes from.
     pub head_name: String,
     /// How its images are prepared, and what is known of its numbers.
@@ -65,6 +68,9 @@ pub struct RunOptions {
     pub folder: PathBuf,
     /// Whether the folder holds a run to continue.
     pub start: Start,
+    /// The folder of a finished run of the same model, which this one goes on from: its data set has all tasks of
+    /// that run and more. That folder is only read.
+    pub after: Option<PathBuf>,
 }
 
 impl RunOptions {
@@ -75,6 +81,7 @@ impl RunOptions {
             devices: vec![device.clone()],
             folder: folder.into(),
             start: Start::Fresh,
+            after: None,
         }
     }
 
@@ -82,6 +89,15 @@ impl RunOptions {
     #[must_use]
     pub fn with_start(self, start: Start) -> Self {
         Self { start, ..self }
+    }
+
+    /// The same, going on from a finished run.
+    #[must_use]
+    pub fn going_on_from(self, after: &Path) -> Self {
+        Self {
+            after: Some(after.into()),
+            ..self
+        }
     }
 }
 

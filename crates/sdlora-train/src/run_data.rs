@@ -176,6 +176,37 @@ impl RunData {
         self.tasks.iter().map(Task::n_test_images).collect()
     }
 
+    /// Whether images of tasks that are over may be gone, and a later run goes on with more.
+    pub(crate) fn is_chain(&self) -> bool {
+        self.dataset.compared_part().is_some()
+    }
+
+    /// Whether a round has images to train on.
+    pub(crate) fn has_images(&self, round: &Round) -> bool {
+        let mut tasks = self.tasks[round.tasks.clone()].iter();
+        tasks.any(|task| !task.train.as_ref().is_empty())
+    }
+
+    /// For every label of a round, ascending, what its images count in the loss: `n / (k · n_c)`, with `n` images of
+    /// `k` classes and `n_c` of the class, so that all images together count `n`.
+    pub(crate) fn balanced_weights(&self, round: &Round) -> Vec<f32> {
+        let mut counts = vec![0usize; round.labels.len()];
+        for task in &self.tasks[round.tasks.clone()] {
+            for sample in task.train.as_ref().samples() {
+                if let Ok(place) = round.labels.binary_search(&sample.label) {
+                    counts[place] += 1;
+                }
+            }
+        }
+        let n: usize = counts.iter().sum();
+        let k = counts.iter().filter(|&&count| count > 0).count();
+        let weight = |&count: &usize| match count {
+            0 => 0.0,
+            count => (n as f64 / (k * count) as f64) as f32,
+        };
+        counts.iter().map(weight).collect()
+    }
+
     /// Whether a class is part of several tasks.
     pub(crate) fn has_repeats(&self) -> bool {
         let mut tasks = self.tasks.iter();
@@ -212,10 +243,9 @@ impl RunData {
         loaders.collect()
     }
 
-    /// The images of every task that are held out to calibrate; none where the plan holds none out.
-    pub(crate) fn calibration_loaders(&self) -> Result<Vec<Loader>, TrainError> {
-        let sets = self
-            .tasks
+    /// The images of every task from `first` on that are held out to calibrate; none where the plan holds none out.
+    pub(crate) fn calibration_loaders(&self, first: usize) -> Result<Vec<Loader>, TrainError> {
+        let sets = self.tasks[first..]
             .iter()
             .filter_map(|task| task.calibration.as_ref());
         // They are read once.

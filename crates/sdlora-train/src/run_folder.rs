@@ -22,6 +22,9 @@ use crate::run::Start;
 /// Name of the file that holds the plan of a run.
 pub const PLAN_FILE: &str = "plan.toml";
 
+/// Name of the folder of the checkpoints of a run.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
 /// The folder of a run, held until it is dropped.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -123,7 +126,7 @@ impl RunFolder {
 
     /// The folder of its checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path().join("checkpoints")
+        self.path().join(CHECKPOINTS)
     }
 
     /// Checks that it is still there, before something is written.

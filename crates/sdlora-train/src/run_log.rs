@@ -22,6 +22,26 @@ pub struct RunLog {
     /// Numbers that head and method keep of old tasks, after every task; absent in logs of earlier versions.
     #[serde(default)]
     pub floats_stored: Vec<FloatsStored>,
+    /// Test images of every class by label, and how many of them were right, after the newest evaluation; absent in
+    /// logs of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<ClassScore>,
+}
+
+/// How a class was tested.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassScore {
+    /// Test images; 0 where none are left.
+    pub n_images: usize,
+    /// Images that were named rightly.
+    pub n_right: usize,
+}
+
+impl ClassScore {
+    /// Accuracy, a fraction; `None` without images.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.n_images > 0).then(|| self.n_right as f64 / self.n_images as f64)
+    }
 }
 
 impl RunLog {
@@ -33,7 +53,19 @@ impl RunLog {
             magnitudes: Vec::new(),
             n_trained: Vec::new(),
             floats_stored: Vec::new(),
+            classes: Vec::new(),
         }
+    }
+
+    /// Mean accuracy **over classes** after the newest evaluation, each class counting the same; `None` where no
+    /// class was tested.
+    pub fn class_accuracy(&self) -> Option<f64> {
+        let tested: Vec<f64> = self
+            .classes
+            .iter()
+            .filter_map(ClassScore::accuracy)
+            .collect();
+        sdlora_metrics::mean(&tested)
     }
 
     /// Checks that as many entries are there as rounds are over, or one more of what is known before the end.

@@ -13,13 +13,14 @@ use sdlora_metrics::AccuracyMatrix;
 
 use crate::batch_split::BatchSplit;
 use crate::checkpoint;
-use crate::config::{Plan, RunConfig, check_input};
+use crate::config::{LossWeights, Plan, RunConfig, check_input};
 use crate::error::TrainError;
 use crate::evaluator::{self, Evaluator};
 use crate::export::TensorFile;
 use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
 use crate::heads::{Classifier, HeadTask};
+use crate::kept::Kept;
 use crate::methods::{AdapterSpec, TaskContext};
 use crate::model::Model;
 use crate::observer::{Event, Observer};
@@ -31,7 +32,7 @@ use crate::resume::{
 };
 use crate::run::{Finished, RunOptions, Start};
 use crate::run_data::{Round, RunData, Task};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{CHECKPOINTS, RunFolder};
 use crate::run_log::RunLog;
 use crate::soundness::unsound_part;
 use crate::task_loader::TaskLoader;
@@ -57,6 +58,8 @@ pub struct Session<'a> {
     log: RunLog,
     /// Features of the round's training images, where they never change.
     features: Option<FeatureTable>,
+    /// Features of held-out images of tasks of an earlier run, one table for each.
+    kept_calibration: Vec<FeatureTable>,
     /// Rounds that are over.
     n_done: usize,
     /// What the newest evaluation of this session said.
@@ -84,6 +87,16 @@ impl<'a> Session<'a> {
         let model = new_model(plan, &options.data_dir, &device)?;
         let tests = data.test_loaders()?;
         let fingerprint = Fingerprint::of(data.dataset.as_ref(), Some(&model.backbone));
+        let before = match &options.after {
+            None => None,
+            Some(folder) => {
+                fingerprint.check_weights(folder)?;
+                Some(end_of(folder, plan, &data, &model, &device)?)
+            }
+        };
+        check_chain(plan, &data)?;
+        let first = before.as_ref().map_or(0, |(restored, _)| restored.n_done);
+        check_images(&data, first)?;
         // Images that were left out, for instance.
         let mut notices = data.dataset.notes().to_vec();
         let folder = RunFolder::claim(
@@ -94,28 +107,49 @@ impl<'a> Session<'a> {
             &mut notices,
         )?;
         clean_objects(&folder.checkpoints());
-        let matrix = AccuracyMatrix::new(data.tasks.len()).with_test_counts(data.test_counts())?;
+        let log = match &before {
+            // With the counts of the tests that are gone.
+            Some((restored, _)) => restored.log.clone(),
+            None => {
+                let matrix = AccuracyMatrix::new(data.tasks.len());
+                RunLog::new(matrix.with_test_counts(data.test_counts())?)
+            }
+        };
+        let n_before = before.as_ref().map_or(0, |(restored, _)| restored.n_done);
+        let mut kept = None;
+        let mut model = model;
+        let fresh = model.clone();
+        if let Some((restored, features)) = before {
+            (model, kept) = (restored.model, features);
+        }
+        let is_kept = kept.is_some();
+        let Kept {
+            tests: kept_tests,
+            calibration,
+        } = kept.unwrap_or_default();
         let class_names = data.class_names();
         let new_labels = data.tasks.iter().map(Task::new_labels).collect();
+        let evaluator = Evaluator::new(tests, class_names, new_labels);
         let mut session = Self {
             plan,
             data,
-            evaluator: Evaluator::new(tests, class_names, new_labels),
-            is_changed: true,
+            evaluator: evaluator.with_features(kept_tests),
+            is_changed: !is_kept,
             device,
             more_devices: options.devices[1..].to_vec(),
             folder,
             observer,
             model,
             optimizer: None,
-            log: RunLog::new(matrix),
+            log,
             features: None,
-            n_done: 0,
+            kept_calibration: calibration,
+            n_done: n_before,
             tested: None,
             stored: Vec::new(),
         };
         if options.start != Start::Fresh {
-            session = session.resumed()?;
+            session = session.resumed(fresh)?;
         }
         for text in &notices {
             session.observer.event(&Event::Notice { text });
@@ -123,12 +157,12 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// The session at its newest checkpoint, or at its start where it has none.
-    fn resumed(mut self) -> Result<Self, TrainError> {
+    /// The session at its newest checkpoint, or at its start where it has none; `fresh` is the model before any task.
+    fn resumed(mut self, fresh: Model) -> Result<Self, TrainError> {
         let Some(path) = checkpoint::latest(&self.folder.checkpoints()) else {
             self.observer.event(&Event::Resumed {
                 path: None,
-                task_idx: 0,
+                task_idx: self.n_done,
                 n_steps: 0,
                 mark: Some(0),
                 log: Some(&self.log),
@@ -142,7 +176,7 @@ impl<'a> Session<'a> {
             log: self.log,
             n_done: self.n_done,
             mark,
-        } = restore(self.model, &path, self.plan, Arrays::All, &self.device)?;
+        } = restore(fresh, &path, self.plan, Arrays::All, &self.device)?;
         let (log, n_done) = (&self.log, self.n_done);
         let (n_before, n_now) = (log.matrix.n_tasks(), self.data.tasks.len());
         if n_before != n_now || n_done > self.data.rounds.len() {
@@ -229,7 +263,12 @@ impl<'a> Session<'a> {
         let optimizer = self.optimizer.take();
         let optimizer = optimizer.unwrap_or_else(|| config.optimizer_of(round).init());
         let trainer = self.trainer(round);
+        let weights = match config.loss_weights {
+            LossWeights::Equal => None,
+            LossWeights::Balanced => Some(self.data.balanced_weights(&self.data.rounds[round])),
+        };
         let data = TaskData {
+            weights: weights.as_deref(),
             task_idx: round,
             labels: &self.data.rounds[round].labels,
             loader: &loader,
@@ -281,7 +320,7 @@ impl<'a> Session<'a> {
             self.model = method.after_stream(self.model, &context, &images)?;
         }
         let features = self.features.take();
-        let gathers = self.config().calibrate_on > 0;
+        let gathers = self.config().calibrate_on > 0 || predicting::gathers(&self.model.head);
         if head.is_fitted() || gathers {
             let table = match features {
                 Some(table) => table,
@@ -350,12 +389,14 @@ impl<'a> Session<'a> {
         while log.matrix.n_rows() + 1 < n_seen {
             log.matrix.push_missing_row()?;
         }
-        log.matrix.push_row(tested.accuracies())?;
+        log.matrix.push_measured(tested.accuracies())?;
+        log.classes = tested.class_scores();
         self.tested = Some(tested);
         log.eval_seconds.push(clock.elapsed().as_secs_f64());
         self.observer.event(&Event::Evaluated {
             task_idx: n_seen - 1,
             matrix: &log.matrix,
+            class_accuracy: log.class_accuracy(),
             seconds: log.eval_seconds[round],
         });
         Ok(self)
@@ -390,10 +431,32 @@ impl<'a> Session<'a> {
     /// [`TrainError::Setting`] for a session that no round is over of, and those of the images.
     pub fn finish(mut self) -> Result<Finished, TrainError> {
         let classifier = self.model.classifier(self.plan.head().as_ref())?;
-        let (predicting, novelty) = self.predicting(&classifier)?;
+        let calibration = self.calibration()?;
+        let (predicting, novelty) = self.predicting(&classifier, &calibration)?;
         let tested = self.tested_at_end()?;
+        let keeps = self.data.is_chain() && self.plan.method().keeps_features();
+        let kept = match keeps {
+            false => None,
+            true => {
+                let (n_tasks, d_model) =
+                    (self.data.tasks.len(), self.model.backbone.config().d_model);
+                let none = FeatureTable {
+                    d_model,
+                    ..FeatureTable::default()
+                };
+                let mut calibration = calibration;
+                calibration.resize(n_tasks, none);
+                Some(Kept {
+                    tests: self
+                        .evaluator
+                        .into_features(&self.model.extractor(), &self.device)?,
+                    calibration,
+                })
+            }
+        };
         Ok(Finished {
             classifier,
+            kept,
             predicting,
             novelty,
             tested,
@@ -427,28 +490,31 @@ impl<'a> Session<'a> {
         Ok(tested.unwrap_or_default())
     }
 
+    /// Features of the images that are held out to calibrate, one table for every task that has some: those that were
+    /// kept, and those of images that are read now.
+    fn calibration(&self) -> Result<Vec<FeatureTable>, TrainError> {
+        let mut tables = self.kept_calibration.clone();
+        let loaders = self.data.calibration_loaders(tables.len())?;
+        let extractor = self.model.extractor();
+        let new = evaluator::features(&extractor, &loaders, &self.device, &mut || false)?;
+        tables.extend(new.unwrap_or_default());
+        Ok(tables)
+    }
+
     /// How images are prepared, and what the held-out ones say of the numbers of the model.
     fn predicting(
         &self,
         classifier: &Classifier,
+        calibration: &[FeatureTable],
     ) -> Result<(PredictConfig, Option<TensorFile>), TrainError> {
         let config = self.config();
         let reading = image_reading(&config.dataset, &config.dataset_options)?;
         let mut predicting = PredictConfig::new(&config.transform, reading);
-        let loaders = self.data.calibration_loaders()?;
-        let Some((novelty, file)) = Novelty::of(&self.model.head)?.filter(|_| !loaders.is_empty())
-        else {
+        let has_images = calibration.iter().any(|table| !table.is_empty());
+        let Some((novelty, file)) = Novelty::of(&self.model.head)?.filter(|_| has_images) else {
             return Ok((predicting, None));
         };
-        let tables =
-            evaluator::features(&self.model.extractor(), &loaders, &self.device, &mut || {
-                false
-            })?;
-        predicting.calibrated = Some(Calibrated::of(
-            classifier,
-            &novelty,
-            &tables.unwrap_or_default(),
-        ));
+        predicting.calibrated = Some(Calibrated::of(classifier, &novelty, calibration));
         Ok((predicting, Some(file)))
     }
 
@@ -553,6 +619,68 @@ impl<'a> Session<'a> {
         let round = self.round(round);
         self.data.train_features(round, &self.model, &self.device)
     }
+}
+
+/// Where a finished run ended, with its log grown by the tasks that are new, and the features that it kept.
+fn end_of(
+    folder: &Path,
+    plan: &Plan,
+    data: &RunData,
+    fresh: &Model,
+    device: &Device,
+) -> Result<(Restored, Option<Kept>), TrainError> {
+    let checkpoints = folder.join(CHECKPOINTS);
+    let path = checkpoint::latest(&checkpoints).ok_or_else(|| TrainError::NotFinished {
+        path: folder.into(),
+        missing: checkpoints,
+    })?;
+    let mut restored = restore(fresh.clone(), &path, plan, Arrays::All, device)?;
+    let log = &restored.log;
+    log.check(restored.n_done)
+        .map_err(|problem| TrainError::checkpoint(&path, problem))?;
+    let (n_before, n_now) = (log.matrix.n_tasks(), data.tasks.len());
+    if restored.n_done != n_before || n_now <= n_before || restored.optimizer.is_some() {
+        return Err(TrainError::checkpoint(
+            path,
+            format!(
+                "{} of its {n_before} tasks are over, and the run that goes on from it has {n_now}",
+                restored.n_done
+            ),
+        ));
+    }
+    let kept = match plan.method().keeps_features() {
+        true => Kept::read(folder, n_before, fresh.backbone.config().d_model)?,
+        false => None,
+    };
+    check_images(data, n_before)?;
+    let matrix = restored.log.matrix.clone();
+    restored.log.matrix = matrix.grown(&data.test_counts())?;
+    Ok((restored, kept))
+}
+
+/// Refuses to go on where a round from `first` on has lost its images.
+fn check_images(data: &RunData, first: usize) -> Result<(), TrainError> {
+    let mut rest = data.rounds.iter().skip(first);
+    match rest.find(|round| !data.has_images(round)) {
+        None => Ok(()),
+        Some(round) => Err(TrainError::setting(
+            "dataset_options.folders",
+            format!("without the images of task {}", round.idx + 1),
+            "the folder as it was when the task began",
+        )),
+    }
+}
+
+/// Refuses a method that has to know all tasks where more may follow.
+fn check_chain(plan: &Plan, data: &RunData) -> Result<(), TrainError> {
+    if !data.is_chain() || !plan.method().needs_all_tasks() {
+        return Ok(());
+    }
+    Err(TrainError::setting(
+        "method",
+        &plan.config().method.name,
+        "another one, because this one has to know all tasks from the start, and here more may follow",
+    ))
 }
 
 /// A round as a head sees it.

@@ -8,6 +8,7 @@ use sdlora_metrics::{Confusion, MetricsError};
 
 use crate::features::{FeatureTable, accuracy};
 use crate::heads::{Classifier, argmax};
+use crate::run_log::ClassScore;
 
 /// The answer for one test image.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +36,8 @@ pub struct Tested {
     pub d_model: usize,
     /// One for every task, in the order of `images`.
     tests: Vec<Loader>,
+    /// Answers for every task.
+    counts: Vec<usize>,
 }
 
 /// What is tested.
@@ -64,22 +67,35 @@ impl Tested {
             class_means: class_means(tables, n_classes, d_model),
             d_model,
             tests: of.tests.to_vec(),
+            counts: tables.iter().map(FeatureTable::len).collect(),
         }
     }
 
-    /// Accuracy on every task, a fraction over its images; 0 for a task without images.
-    pub fn accuracies(&self) -> Vec<f64> {
+    /// Accuracy on every task, a fraction over its images; `None` for a task without images.
+    pub fn accuracies(&self) -> Vec<Option<f64>> {
         let mut rest = &self.images[..];
-        let tests = self.tests.iter();
-        tests
-            .map(|test| {
+        let counts = self.counts.iter();
+        counts
+            .map(|&count| {
                 let own;
-                (own, rest) = rest.split_at(test.n_samples().min(rest.len()));
+                (own, rest) = rest.split_at(count.min(rest.len()));
                 let (labels, predictions): (Vec<_>, Vec<_>) =
                     own.iter().map(|i| (i.label, i.prediction)).unzip();
-                accuracy(&predictions, &labels)
+                (!own.is_empty()).then(|| accuracy(&predictions, &labels))
             })
             .collect()
+    }
+
+    /// How every class was tested, by its label.
+    pub fn class_scores(&self) -> Vec<ClassScore> {
+        let mut scores = vec![ClassScore::default(); self.class_names.len()];
+        for image in &self.images {
+            if let Some(score) = scores.get_mut(image.label) {
+                score.n_images += 1;
+                score.n_right += usize::from(image.prediction == image.label);
+            }
+        }
+        scores
     }
 
     /// Which class is taken for which.
@@ -94,16 +110,18 @@ impl Tested {
     }
 
     /// The image behind an entry of `images`, as it looks in its task, before its numbers are scaled; `None` where
-    /// there is no such entry.
+    /// there is no such entry, and where the images of its task are gone.
     ///
     /// # Errors
     ///
     /// Those of reading it.
     pub fn picture(&self, image_idx: usize) -> Result<Option<Image>, DataError> {
         let mut position = image_idx;
-        for test in &self.tests {
-            match position.checked_sub(test.n_samples()) {
+        for (test, &count) in self.tests.iter().zip(&self.counts) {
+            match position.checked_sub(count) {
                 Some(rest) => position = rest,
+                // Of images that are gone, only the features were kept.
+                None if test.n_samples() != count => return Ok(None),
                 None => return test.source().picture(position).map(Some),
             }
         }

@@ -12,7 +12,7 @@ use sdlora_data::{Batches, EpochPlan};
 use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::heads::{Head, TrainedHead, cross_entropy};
+use crate::heads::{Head, TrainedHead, cross_entropy, weighted_cross_entropy};
 use crate::methods::{LossBatch, LossOver, Method, StepContext};
 use crate::mix::{Mix, MixConfig};
 use crate::model::{Model, parameters};
@@ -81,6 +81,8 @@ pub struct TaskData<'a> {
     pub loader: &'a TaskLoader,
     /// Their features with labels, where the method never changes them and nothing is augmented.
     pub features: Option<&'a FeatureTable>,
+    /// What an image of each of the labels counts in the loss; all the same where left out.
+    pub weights: Option<&'a [f32]>,
 }
 
 /// Keeps everything that is needed to continue a task, and says where.
@@ -435,8 +437,8 @@ impl Trainer<'_> {
                 head: self.head,
             },
         );
-        let loss = own
-            .unwrap_or_else(|| self.classification_loss(model, features, batch, rows, task_labels));
+        let loss =
+            own.unwrap_or_else(|| self.classification_loss(model, features, batch, rows, task));
         let loss = match auxiliary {
             None => loss,
             Some(auxiliary) => loss + auxiliary,
@@ -450,8 +452,9 @@ impl Trainer<'_> {
         features: Tensor<2>,
         batch: &Batch,
         rows: Range<usize>,
-        task_labels: &[usize],
+        task: &TaskData<'_>,
     ) -> Tensor<1> {
+        let task_labels = task.labels;
         let device = features.device();
         let Some(trained) = &model.head.trained else {
             return Tensor::zeros([1], &device);
@@ -467,6 +470,18 @@ impl Trainer<'_> {
         };
         let labels = &batch.labels;
         let targets = tensor(rows.clone().map(|row| target(labels[row])).collect());
+        if let Some(weights) = task.weights {
+            let weight = |row: usize| {
+                let place = task_labels.binary_search(&labels[row]).ok();
+                place
+                    .and_then(|place| weights.get(place))
+                    .map_or(1.0, |&w| w)
+            };
+            let weights: Vec<f32> = rows.map(weight).collect();
+            let shape = [weights.len()];
+            let weights = Tensor::from_data(TensorData::new(weights, shape), &device);
+            return weighted_cross_entropy(logits, targets, weights);
+        }
         if batch.mix == Mix::None {
             return cross_entropy(logits, targets);
         }

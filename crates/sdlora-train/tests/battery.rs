@@ -155,6 +155,7 @@ impl Stage {
             labels: task.labels(),
             loader: &loader,
             features: None,
+            weights: None,
         };
         let optimizer = config.optimizer.init();
         trainer

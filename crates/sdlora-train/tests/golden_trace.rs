@@ -393,6 +393,7 @@ fn agrees_with_pytorch(golden: Golden) {
             labels: task.labels(),
             loader: &loader,
             features: None,
+            weights: None,
         };
         let log;
         (model, log) = trainer

@@ -92,6 +92,7 @@ pub fn task_optima(
             labels: &labels,
             loader: &loader,
             features: None,
+            weights: None,
         };
         let (model, _) = trainer.train(
             model,

@@ -26,7 +26,7 @@ pub use appended::Appended;
 pub use clean::{clean, clean_shared};
 pub use new_file::NewFile;
 pub use new_folder::{NewFolder, put_back};
-pub(crate) use ops::{Scratch, open_lock, remove_file};
+pub(crate) use ops::{Scratch, link_over, open_lock, remove_file};
 pub use ops::{
     create_folder, create_folders, create_new_folder, remove_empty_folder, remove_folder,
     write_file,

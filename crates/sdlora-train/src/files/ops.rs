@@ -154,6 +154,26 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// Gives a file the name of another with the same bytes too, so that both lie on the disk once.
+///
+/// # Errors
+///
+/// That of the file system, also of one that has no second names; both files are then what they were.
+pub(crate) fn link_over(from: &Path, to: &Path) -> io::Result<()> {
+    let mut name = std::ffi::OsString::from(UNFINISHED);
+    name.push(to.file_name().unwrap_or_default());
+    let temporary = to.with_file_name(name);
+    // What a killed process left.
+    let _ = fs::remove_file(&temporary);
+    faults::pass(Operation::Create)?;
+    fs::hard_link(from, &temporary)?;
+    let renamed = rename(&temporary, to);
+    if renamed.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    renamed
+}
+
 /// Removes whatever it is; of a link, the link.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     match path.symlink_metadata()?.is_dir() {

@@ -191,6 +191,11 @@ impl Head for Gaussian {
         self.drift
     }
 
+    /// The Gaussian of a class is that of its first task.
+    fn extends_classes(&self) -> bool {
+        false
+    }
+
     fn is_fitted(&self) -> bool {
         true
     }

@@ -40,6 +40,7 @@ pub use start::ColumnStart;
 pub(crate) use state::SHARED;
 pub use state::{Arrays, FloatsStored, HeadState};
 pub(crate) use trained::TrainedShape;
+pub(crate) use trained::weighted_cross_entropy;
 pub use trained::{TrainedHead, cross_entropy};
 
 use crate::error::TrainError;
@@ -130,6 +131,11 @@ pub trait Head: Debug + Send + Sync {
     /// When the features do not fit what the head keeps.
     fn fit(&self, state: HeadState, _task: &HeadTask<'_>) -> Result<HeadState, TrainError> {
         Ok(state)
+    }
+
+    /// Whether more images of a class that is known change what is kept of it.
+    fn extends_classes(&self) -> bool {
+        true
     }
 
     /// What predicts, over all classes seen; `None` before the first task.

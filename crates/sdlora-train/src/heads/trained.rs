@@ -148,6 +148,18 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, burn::tensor::Int>) -
         .neg()
 }
 
+/// As [`cross_entropy`], where every row counts `weights: [batch]` times; the mean still divides by the rows.
+pub(crate) fn weighted_cross_entropy(
+    logits: Tensor<2>,
+    targets: Tensor<1, burn::tensor::Int>,
+    weights: Tensor<1>,
+) -> Tensor<1> {
+    let [batch, _] = logits.dims();
+    let log_probabilities = burn::tensor::activation::log_softmax(logits, 1);
+    let own = log_probabilities.gather(1, targets.reshape([batch, 1]));
+    (own * weights.reshape([batch, 1])).mean().neg()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +204,25 @@ mod tests {
             .iter()
             .collect();
         assert_eq!(grad, [1.0; 36]);
+    }
+
+    #[test]
+    fn a_row_that_counts_three_times_is_three_rows() {
+        let device = test_device();
+        let logits = || Tensor::<2>::from_data([[0.5f32, -1.0], [1.0, 3.0]], &device);
+        let targets = |values: &[i32]| {
+            Tensor::<1, burn::tensor::Int>::from_data(
+                TensorData::new(values.to_vec(), [values.len()]),
+                &device,
+            )
+        };
+        let weights = Tensor::<1>::from_data([0.5f32, 1.5], &device);
+        let weighted: f32 =
+            weighted_cross_entropy(logits(), targets(&[0, 0]), weights).into_scalar();
+        let second = || logits().slice([1..2, 0..2]);
+        let rows = Tensor::cat(vec![logits(), second(), second()], 0);
+        let plain: f32 = cross_entropy(rows, targets(&[0, 0, 0, 0])).into_scalar();
+        assert!((weighted - plain).abs() < 1e-6, "{weighted} {plain}");
     }
 
     #[test]

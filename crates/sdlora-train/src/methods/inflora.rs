@@ -105,6 +105,11 @@ impl InfLora {
 }
 
 impl Method for InfLora {
+    /// Its threshold rises from the first to the last.
+    fn needs_all_tasks(&self) -> bool {
+        true
+    }
+
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         new_slot(model, task, self.rank)
     }

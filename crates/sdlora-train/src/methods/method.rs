@@ -236,6 +236,11 @@ pub trait Method: Debug + Send + Sync {
         false
     }
 
+    /// Whether it has to know the number of all tasks: then no run goes on with more of them.
+    fn needs_all_tasks(&self) -> bool {
+        self.is_joint()
+    }
+
     /// Changes the gradients of a step, which are those of the whole batch: projects or rescales them.
     /// [`GradientsParams::remove`] takes the gradient of a parameter out, `register` puts another in.
     ///

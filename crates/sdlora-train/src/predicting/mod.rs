@@ -14,7 +14,7 @@ use sdlora_image::{BitDepth, ImageReading, Rotation, TransformConfig};
 use serde::{Deserialize, Serialize};
 
 pub use novelty::Novelty;
-pub(crate) use novelty::{gather, quantile};
+pub(crate) use novelty::{gather, gathers, quantile};
 pub(crate) use temperature::{energy, fit_temperature, probabilities};
 
 use crate::error::TrainError;

@@ -86,6 +86,11 @@ pub(crate) fn gather(state: &mut HeadState, table: &FeatureTable, first_label: u
     state.set_shared(DEGREES, vec![1], vec![total as f32]);
 }
 
+/// Whether statistics were gathered before: then those of every later class are, too.
+pub(crate) fn gathers(state: &HeadState) -> bool {
+    state.per_class.contains_key(MEANS)
+}
+
 /// Distances of features from the classes of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Novelty {
