@@ -27,6 +27,35 @@ pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Option<(Preprocess, usiz
     }
 }
 
+/// What a checkpoint that was trained with a transform tells others of its input, the inverse of [`transform`];
+/// `None` for a transform that they cannot be told of.
+pub fn of_transform(config: &TransformConfig) -> Option<Preprocess> {
+    let drawing = config.drawing()?;
+    let (resize, crop_fraction) = match drawing.fit {
+        Fit::Stretch => (sdlora_vit::Resize::Squash, 1.0),
+        Fit::CropCentre { fraction } => (sdlora_vit::Resize::ShortSide, fraction),
+    };
+    let n = config.channels.count();
+    let none = Normalise {
+        mean: vec![0.0; n],
+        std: vec![1.0; n],
+    };
+    let Normalise { mut mean, mut std } = config.normalise.clone().unwrap_or(none);
+    if config.polarity == Polarity::Inverted {
+        // Levels `1 - x` are a mean `1 - mean` and a negative deviation.
+        mean.iter_mut().for_each(|v| *v = 1.0 - *v);
+        std.iter_mut().for_each(|v| *v = -*v);
+    }
+    Some(Preprocess {
+        mean,
+        std,
+        input_size: config.side,
+        crop_fraction,
+        interpolation: sdlora_vit::Interpolation::Box,
+        resize,
+    })
+}
+
 /// What to do about a preprocessing that no transform does.
 const INSTEAD: &str = "which no transform here does: write a `[transform]` of your own";
 
@@ -167,6 +196,49 @@ mod tests {
             ..augreg()
         };
         assert!(transform(&mixed, 3, None).is_err());
+    }
+
+    #[test]
+    fn a_transform_of_drawings_and_what_a_checkpoint_tells_of_it_are_one_another() {
+        for config in [
+            TransformConfig::omniglot(28),
+            TransformConfig::new(28, Channels::Rgb).with_drawing(Drawing {
+                fit: Fit::CropCentre { fraction: 0.875 },
+                ..Drawing::default()
+            }),
+        ] {
+            let told = of_transform(&config).unwrap();
+            let back = transform(&told, config.channels.count(), None).unwrap();
+            let of = |config: &TransformConfig| (config.side, config.channels, config.polarity);
+            assert_eq!((of(&back), back.drawing()), (of(&config), config.drawing()));
+            assert_eq!(of_transform(&back).unwrap().input_size, told.input_size);
+            let normalise = back.normalise.clone().unwrap();
+            if let Some(expected) = &config.normalise {
+                assert!((normalise.mean[0] - expected.mean[0]).abs() < 1e-6);
+                assert_eq!(normalise.std, expected.std);
+            }
+        }
+        let pipeline = PipelineConfig::imagenet(224, 256, Interpolation::Bicubic);
+        let photographs = TransformConfig::new(224, Channels::Rgb).with_pipeline(pipeline);
+        assert_eq!(of_transform(&photographs), None);
+    }
+
+    /// The shipped backbone sees its images as it was trained on them, whoever opens it.
+    #[test]
+    fn the_shipped_weights_carry_their_preprocessing() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../datasets/omniglot/vit_omniglot_patch7_28.safetensors"
+        );
+        let hints = sdlora_vit::Hints::default();
+        let checkpoint = Checkpoint::open(path.as_ref(), &hints).unwrap();
+        let (told, n_channels) = of_checkpoint(&checkpoint).unwrap().unwrap();
+        let text = include_str!("../presets/pretrain-omniglot.toml");
+        let recipe: toml::Table = text.parse().unwrap();
+        let trained: TransformConfig = recipe["transform"].clone().try_into().unwrap();
+        assert_eq!(Some(&told), of_transform(&trained).as_ref());
+        let config = transform(&told, n_channels, None).unwrap();
+        assert_eq!(config.drawing(), trained.for_evaluation().drawing());
     }
 
     #[test]

@@ -11,10 +11,11 @@ use sdlora_train::pretrain::{
     PretrainConfig, PretrainLog, Pretraining, card_metadata, nearest_mean_accuracy,
 };
 use sdlora_train::{FolderLock, TrainError};
-use sdlora_vit::WeightDtype;
+use sdlora_vit::{PREPROCESS_KEY, WeightDtype};
 
 use crate::commands::{Common, check_place, read_text, refuse_overwriting};
 use crate::output::say;
+use crate::preprocess;
 use crate::progress::Progress;
 use crate::run_log::RunLogger;
 use crate::shown::shown_path;
@@ -112,7 +113,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(stopped("stopped before the features are judged").into());
     }
     let ncm = nearest_mean_accuracy(&vit, &judge, &config.transform, &device)?;
-    let bytes = vit.to_bytes(WeightDtype::F16, &card_metadata(&config, &log, ncm))?;
+    let mut metadata = card_metadata(&config, &log, ncm);
+    if let Some(preprocess) = preprocess::of_transform(&config.transform) {
+        let json = serde_json::to_string(&preprocess)?;
+        metadata.insert(PREPROCESS_KEY.into(), json);
+    }
+    let bytes = vit.to_bytes(WeightDtype::F16, &metadata)?;
     write_file(&out, &bytes)?;
     let card = model_card(&config, &log, ncm, &recipe);
     write_file(&out.with_extension("md"), card.as_bytes())?;
