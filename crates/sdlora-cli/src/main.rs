@@ -49,6 +49,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Learn(commands::learn::Args),
+    Runs(commands::runs::Args),
     Train(commands::train::Args),
     Pretrain(commands::pretrain::Args),
     Compare(commands::compare::Args),
@@ -95,6 +97,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Learn(args) => commands::learn::run(args),
+        Command::Runs(args) => commands::runs::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Pretrain(args) => commands::pretrain::run(args),
         Command::Compare(args) => commands::compare::run(args),

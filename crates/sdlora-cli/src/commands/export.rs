@@ -6,8 +6,8 @@ use sdlora_train::{FinishedRun, Format, OnnxPreparation, OnnxProbe, Weights};
 
 use crate::UsageError;
 use crate::backbone::Backbones;
-use crate::commands::Common;
 use crate::commands::export_verify::verify;
+use crate::commands::{Common, run_parser};
 use crate::output::{note, say};
 use crate::shown::{shown, shown_path};
 
@@ -16,8 +16,8 @@ use crate::shown::{shown, shown_path};
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Folder of a finished run
-    #[arg(long)]
+    /// Folder or name of a finished run
+    #[arg(long, value_name = "RUN|DIR", value_parser = run_parser())]
     run: PathBuf,
     /// bundle (for `sdlora predict --model`), onnx, timm, hf, peft or safetensors (the adapter by itself), see
     /// docs/formats.md

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sdlora_fetch::HubRepo;
 use sdlora_metrics::Summary;
+use sdlora_train::learned::present_run;
 use sdlora_train::{PLAN_FILE, checkpoint, read_plan};
 use sdlora_vit::{Checkpoint, Hints, MappedTensor, VitError};
 use sdlora_weights::WeightFile;
@@ -63,7 +64,8 @@ fn find(args: &Args) -> anyhow::Result<PathBuf> {
     if HubRepo::is_spec(&args.target) {
         return fetch(&args.target, false);
     }
-    let (path, run) = (PathBuf::from(&args.target), args.runs.join(&args.target));
+    let path = present_run(Path::new(&args.target));
+    let run = present_run(&args.runs.join(&args.target));
     if path.exists() {
         Ok(path)
     } else if run.join(PLAN_FILE).is_file() {

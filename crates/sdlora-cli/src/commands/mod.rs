@@ -11,15 +11,20 @@ mod export_verify;
 pub mod features;
 mod in_parallel;
 pub mod inspect;
+pub mod learn;
 pub mod predict;
 pub mod presets;
 pub mod pretrain;
 pub mod report;
+pub mod runs;
 mod shell;
 pub mod suites;
 pub mod train;
 
 use std::path::{Path, PathBuf};
+
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use sdlora_train::learned::{is_run, present_run};
 
 /// Options every command that computes has.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,6 +39,21 @@ pub struct Common {
     /// Print only results and errors
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// Reads an option that names a run: the folder of one, or its name below `runs`. Of a run that learns folder after
+/// folder, it is the folder of the present state.
+pub fn run_parser() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| run_folder(&path))
+}
+
+/// The folder that stands for a run, see [`run_parser`].
+pub fn run_folder(path: &Path) -> PathBuf {
+    let below = Path::new("runs").join(path);
+    match !path.exists() && is_run(&below) {
+        true => present_run(&below),
+        false => present_run(path),
+    }
 }
 
 /// Reads a text file of the user.

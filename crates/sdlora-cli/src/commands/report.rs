@@ -7,7 +7,7 @@ use sdlora_train::files::write_file;
 use sdlora_train::read_plan;
 
 use crate::UsageError;
-use crate::commands::check_place;
+use crate::commands::{check_place, run_parser};
 use crate::output::say;
 use crate::report::{Entry, side_by_side};
 use crate::results::{self, METRICS_FILE};
@@ -16,8 +16,8 @@ use crate::shown::shown_path;
 /// Put finished runs side by side on one page
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folders of finished runs; each has a report of its own in it
-    #[arg(required = true, value_name = "RUN")]
+    /// Folders or names of finished runs; each has a report of its own in it
+    #[arg(required = true, value_name = "RUN", value_parser = run_parser())]
     runs: Vec<PathBuf>,
     /// File to write the page to; it needs nothing beside it
     #[arg(long, value_name = "FILE", default_value = "comparison.html")]

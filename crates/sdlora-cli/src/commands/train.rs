@@ -15,7 +15,7 @@ use crate::device::Devices;
 use crate::live_report::LiveReport;
 use crate::output::say;
 use crate::progress::Progress;
-use crate::report::{published_block, published_numbers, summary_block};
+use crate::report::{class_accuracy_line, published_block, published_numbers, summary_block};
 use crate::results;
 use crate::run_log::RunLogger;
 use crate::shown::shown_path;
@@ -112,6 +112,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })?;
     let summary = Summary::of(&finished.log.matrix);
     say!("\n{}", summary_block(&summary).trim_end());
+    if let Some(accuracy) = finished.log.class_accuracy() {
+        say!("{}", class_accuracy_line(accuracy));
+    }
     let published = published_numbers(&plan.config().expected, &summary);
     say!("{}", published_block(&published));
     say!("report: {}", shown_path(&folder.join("report.html")));
@@ -133,7 +136,7 @@ fn with_way_on(error: anyhow::Error, name: &str) -> anyhow::Error {
 }
 
 /// The name of a run as a path below the folder of the runs.
-fn inside_runs(name: &str) -> Result<&Path, UsageError> {
+pub fn inside_runs(name: &str) -> Result<&Path, UsageError> {
     let path = Path::new(name);
     let is_inside = path
         .components()
@@ -160,15 +163,31 @@ pub fn execute(
     start: Start,
     observer: &mut dyn Observer,
 ) -> anyhow::Result<Finished> {
-    let mut report = LiveReport::new(folder, plan, &devices.names, observer);
-    let mut log = RunLogger::new(folder, &mut report);
     let options = RunOptions {
         data_dir: data_dir.into(),
         devices: devices.opened.clone(),
         folder: folder.into(),
         start,
+        after: None,
     };
-    let finished = sdlora_train::run(plan, &options, &mut log);
+    execute_with(plan, &options, devices, observer)
+}
+
+/// As [`execute`], with all options of a run.
+///
+/// # Errors
+///
+/// Those of the run and of its files.
+pub fn execute_with(
+    plan: &Plan,
+    options: &RunOptions,
+    devices: &Devices,
+    observer: &mut dyn Observer,
+) -> anyhow::Result<Finished> {
+    let folder = options.folder.as_path();
+    let mut report = LiveReport::new(folder, plan, &devices.names, observer);
+    let mut log = RunLogger::new(folder, &mut report);
+    let finished = sdlora_train::run(plan, options, &mut log);
     drop(log);
     if finished.is_err() {
         report.stop();

@@ -36,7 +36,9 @@ pub use classes::{Classes, Mistake, PICTURE_SIDE};
 pub use expected::{published_block, published_numbers};
 pub use html::report_html;
 pub use side_by_side::{Entry, side_by_side};
-pub use table::{AccuracyTable, Comparison, compare_table, grouped, stored, summary_block};
+pub use table::{
+    AccuracyTable, Comparison, class_accuracy_line, compare_table, grouped, stored, summary_block,
+};
 
 use sdlora_metrics::{AccuracyMatrix, Summary};
 

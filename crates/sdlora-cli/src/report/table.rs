@@ -83,6 +83,12 @@ pub fn summary_block(summary: &Summary) -> String {
         .collect()
 }
 
+/// The mean accuracy over classes, a fraction, as a line below those of [`summary_block`].
+pub fn class_accuracy_line(accuracy: f64) -> String {
+    let label = "final accuracy, over classes";
+    format!("{label:<50}  {:>7.2} %", 100.0 * accuracy)
+}
+
 /// One method in [`compare_table`]: all its runs, one per seed.
 #[derive(Debug, Clone)]
 pub struct Comparison<'a> {

@@ -359,6 +359,7 @@ mod tests {
             magnitudes: Vec::new(),
             n_trained: Vec::new(),
             floats_stored: Vec::new(),
+            classes: Vec::new(),
         }
     }
 
@@ -400,6 +401,7 @@ mod tests {
             board.event(&RunEvent::Evaluated {
                 task_idx: task,
                 matrix: &log.matrix,
+                class_accuracy: None,
                 seconds: 1.0,
             });
         };

@@ -27,7 +27,7 @@ use sdlora_train::TrainError;
 use sdlora_train::files::{create_folders, write_file};
 
 use crate::UsageError;
-use crate::commands::Common;
+use crate::commands::{Common, run_parser};
 use crate::output::{note, say};
 use crate::shown::{shown, shown_path};
 use finding::{Finding, NotShown};
@@ -68,7 +68,8 @@ const DIAGNOSTICS: &[Diagnostic] = &[
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Folder of a run, finished or not; `staircase` needs none
+    /// Folder or name of a run, finished or not; `staircase` needs none
+    #[arg(value_parser = run_parser())]
     run: Option<PathBuf>,
     /// Only these diagnostics; without it all that do not train
     #[arg(long, value_delimiter = ',')]

@@ -131,6 +131,14 @@ impl Subject {
         let [task] = stream.tasks() else {
             anyhow::bail!("data set {} has no classes", plan.dataset);
         };
+        let is_gone = |domain| !dataset.absent_classes(domain).is_empty();
+        if task.test.as_ref().is_empty() && (0..dataset.domains().len()).any(is_gone) {
+            return Err(UsageError(format!(
+                "the images that {} learned from are gone or changed: give a folder of labelled images",
+                run.display()
+            ))
+            .into());
+        }
         let classes = model.predictor.class_names();
         let labels: HashMap<&str, usize> = classes
             .iter()

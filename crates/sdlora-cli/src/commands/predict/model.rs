@@ -8,13 +8,14 @@ use sdlora_image::{ImageReading, Rotation, Transform};
 use sdlora_train::{Calibrated, PLAN_FILE, PredictConfig, Predictor, UnpackedBundle, read_plan};
 
 use crate::UsageError;
+use crate::commands::run_parser;
 
 /// Options that name a model.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ModelArgs {
-    /// Folder of a finished run, its folder `model`, which is enough by itself, or the one file that
+    /// Folder or name of a finished run, its folder `model`, which is enough by itself, or the one file that
     /// `export --format bundle` writes
-    #[arg(long, visible_alias = "model", value_name = "DIR|FILE")]
+    #[arg(long, visible_alias = "model", value_name = "RUN|DIR|FILE", value_parser = run_parser())]
     pub run: PathBuf,
     /// Which side of an image is up: `exif`, what its EXIF data say, or `stored`, its first row of pixels. That of the
     /// run's data set when absent
