@@ -47,9 +47,10 @@ struct RoundLog {
     /// Magnitudes after it. Missing in versions before 6, whose states have those of all rounds.
     #[serde(default)]
     magnitudes: Option<Vec<Vec<f64>>>,
-    /// Its rows of the accuracy matrix, the missing ones among them: one, but for joint training. See `magnitudes`.
+    /// Its rows of the accuracy matrix, missing ones and missing entries among them: one, but for joint training. See
+    /// `magnitudes`.
     #[serde(default)]
-    rows: Option<Vec<Option<Vec<f64>>>>,
+    rows: Option<Vec<Option<Vec<Option<f64>>>>>,
 }
 
 /// Bytes from which arrays of a head are large: a Gram matrix of random features, which every task replaces, would
@@ -204,7 +205,7 @@ impl Objects {
         known: &mut Vec<String>,
     ) -> Result<Vec<String>, TrainError> {
         let n_rows = log.matrix.n_rows();
-        let row = |after: usize| log.matrix.row(after).map(<[f64]>::to_vec);
+        let row = |after: usize| Some(log.matrix.measured(after)).filter(|row| !row.is_empty());
         for round in known.len()..n_over {
             // A round has one row, but for the single round of joint training, which has all.
             let end = if round + 1 == n_over {
@@ -244,7 +245,7 @@ impl Objects {
             magnitudes.extend(round.magnitudes);
             for row in round.rows.into_iter().flatten() {
                 let added = match row {
-                    Some(row) => log.matrix.push_row(row),
+                    Some(row) => log.matrix.push_measured(row),
                     None => log.matrix.push_missing_row(),
                 };
                 added.map_err(|e| e.to_string())?;

@@ -190,13 +190,17 @@ fn a_run_that_was_killed_goes_on_from_its_own_checkpoint_or_from_the_run_before(
     let whole = chain.run("whole", Some("first"), Start::Fresh).unwrap();
     fs::remove_dir_all(chain.root(0)).unwrap();
     // Before its first checkpoint, and after the last.
-    drop(chain.run("second", Some("first"), Start::Fresh).unwrap());
+    let second = chain.run("second", Some("first"), Start::Fresh).unwrap();
+    let matrix = second.log.matrix.clone();
+    assert_eq!(matrix.get(1, 0), None, "its images are gone");
+    drop(second);
     for is_gone in [true, false] {
         if is_gone {
             fs::remove_dir_all(chain.bench.path("second/checkpoints")).unwrap();
         }
         let again = chain.run("second", Some("first"), Start::Resume).unwrap();
         assert_eq!(difference(&again, &whole), 0.0, "{is_gone}");
+        assert_eq!(again.log.matrix, matrix, "{is_gone}");
     }
     // The folder that is to be learned may not change meanwhile, the first may.
     let image = fs::read_dir(chain.root(1).join("class 2")).unwrap().next();
