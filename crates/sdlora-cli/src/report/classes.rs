@@ -14,6 +14,8 @@ use super::svg::escape;
 const MOST_ROWS: usize = 1000;
 /// Classes that the confusion shows one by one; of more, it shows the tasks.
 const MOST_CLASSES: usize = 200;
+/// Classes from which on a mistake is too small to be seen without a border.
+const FINE: usize = 60;
 /// Levels of colour in which the shares of the confusion are drawn: one path of the picture each.
 const N_LEVELS: usize = 8;
 /// Mistakes listed below the confusion; the script lists as many.
@@ -217,8 +219,9 @@ fn confusion_content(
     let data = json!({"names": names, "cells": cells, "totals": totals});
     let wide = n.max(1);
     let mut picture = format!(
-        "<svg id=\"confusion\" class=\"confusion\" viewBox=\"0 0 {wide} {wide}\" preserveAspectRatio=\"none\" role=\"img\" \
+        "<svg id=\"confusion\" class=\"confusion{}\" viewBox=\"0 0 {wide} {wide}\" preserveAspectRatio=\"none\" role=\"img\" \
          tabindex=\"0\" aria-label=\"{}\">",
+        if n > FINE { " fine" } else { "" },
         escape(&label)
     );
     for right in [true, false] {
