@@ -1,10 +1,10 @@
 //! What the checkpoints of a run share: finished directions and logs of finished rounds, each stored once under its
 //! hash.
 //!
-//! A finished direction never changes, so the checkpoint of every later task would only repeat it. Neither does the row
-//! of accuracies after a task, which has a number for each task before. With this a run of T tasks stores each once, and
-//! its checkpoints grow by what is new. Objects lie in `objects` beside the checkpoints; the state of a checkpoint names
-//! those it needs.
+//! A finished direction never changes, so the checkpoint of every later task would only repeat it. Neither does the
+//! row of accuracies after a task, which has a number for each task before. With this a run of T tasks stores each
+//! once, and its checkpoints grow by what is new. Objects lie in `objects` beside the checkpoints; the state of a
+//! checkpoint names those it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
