@@ -145,8 +145,17 @@ impl<'a> TensorBoard<'a> {
                 self.write(self.n_steps_before + step, of_step(*loss, Some(*lr)), false)
             }
             RunEvent::Evaluated {
-                task_idx, matrix, ..
-            } => self.write(*task_idx, of_task(matrix), true),
+                task_idx,
+                matrix,
+                class_accuracy,
+                ..
+            } => {
+                let mut values = of_task(matrix);
+                values.extend(class_accuracy.map(|accuracy| {
+                    Value::number(format!("{OF_TASKS}accuracy_over_classes"), accuracy)
+                }));
+                self.write(*task_idx, values, true)
+            }
             RunEvent::TaskDone { task_idx, log, .. } => {
                 self.n_steps_before += std::mem::take(&mut self.n_steps_in_task);
                 let seconds = log.tasks.get(*task_idx).map_or(0.0, |t| t.total_seconds());
@@ -243,9 +252,15 @@ fn of_task(matrix: &AccuracyMatrix) -> Vec<Value> {
     .flatten()
     .collect();
     if matrix.n_tasks() <= MOST_CURVES {
-        let row = matrix.last_seen().unwrap_or_default().iter().enumerate();
-        values.extend(row.map(|(on, &accuracy)| {
-            Value::number(format!("{OF_TASKS}accuracy_on/{on:03}"), accuracy)
+        let row = newest
+            .map(|after| matrix.measured(after))
+            .unwrap_or_default();
+        let tested = row.into_iter().enumerate();
+        values.extend(tested.filter_map(|(on, accuracy)| {
+            Some(Value::number(
+                format!("{OF_TASKS}accuracy_on/{on:03}"),
+                accuracy?,
+            ))
         }));
     }
     values.extend(picture(matrix).map(|image| Value {
@@ -401,7 +416,7 @@ mod tests {
             board.event(&RunEvent::Evaluated {
                 task_idx: task,
                 matrix: &log.matrix,
-                class_accuracy: None,
+                class_accuracy: Some(0.25),
                 seconds: 1.0,
             });
         };
@@ -449,6 +464,7 @@ mod tests {
                 assert_eq!(found["train/learning_rate"].len(), 6);
                 assert_eq!(found["task/accuracy_over_tasks"], [(0, 0.9), (1, 0.75)]);
                 assert_eq!(found["task/accuracy_on/001"], [(1, 0.7)]);
+                assert_eq!(found["task/accuracy_over_classes"], [(0, 0.25), (1, 0.25)]);
                 assert_eq!(found["task/forgetting"].len(), 1);
                 let steps =
                     |tag: &str| found[tag].iter().map(|(step, _)| *step).collect::<Vec<_>>();
