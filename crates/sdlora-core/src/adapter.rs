@@ -18,7 +18,7 @@ use crate::direction::{Direction, HostFactors, PastDirections};
 use crate::error::CoreError;
 use crate::magnitude::{Magnitudes, group_of};
 use crate::site::Site;
-use crate::update::{ScaledFactors, Update};
+use crate::update::{GatedFactors, ScaledFactors, Update};
 
 /// The directions of one site.
 #[derive(Module, Debug)]
@@ -450,6 +450,15 @@ impl Updates {
     /// Adds the update of a site, replacing an earlier one.
     pub fn insert(&mut self, site: &Site, update: Update) {
         self.by_site.insert(Arc::clone(&site.name), update);
+    }
+
+    /// Adds a pair that counts differently for every image to the update of the site of that name.
+    pub fn add_gated(&mut self, name: &str, gated: GatedFactors) {
+        let update = match self.by_site.remove(name) {
+            None => Update::of_images(gated),
+            Some(update) => update.with_gated(gated),
+        };
+        self.by_site.insert(Arc::from(name), update);
     }
 
     /// The update of the site of that name, if it has one.

@@ -52,7 +52,7 @@ pub fn adapted_linear(
         (Some(merged), false) => (weight + merged, None),
         (Some(merged), true) => (weight, Some(linear(x.clone(), merged, None))),
     };
-    let updates: Vec<LowRank> = updates
+    let low_rank: Vec<LowRank> = updates
         .iter()
         .filter(|columns| !columns.update.terms().is_empty())
         .map(|columns| LowRank {
@@ -70,13 +70,54 @@ pub fn adapted_linear(
             },
         })
         .collect();
-    let y = match updates.is_empty() {
+    let gated: Vec<_> = updates
+        .iter()
+        .filter(|columns| !columns.update.by_image().is_empty())
+        .collect();
+    let inputs = (!gated.is_empty()).then(|| x.clone());
+    let y = match low_rank.is_empty() {
         true => linear(x, weight, bias),
-        false => low_rank_linear(x, weight, bias, &updates),
+        false => low_rank_linear(x, weight, bias, &low_rank),
     };
-    match apart {
+    let y = match apart {
         None => y,
         Some(apart) => y + apart,
+    };
+    match inputs {
+        None => y,
+        Some(x) => gated
+            .into_iter()
+            .fold(y, |y, columns| with_gated(y, &x, columns)),
+    }
+}
+
+/// `y` with what the pairs by image of an update add to its columns.
+fn with_gated(y: Tensor<3>, x: &Tensor<3>, columns: &ColumnUpdate<'_>) -> Tensor<3> {
+    let ([batch, n_tokens, d_input], [_, _, d_output]) = (x.dims(), y.dims());
+    let (first, width) = (columns.first_column, columns.update.d_output());
+    let rows = x.clone().reshape([batch * n_tokens, d_input]);
+    let added = columns.update.by_image().iter().map(|gated| {
+        let (a, b) = (&gated.factors.a, &gated.factors.b);
+        let ([_, rank], [n_gates, _]) = (a.dims(), gated.gate.dims());
+        let along = rows.clone().matmul(cast(a.clone(), x.dtype()));
+        let gate = cast(gated.gate.clone(), x.dtype()).reshape([n_gates, 1, rank]);
+        let along = along.reshape([batch, n_tokens, rank]) * gate;
+        let along = along.reshape([batch * n_tokens, rank]);
+        let added: Tensor<2> = along.matmul(cast(b.clone(), x.dtype()));
+        added.reshape([batch, n_tokens, width])
+    });
+    let own = y.clone().narrow(2, first, width);
+    let mut pieces = vec![added.fold(own, |sum, added| sum + added)];
+    if first > 0 {
+        pieces.insert(0, y.clone().narrow(2, 0, first));
+    }
+    let behind = first + width;
+    if behind < d_output {
+        pieces.push(y.narrow(2, behind, d_output - behind));
+    }
+    match pieces.len() {
+        1 => pieces.remove(0),
+        _ => Tensor::cat(pieces, 2),
     }
 }
 
@@ -144,7 +185,7 @@ fn embed(blocks: Vec<(usize, Tensor<2>)>, n_rows: usize, n_columns: usize) -> Te
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::ScaledFactors;
+    use crate::update::{GatedFactors, ScaledFactors};
     use burn::tensor::{Device, TensorData};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -247,6 +288,58 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_pair_by_image_is_for_every_image_the_pair_at_its_own_gate() {
+        let device = test_device();
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let (d, n, batch, rank) = (6, 4, 3, 2);
+        let weight = random(&mut rng, [d, 3 * d], &device);
+        let x = random(&mut rng, [batch * n, d], &device).reshape([batch, n, d]);
+        let gate = random(&mut rng, [batch, rank], &device);
+        let (own, pair) = (
+            update(&mut rng, d, &[2], &device),
+            update(&mut rng, d, &[rank], &device).terms()[0].clone(),
+        );
+        let run = |x: Tensor<3>, update: &Update| {
+            let columns = [ColumnUpdate {
+                first_column: d,
+                update,
+            }];
+            adapted_linear(x, weight.clone(), None, &columns, UpdateForm::Auto)
+        };
+        let gated = |gate: Tensor<2>| GatedFactors {
+            factors: pair.clone(),
+            gate,
+        };
+        let found = run(x.clone(), &own.clone().with_gated(gated(gate.clone())));
+        let mut without = Vec::new();
+        for i in 0..batch {
+            let scaled = ScaledFactors {
+                a: pair.a.clone() * gate.clone().narrow(0, i, 1),
+                b: pair.b.clone(),
+            };
+            let both = Update::new(vec![own.terms()[0].clone(), scaled]);
+            let alone = run(x.clone().narrow(0, i, 1), &both);
+            let expected: Vec<f32> = alone.into_data().iter().collect();
+            let row = found.clone().narrow(0, i, 1);
+            assert_close(row, &expected, Tolerance::Abs(1e-5), "an image");
+            without.extend(
+                run(x.clone().narrow(0, i, 1), &own)
+                    .into_data()
+                    .iter::<f32>(),
+            );
+        }
+        // Gates of 0 leave the update as it is, to the last bit; so does one gate for all images.
+        let zero = gated(Tensor::zeros([1, rank], &device));
+        let found = run(x.clone(), &own.clone().with_gated(zero));
+        assert_close(found, &without, Tolerance::Abs(0.0), "gates of 0");
+        // Nothing of it is in the weight that a model is merged to.
+        let alone = Update::of_images(gated(gate));
+        assert_eq!(alone.d_output(), d);
+        let largest: f32 = alone.dense().abs().max().into_scalar();
+        assert_eq!(largest, 0.0);
     }
 
     #[test]

@@ -77,12 +77,25 @@ impl ScaledFactors {
     }
 }
 
-/// The update of one site: `ΔW = M + Σ a_i b_i` with at least one pair, or an accumulated update M.
+/// A pair of factors that counts differently for every image of a batch: `x_i a diag(gate_i) b` for image i.
+///
+/// It has no weight of its own, so it is always computed in the factored form, and nothing merges it.
+#[derive(Debug, Clone)]
+pub struct GatedFactors {
+    /// The pair.
+    pub factors: ScaledFactors,
+    /// What the columns of `a` count for every image, `[batch, rank]`; a batch of 1 serves every image.
+    pub gate: Tensor<2>,
+}
+
+/// The update of one site: `ΔW = M + Σ a_i b_i` with at least one pair, or an accumulated update M; besides, pairs that
+/// count differently for every image.
 #[derive(Debug, Clone)]
 pub struct Update {
     terms: Vec<ScaledFactors>,
     /// `[d_input, d_output]`, frozen.
     merged: Option<Tensor<2>>,
+    by_image: Vec<GatedFactors>,
 }
 
 impl Update {
@@ -99,7 +112,32 @@ impl Update {
     /// where there is neither.
     pub fn of(terms: Vec<ScaledFactors>, merged: Option<Tensor<2>>) -> Option<Self> {
         let is_empty = terms.is_empty() && merged.is_none();
-        (!is_empty).then_some(Self { terms, merged })
+        (!is_empty).then_some(Self {
+            terms,
+            merged,
+            by_image: Vec::new(),
+        })
+    }
+
+    /// An update of a pair that counts differently for every image, and of nothing else.
+    pub fn of_images(gated: GatedFactors) -> Self {
+        Self {
+            terms: Vec::new(),
+            merged: None,
+            by_image: vec![gated],
+        }
+    }
+
+    /// This update with another pair that counts differently for every image.
+    #[must_use]
+    pub fn with_gated(mut self, gated: GatedFactors) -> Self {
+        self.by_image.push(gated);
+        self
+    }
+
+    /// The pairs that count differently for every image.
+    pub fn by_image(&self) -> &[GatedFactors] {
+        &self.by_image
     }
 
     /// The pairs.
@@ -119,21 +157,27 @@ impl Update {
 
     /// Output width.
     pub fn d_output(&self) -> usize {
-        match (self.terms.first(), &self.merged) {
+        let gated = self.by_image.first().map(|gated| &gated.factors);
+        match (self.terms.first().or(gated), &self.merged) {
             (Some(term), _) => term.b.dims()[1],
             (None, Some(merged)) => merged.dims()[1],
             (None, None) => 0,
         }
     }
 
-    /// The dense form `[d_input, d_output]`.
+    /// The dense form `[d_input, d_output]` of what counts the same for every image; zeros where that is nothing.
     pub fn dense(&self) -> Tensor<2> {
-        self.terms
+        let dense = self
+            .terms
             .iter()
             .map(|t| t.a.clone().matmul(t.b.clone()))
             .chain(self.merged.clone())
-            .reduce(|sum, term| sum + term)
-            .expect("an update has a pair of factors or an accumulated one")
+            .reduce(|sum, term| sum + term);
+        dense.unwrap_or_else(|| {
+            let factors = &self.by_image[0].factors;
+            let ([d_input, _], [_, d_output]) = (factors.a.dims(), factors.b.dims());
+            Tensor::zeros([d_input, d_output], &factors.a.device())
+        })
     }
 }
 

@@ -316,7 +316,7 @@ impl RunConfig {
             return Err(TrainError::setting(
                 "gradient_checkpointing",
                 true,
-                "false, because the blocks of this method read prompts; `micro_batch` saves memory too",
+                "false, because the blocks of this method read prompts or branches; `micro_batch` saves memory too",
             ));
         }
         let adapter = method.adapter();

@@ -147,13 +147,13 @@ pub(crate) fn features(
 ) -> Result<Option<Vec<FeatureTable>>, TrainError> {
     let device = device.clone().inner();
     let d_model = extractor.vit().config().d_model;
-    let mut values: Vec<f32> = Vec::new();
+    let mut all = FeatureTable::default();
     let mut labels: Vec<Vec<usize>> = vec![Vec::new(); loaders.len()];
     let (mut waiting, mut n_waiting): (Vec<Tensor<4>>, usize) = (Vec::new(), 0);
     let mut compute = |waiting: &mut Vec<Tensor<4>>| {
         if !waiting.is_empty() {
             let images = Tensor::cat(std::mem::take(waiting), 0);
-            values.extend(extractor.features(images).into_data().iter::<f32>());
+            all.extend(extractor.read(images));
         }
     };
     for (loader, labels) in loaders.iter().zip(&mut labels) {
@@ -173,14 +173,19 @@ pub(crate) fn features(
         }
     }
     compute(&mut waiting);
-    let mut rest = &values[..];
+    let n_images = labels.iter().map(Vec::len).sum::<usize>();
+    let n_shifted = all.shifts.len() / n_images.max(1);
+    let (mut rest, mut shifts) = (&all.features[..], &all.shifts[..]);
     let tables = labels.into_iter().map(|labels| {
-        let (own, others) = rest.split_at(labels.len() * d_model);
-        rest = others;
+        let own;
+        (own, rest) = rest.split_at(labels.len() * d_model);
+        let of_own;
+        (of_own, shifts) = shifts.split_at(labels.len() * n_shifted);
         FeatureTable {
             features: own.to_vec(),
             d_model,
             labels,
+            shifts: of_own.to_vec(),
         }
     });
     Ok(Some(tables.collect()))

@@ -42,6 +42,17 @@ impl Extractor {
         second_pass::features(&self.state, &self.vit, images, &none)
     }
 
+    /// What a batch of images `[batch, n_channels, image_size, image_size]` is classified by.
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have the size of the backbone.
+    pub(crate) fn read(&self, images: Tensor<4>) -> Read {
+        let none = Updates::default();
+        let (features, shifts) = second_pass::read(&self.state, &self.vit, images, &none);
+        Read { features, shifts }
+    }
+
     /// The backbone, directions inside, without prompts.
     pub fn vit(&self) -> &Vit {
         &self.vit
@@ -51,4 +62,12 @@ impl Extractor {
     pub fn has_second_pass(&self) -> bool {
         self.state.second_pass().is_some()
     }
+}
+
+/// What a classifier reads of a batch of images.
+pub(crate) struct Read {
+    /// `[batch, d_model]`.
+    pub features: Tensor<2>,
+    /// Added to the logits of the first classes, `[batch, n_shifted]`.
+    pub shifts: Option<Tensor<2>>,
 }

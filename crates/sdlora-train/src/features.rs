@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use sdlora_data::Loader;
 
 use crate::error::TrainError;
-use crate::extractor::Extractor;
+use crate::extractor::{Extractor, Read};
 
 /// Features of samples with their labels, in host memory.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +15,9 @@ pub struct FeatureTable {
     pub d_model: usize,
     /// Label of every row.
     pub labels: Vec<usize>,
+    /// What is added to the logits of the first classes, `[n, n_shifted]`, row-major; empty for models that infer no
+    /// task.
+    pub shifts: Vec<f32>,
 }
 
 impl FeatureTable {
@@ -34,11 +37,19 @@ impl FeatureTable {
         };
         for batch in loader.epoch(0, device) {
             let batch = batch?;
-            let features = extractor.features(batch.images);
-            table.features.extend(features.into_data().iter::<f32>());
+            table.extend(extractor.read(batch.images));
             table.labels.extend(batch.labels_host);
         }
         Ok(table)
+    }
+
+    /// Adds rows, without their labels.
+    pub(crate) fn extend(&mut self, read: Read) {
+        let Read { features, shifts } = read;
+        self.features.extend(features.into_data().iter::<f32>());
+        if let Some(shifts) = shifts {
+            self.shifts.extend(shifts.into_data().iter::<f32>());
+        }
     }
 
     /// Number of rows.
@@ -180,6 +191,7 @@ mod tests {
             features: vec![1.0, 0.0, 2.0, 0.2, 0.0, 9.0],
             d_model: 2,
             labels: vec![0, 0, 1],
+            ..FeatureTable::default()
         };
         let means = ClassMeans::of(&train, MeanOf::Directions);
         assert_eq!(means.n_classes(), 2);
@@ -187,6 +199,7 @@ mod tests {
             features: vec![100.0, 30.0, 0.1, 0.2],
             d_model: 2,
             labels: vec![0, 1],
+            ..FeatureTable::default()
         };
         assert_eq!(means.predict(&test), [0, 1]);
         assert_eq!(accuracy(&means.predict(&test), &test.labels), 1.0);
@@ -199,6 +212,7 @@ mod tests {
             features: vec![1.0, 0.0, 0.0, 3.0],
             d_model: 2,
             labels: vec![0, 0],
+            ..FeatureTable::default()
         };
         let near = |mean_of, expected: [f32; 2]| {
             let means = ClassMeans::of(&table, mean_of).means;

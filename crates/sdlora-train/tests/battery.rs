@@ -220,9 +220,9 @@ fn a_task_starts_where_the_last_one_ended_but_for_the_named_exceptions() {
         let fresh = stage.model(&bench);
         let start = features(&fresh, &images);
         let model = stage.begin(fresh, 0);
-        // Prompts are attended to from the start.
+        // Prompts are attended to from the start; branches start with a factor of zeros.
         let is_same = features(&model, &images) == start;
-        let has_prompts = model.state.second_pass().is_some();
+        let has_prompts = model.state.second_pass().is_some() && entry.name != "duallora";
         assert_eq!(is_same, !has_prompts, "{}", entry.name);
         let (model, log) = stage.train(model, 0);
         let model = stage.end(model, 0);

@@ -204,6 +204,11 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "inflora",
             vec![direction / 2 + head(N_NEW), direction / 2 + head(N_NEW)],
         ),
+        // An orthogonal and a residual one.
+        (
+            "duallora",
+            vec![2 * direction + head(N_NEW), 2 * direction + head(N_NEW)],
+        ),
         // One factor of every site.
         (
             "raclora",

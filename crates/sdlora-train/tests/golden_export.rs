@@ -422,6 +422,7 @@ fn logits_are_those_peft_computed() {
         d_model: vit.config().d_model,
         labels: vec![0; features.dims()[0]],
         features: features.into_data().iter::<f32>().collect(),
+        ..FeatureTable::default()
     };
     let logits = adapter.classifier.logits(&table);
     let expected = expected.tensors["logits"].values.as_slice();

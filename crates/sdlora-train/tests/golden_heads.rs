@@ -66,6 +66,7 @@ fn heads_give_the_logits_of_dense_formulas() {
                 features: features.to_vec(),
                 d_model: stream.d_model,
                 labels: labels.to_vec(),
+                ..FeatureTable::default()
             };
             let n_test = stream.test.len() / stream.d_model;
             let test = table(&stream.test, &vec![0; n_test]);

@@ -63,6 +63,7 @@ const RELATIVES: &[(&str, &[&str])] = &[
             "name = \"prolora\"\nunshared = 10",
             "name = \"prilora\"\nrank = 10\nlast_rank = 10\nshare = 0.0",
             "name = \"lora-dropout\"\ndropout = 0.0\nn_masks = 1",
+            "name = \"duallora\"\nresidual_rank = 0",
             "name = \"joint\"",
         ],
     ),

@@ -239,6 +239,7 @@ fn graphs_that_onnx_runtime_ran_are_those_that_are_written_and_give_its_logits()
             labels: vec![0; features.dims()[0]],
             features: features.into_data().iter::<f32>().collect(),
             d_model,
+            ..FeatureTable::default()
         };
         let logits = run.classifier().logits(&table);
         let expected = io.tensors["logits"].values.as_slice();

@@ -237,6 +237,7 @@ fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
             features: expected,
             d_model: shape().d_model,
             labels: vec![0; 4],
+            ..Default::default()
         };
         let labels = finished.classifier.predict(&table);
         let names: Vec<&str> = labels

@@ -221,6 +221,8 @@ impl Vit {
                 "a prefix for block {last} of a model with {depth} blocks, which count from 0"
             );
         }
+        let all = prompting.with_branches(updates);
+        let updates = all.as_ref().unwrap_or(updates);
         let tokens = self.embed(images);
         let [batch, n_tokens, d_model] = tokens.dims();
         let Some(front) = &prompting.tokens else {

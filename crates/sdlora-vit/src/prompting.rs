@@ -1,11 +1,12 @@
 //! What a caller adds to the tokens of a forward pass: learned tokens in front of the image's, and
-//! learned keys and values in front of those of chosen blocks.
+//! learned keys and values in front of those of chosen blocks, and branches beside chosen linear maps.
 //!
 //! Where these come from, and which of many a given image gets, this crate does not know.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
+use sdlora_core::{GatedFactors, Updates};
 
 /// Keys `P_K` and values `P_V` that the attention of a block reads in front of its own:
 /// `softmax(q [P_K; k]ᵀ / √d_head) [P_V; v]`. Queries, and with them the number of tokens, stay.
@@ -73,6 +74,7 @@ pub struct Prompting {
     pub(crate) tokens: Option<Tensor<3>>,
     pub(crate) read_out: ReadOut,
     pub(crate) prefixes: BTreeMap<usize, Prefix>,
+    branches: Vec<(String, GatedFactors)>,
 }
 
 impl Prompting {
@@ -92,6 +94,25 @@ impl Prompting {
         self
     }
 
+    /// With a branch beside the linear map of the site of that name, which counts differently for every image.
+    #[must_use]
+    pub fn with_branch(mut self, site: String, branch: GatedFactors) -> Self {
+        self.branches.push((site, branch));
+        self
+    }
+
+    /// Updates together with the branches; `None` where there are none.
+    pub fn with_branches(&self, updates: &Updates) -> Option<Updates> {
+        if self.branches.is_empty() {
+            return None;
+        }
+        let mut all = updates.clone();
+        for (site, branch) in &self.branches {
+            all.add_gated(site, branch.clone());
+        }
+        Some(all)
+    }
+
     pub(crate) fn prefix(&self, block_idx: usize) -> Option<&Prefix> {
         self.prefixes.get(&block_idx)
     }
@@ -105,7 +126,6 @@ mod tests {
     use crate::model::Vit;
     use burn::tensor::{Device, TensorData, activation::softmax};
     use rand::SeedableRng;
-    use sdlora_core::Updates;
     use sdlora_testkit::toy::SplitMix64;
     use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 

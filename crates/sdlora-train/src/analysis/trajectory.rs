@@ -136,6 +136,7 @@ mod tests {
             features,
             d_model: 2,
             labels: vec![0; n],
+            ..FeatureTable::default()
         }
     }
 

@@ -288,14 +288,15 @@ pub fn export(
     out: &Path,
     force: bool,
 ) -> Result<Vec<String>, TrainError> {
-    if run.state.second_pass().is_some() && format != Format::Bundle {
+    let second_pass = run.state.second_pass();
+    if let Some(second_pass) = second_pass.filter(|_| format != Format::Bundle) {
         return Err(TrainError::export(
             &run.folder,
             format!(
-                "method {} finds prompts for every image, which no form of weights can hold: use \
-                 `sdlora predict` and `sdlora features --run`, or read {} in the folder of the run \
-                 as docs/formats.md says",
+                "method {} {}, which no form of weights can hold: use `--format bundle`, `sdlora predict` and \
+                 `sdlora features --run`, or read {} in the folder of the run as docs/formats.md says",
                 run.config.method.name,
+                second_pass.does(),
                 Path::new("model").join(PROMPTS_FILE).display()
             ),
         ));

@@ -6,7 +6,7 @@
 //! | `vit.safetensors` | backbone with all directions merged into its weights, timm names |
 //! | `head.safetensors` | `weight` `[n_classes, d_model]` and `bias` of what predicts, whatever the head |
 //! | `classes.json` | names of the classes in the order of their labels |
-//! | `prompts.safetensors` | prompts, without which features and head do not fit; only of a prompt method |
+//! | `prompts.safetensors` | what a second pass reads: prompts, branches; without it features and head do not fit |
 //! | `adapter.safetensors` | every direction (PyTorch layout) and the magnitudes; only with directions |
 //! | `predict.json` | how images are prepared, and what was calibrated; see [`PredictConfig`] |
 //! | `novelty.safetensors` | class means and the precision around them; only of a run with `calibrate_on` |
@@ -315,13 +315,15 @@ impl Predictor {
     }
 
     fn features(&self, images: Tensor<4>) -> FeatureTable {
-        let features = self.extractor.features(images);
-        let [n, d_model] = features.dims();
-        FeatureTable {
-            features: features.into_data().iter::<f32>().collect(),
+        let read = self.extractor.read(images);
+        let [n, d_model] = read.features.dims();
+        let mut table = FeatureTable {
             d_model,
             labels: vec![0; n],
-        }
+            ..FeatureTable::default()
+        };
+        table.extend(read);
+        table
     }
 
     /// The same model with other means to measure distances from.

@@ -108,7 +108,7 @@ impl Classifier {
         (self.projection.as_deref(), &self.weight, &self.bias)
     }
 
-    /// Logits `[n, n_classes]`, row-major, of every row of a table.
+    /// Logits `[n, n_classes]`, row-major, of every row of a table, with its shifts added.
     pub fn logits(&self, table: &FeatureTable) -> Vec<f32> {
         let n_classes = self.n_classes();
         let width = self.width();
@@ -135,6 +135,13 @@ impl Classifier {
                     logits.iter_mut().zip(own).for_each(|(l, s)| *l += s);
                 }
                 out.extend_from_slice(&logits);
+            }
+        }
+        let n_shifted = table.shifts.len() / table.len().max(1);
+        if n_shifted > 0 {
+            let rows = out.chunks_exact_mut(n_classes.max(1));
+            for (logits, shifts) in rows.zip(table.shifts.chunks_exact(n_shifted)) {
+                logits.iter_mut().zip(shifts).for_each(|(l, s)| *l += s);
             }
         }
         out
@@ -296,6 +303,7 @@ mod tests {
             features: rows.concat(),
             d_model: 2,
             labels: vec![0; rows.len()],
+            ..FeatureTable::default()
         }
     }
 

@@ -201,6 +201,7 @@ mod tests {
             features: vec![1.0, 2.0, 1.0, 4.0],
             d_model: 2,
             labels: vec![0, 1],
+            ..FeatureTable::default()
         };
         assert_eq!(classifier.predict(&table), [0, 1]);
     }

@@ -124,6 +124,7 @@ mod tests {
             features: rows.concat(),
             d_model: 2,
             labels: labels.to_vec(),
+            ..FeatureTable::default()
         }
     }
 

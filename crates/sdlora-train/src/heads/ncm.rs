@@ -158,6 +158,7 @@ mod tests {
             features: rows.iter().flat_map(|(row, _)| *row).collect(),
             d_model: 2,
             labels: rows.iter().map(|(_, label)| *label).collect(),
+            ..FeatureTable::default()
         }
     }
 

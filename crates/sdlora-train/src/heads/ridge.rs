@@ -334,6 +334,7 @@ mod tests {
             features: vec![0.0; 2 * D],
             d_model: D,
             labels: vec![0, 1],
+            ..FeatureTable::default()
         };
         let device = test_device();
         let task = HeadTask {

@@ -10,6 +10,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use sdlora_core::Updates;
 use sdlora_vit::Vit;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -74,12 +75,21 @@ const KEEPS: &str = "keeps";
 
 /// Of every block the mean of `x xᵀ` over all tokens that its attention sees, `[d_model, d_model]`.
 pub(super) fn covariances(vit: &Vit, images: &dyn TaskImages) -> Result<Vec<Vec<f64>>, TrainError> {
-    let none = sdlora_core::Updates::default();
+    covariances_with(vit, images, |_| Updates::default())
+}
+
+/// The same with updates that are found for every batch.
+pub(super) fn covariances_with(
+    vit: &Vit,
+    images: &dyn TaskImages,
+    updates: impl Fn(&Tensor<4>) -> Updates,
+) -> Result<Vec<Vec<f64>>, TrainError> {
     let (depth, d_model) = (vit.config().depth, vit.config().d_model);
     let mut sums: Vec<Vec<f64>> = vec![vec![0.0; d_model * d_model]; depth];
     let mut n_rows = 0usize;
     images.each_batch(&mut |images, _labels| {
-        vit.attention_inputs(images, &none, |block_idx, inputs| {
+        let updates = updates(&images);
+        vit.attention_inputs(images, &updates, |block_idx, inputs| {
             let [batch, n_tokens, d_model] = inputs.dims();
             let rows = inputs.reshape([batch * n_tokens, d_model]);
             let products: Tensor<2> = rows.clone().transpose().matmul(rows);
@@ -185,6 +195,20 @@ impl Space {
         }
     }
 
+    /// The directions in use are the orthonormal rows `[n, width]`.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Numbers`] for rows that hold no numbers.
+    pub(super) fn of_used(rows: Vec<f64>, width: usize) -> Result<Self, TrainError> {
+        let used = Self {
+            keeps: Keeps::Used,
+            basis: rows,
+            width,
+        };
+        used.smaller()
+    }
+
     fn n_vectors(&self) -> usize {
         self.basis.len() / self.width.max(1)
     }
@@ -227,6 +251,32 @@ impl Space {
         energy: Energy,
         threshold: f64,
     ) -> Result<Self, TrainError> {
+        let (more, rest) = self.split(covariance, energy, threshold)?;
+        let extended = match self.keeps {
+            Keeps::Free => Self {
+                basis: rest,
+                ..self
+            },
+            Keeps::Used => Self {
+                basis: [self.basis, more].concat(),
+                ..self
+            },
+        };
+        extended.smaller()
+    }
+
+    /// The directions `[n, width]` by which [`extended`](Self::extended) extends the subspace, and those that are
+    /// free then.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn split(
+        &self,
+        covariance: &[f64],
+        energy: Energy,
+        threshold: f64,
+    ) -> Result<(Vec<f64>, Vec<f64>), TrainError> {
         let matrix = energy.matrix(covariance, self.width);
         let total: f64 = (0..self.width).map(|i| matrix[i * self.width + i]).sum();
         let eigen = self.free_eigen(covariance, energy)?;
@@ -240,18 +290,9 @@ impl Space {
         if self.keeps == Keeps::Used && self.basis.is_empty() {
             n_more = energy.n_first(n_more).min(eigen.values.len());
         }
-        let (more, rest) = eigen.vectors.split_at(n_more * self.width);
-        let extended = match self.keeps {
-            Keeps::Free => Self {
-                basis: rest.to_vec(),
-                ..self
-            },
-            Keeps::Used => Self {
-                basis: [&self.basis, more].concat(),
-                ..self
-            },
-        };
-        extended.smaller()
+        let mut more = eigen.vectors;
+        let rest = more.split_off(n_more * self.width);
+        Ok((more, rest))
     }
 
     /// Energies and directions inside the free subspace, as many as it has dimensions.

@@ -8,6 +8,7 @@ mod beamlora;
 mod chain;
 mod clora;
 mod coda_prompt;
+mod duallora;
 mod dualprompt;
 mod finetune;
 mod hide_prompt;
@@ -68,6 +69,7 @@ pub const METHODS: &[MethodEntry] = &[
     prilora::ENTRY,
     lora_dropout::ENTRY,
     inflora::ENTRY,
+    duallora::ENTRY,
     tspmo::ENTRY,
     sgrpo::ENTRY,
     l2p::ENTRY,

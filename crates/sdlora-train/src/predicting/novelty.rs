@@ -270,6 +270,7 @@ mod tests {
             features: rows.concat(),
             d_model: 2,
             labels: labels.to_vec(),
+            ..FeatureTable::default()
         }
     }
 

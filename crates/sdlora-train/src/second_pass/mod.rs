@@ -1,6 +1,6 @@
-//! The second forward pass of prompt methods: blocks read what a method learned beside the tokens of an image.
+//! The second forward pass: blocks read what a method learned beside the tokens of an image, or beside their weights.
 //!
-//! The query `q(x)` of an image is the feature of the backbone alone. A [`SecondPass`] turns it into the
+//! The query `q(x)` of an image is the feature of the backbone alone, unless a method asks for another. A [`SecondPass`] turns it into the
 //! [`Prompting`] of another pass, whose feature is the one that is classified. While a task is trained that may
 //! differ from later use, and may add to the loss; evaluation sees no task.
 //!
@@ -42,8 +42,29 @@ pub trait SecondPass: Any + Debug + Send + Sync {
     /// Room for the matrices of this layout, for a backbone of width `d_model`.
     fn room(&self, d_model: usize, device: &Device) -> MethodState;
 
-    /// What the blocks read for images with this `query: [batch, d_model]`, as evaluation and prediction want
-    /// it: no task is told.
+    /// What such a model does that no form of weights can hold, as the end of "the method …".
+    fn does(&self) -> &'static str {
+        "finds prompts for every image"
+    }
+
+    /// The query `[batch, width]` of images, by one forward pass without gradients; the feature unless said otherwise.
+    fn query(
+        &self,
+        _state: &MethodState,
+        vit: &Vit,
+        images: Tensor<4>,
+        updates: &Updates,
+    ) -> Tensor<2> {
+        query(vit, images, updates)
+    }
+
+    /// What a query adds to the logits of the first classes `[batch, n_shifted]`, where it tells of their tasks.
+    fn shifts(&self, _state: &MethodState, _query: &Tensor<2>) -> Option<Tensor<2>> {
+        None
+    }
+
+    /// What the blocks read for images with this [`query`](Self::query), as evaluation and prediction want it: no
+    /// task is told.
     fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting;
 
     /// What the blocks read for images of the task that is trained, and what that adds to the loss `[1]`. A
@@ -114,11 +135,23 @@ pub(crate) fn features(
     images: Tensor<4>,
     updates: &Updates,
 ) -> Tensor<2> {
+    read(state, vit, images, updates).0
+}
+
+/// As [`features`], with what is added to the logits of the first classes.
+pub(crate) fn read(
+    state: &MethodState,
+    vit: &Vit,
+    images: Tensor<4>,
+    updates: &Updates,
+) -> (Tensor<2>, Option<Tensor<2>>) {
     match state.second_pass() {
-        None => vit.forward(images, updates),
+        None => (vit.forward(images, updates), None),
         Some(second_pass) => {
-            let query = query(vit, images.clone(), updates);
-            vit.forward_prompted(images, updates, &second_pass.prompting(state, query))
+            let query = second_pass.query(state, vit, images.clone(), updates);
+            let shifts = second_pass.shifts(state, &query);
+            let prompting = second_pass.prompting(state, query);
+            (vit.forward_prompted(images, updates, &prompting), shifts)
         }
     }
 }
@@ -133,7 +166,7 @@ pub(crate) fn training_features(
     let Some(second_pass) = state.second_pass() else {
         return (vit.forward(images, updates), None);
     };
-    let query = || query(vit, images.clone(), updates);
+    let query = || second_pass.query(state, vit, images.clone(), updates);
     let (prompting, of_prompts) = second_pass.training_prompting(state, &query);
     let features = vit.forward_prompted(images.clone(), updates, &prompting);
     let of_features = second_pass.feature_loss(state, features.clone());

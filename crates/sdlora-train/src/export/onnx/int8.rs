@@ -72,6 +72,7 @@ pub(super) fn measure(run: &FinishedRun) -> Result<Measured, TrainError> {
             features: features.collect(),
             d_model: run.d_model(),
             labels: labels.clone(),
+            ..FeatureTable::default()
         };
         run.classifier.predict(&table)
     };

@@ -89,6 +89,7 @@ impl OnnxProbe {
             features: features.into_data().iter::<f32>().collect(),
             d_model: run.d_model(),
             labels: vec![0; N_IMAGES],
+            ..FeatureTable::default()
         };
         Ok(Self {
             shape,

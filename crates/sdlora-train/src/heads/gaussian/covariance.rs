@@ -176,6 +176,7 @@ mod tests {
                     features: rows.concat(),
                     d_model: 2,
                     labels: labels.to_vec(),
+                    ..FeatureTable::default()
                 };
                 state = fit(head.as_ref(), state, &table, labels[0]);
             }

@@ -343,6 +343,7 @@ mod tests {
                 features,
                 d_model: 4,
                 labels: vec![label],
+                ..FeatureTable::default()
             }
         };
         for (at, label) in [(0, 0), (2, 0), (1, 1), (3, 1)] {
@@ -382,6 +383,7 @@ mod tests {
                 features: vec![value; 10],
                 d_model: 5,
                 labels: vec![0, 1],
+                ..FeatureTable::default()
             };
             let error = statistics(&table).solve().unwrap_err();
             assert!(error.to_string().contains("ridge"), "{error}");
