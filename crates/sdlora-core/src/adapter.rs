@@ -18,7 +18,7 @@ use crate::direction::{Direction, HostFactors, PastDirections};
 use crate::error::CoreError;
 use crate::magnitude::{Magnitudes, group_of};
 use crate::site::Site;
-use crate::update::{GatedFactors, ScaledFactors, Update};
+use crate::update::{GatedFactors, KeptRows, ScaledFactors, Update};
 
 /// The directions of one site.
 #[derive(Module, Debug)]
@@ -459,6 +459,14 @@ impl Updates {
             Some(update) => update.with_gated(gated),
         };
         self.by_site.insert(Arc::from(name), update);
+    }
+
+    /// Lets gradients through these rows of the batch only, at the site of that name; nothing where it has no update.
+    pub fn keep_rows(&mut self, name: &str, kept_rows: KeptRows) {
+        if let Some(update) = self.by_site.remove(name) {
+            let update = update.with_kept_rows(kept_rows);
+            self.by_site.insert(Arc::from(name), update);
+        }
     }
 
     /// The update of the site of that name, if it has one.

@@ -69,4 +69,4 @@ pub use precision::{Precision, cast};
 pub use residual::span_residuals;
 pub use site::Site;
 pub use structure::{AdapterStructure, DirectionStructure, SiteStructure};
-pub use update::{GatedFactors, ScaledFactors, Update, UpdateForm};
+pub use update::{GatedFactors, KeptRows, ScaledFactors, Update, UpdateForm};

@@ -4,11 +4,11 @@
 //! [`Update`] then covers the columns from `first_column` on (query and value of a fused qkv
 //! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 use sdlora_kernels::{GradientPath, LowRank, linear, low_rank_linear};
 
 use crate::precision::cast;
-use crate::update::{Update, UpdateForm};
+use crate::update::{GatedFactors, KeptRows, Update, UpdateForm};
 
 /// An update and the columns of the weight it belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,9 @@ pub fn adapted_linear(
     };
     let low_rank: Vec<LowRank> = updates
         .iter()
-        .filter(|columns| !columns.update.terms().is_empty())
+        .filter(|columns| {
+            !columns.update.terms().is_empty() && columns.update.kept_rows().is_none()
+        })
         .map(|columns| LowRank {
             first_column: columns.first_column,
             pairs: columns
@@ -70,11 +72,14 @@ pub fn adapted_linear(
             },
         })
         .collect();
-    let gated: Vec<_> = updates
+    let apart_by_rows: Vec<_> = updates
         .iter()
-        .filter(|columns| !columns.update.by_image().is_empty())
+        .filter(|columns| {
+            let update = columns.update;
+            !update.by_image().is_empty() || update.kept_rows().is_some()
+        })
         .collect();
-    let inputs = (!gated.is_empty()).then(|| x.clone());
+    let inputs = (!apart_by_rows.is_empty()).then(|| x.clone());
     let y = match low_rank.is_empty() {
         true => linear(x, weight, bias),
         false => low_rank_linear(x, weight, bias, &low_rank),
@@ -83,31 +88,75 @@ pub fn adapted_linear(
         None => y,
         Some(apart) => y + apart,
     };
-    match inputs {
-        None => y,
-        Some(x) => gated
-            .into_iter()
-            .fold(y, |y, columns| with_gated(y, &x, columns)),
-    }
+    let Some(x) = inputs else { return y };
+    let rows = x.reshape([batch * n_tokens, d_input]);
+    let shape = [batch, n_tokens];
+    apart_by_rows.into_iter().fold(y, |y, columns| {
+        let update = columns.update;
+        let gated = update
+            .by_image()
+            .iter()
+            .map(|gated| through_gate(&rows, shape, gated));
+        let kept = update
+            .kept_rows()
+            .filter(|_| !update.terms().is_empty())
+            .map(|kept| through_kept_rows(&rows, update, kept));
+        let kept = kept.map(|kept| kept.reshape([batch, n_tokens, update.d_output()]));
+        match gated.chain(kept).reduce(|sum, added| sum + added) {
+            None => y,
+            Some(added) => with_columns(y, columns.first_column, added),
+        }
+    })
 }
 
-/// `y` with what the pairs by image of an update add to its columns.
-fn with_gated(y: Tensor<3>, x: &Tensor<3>, columns: &ColumnUpdate<'_>) -> Tensor<3> {
-    let ([batch, n_tokens, d_input], [_, _, d_output]) = (x.dims(), y.dims());
-    let (first, width) = (columns.first_column, columns.update.d_output());
-    let rows = x.clone().reshape([batch * n_tokens, d_input]);
-    let added = columns.update.by_image().iter().map(|gated| {
-        let (a, b) = (&gated.factors.a, &gated.factors.b);
-        let ([_, rank], [n_gates, _]) = (a.dims(), gated.gate.dims());
-        let along = rows.clone().matmul(cast(a.clone(), x.dtype()));
-        let gate = cast(gated.gate.clone(), x.dtype()).reshape([n_gates, 1, rank]);
-        let along = along.reshape([batch, n_tokens, rank]) * gate;
-        let along = along.reshape([batch * n_tokens, rank]);
-        let added: Tensor<2> = along.matmul(cast(b.clone(), x.dtype()));
-        added.reshape([batch, n_tokens, width])
-    });
-    let own = y.clone().narrow(2, first, width);
-    let mut pieces = vec![added.fold(own, |sum, added| sum + added)];
+/// What a pair by image adds to `rows: [batch · n_tokens, d_input]`, `[batch, n_tokens, d_output]`.
+fn through_gate(
+    rows: &Tensor<2>,
+    [batch, n_tokens]: [usize; 2],
+    gated: &GatedFactors,
+) -> Tensor<3> {
+    let dtype = rows.dtype();
+    let (a, b) = (gated.factors.a.clone(), gated.factors.b.clone());
+    let ([_, rank], [_, d_output], [n_gates, _]) = (a.dims(), b.dims(), gated.gate.dims());
+    let gate = cast(gated.gate.clone(), dtype).reshape([n_gates, 1, rank]);
+    let along = rows.clone().matmul(cast(a, dtype));
+    let along = along.reshape([batch, n_tokens, rank]) * gate;
+    let along: Tensor<2> = along.reshape([batch * n_tokens, rank]);
+    let added = along.matmul(cast(b, dtype));
+    added.reshape([batch, n_tokens, d_output])
+}
+
+/// What the pairs of an update add to `rows: [n_rows, d_input]`, with a gradient through some rows only.
+fn through_kept_rows(rows: &Tensor<2>, update: &Update, kept: &KeptRows) -> Tensor<2> {
+    let dtype = rows.dtype();
+    let through = |rows: Tensor<2>, is_tracked: bool| {
+        let of_term = update.terms().iter().map(|term| {
+            let [a, b] = [&term.a, &term.b].map(|factor| match is_tracked {
+                true => factor.clone(),
+                false => factor.clone().detach(),
+            });
+            rows.clone().matmul(cast(a, dtype)).matmul(cast(b, dtype))
+        });
+        of_term.reduce(|sum, added| sum + added)
+    };
+    let selected = rows.clone().select(0, kept.rows.clone());
+    let (all, own) = (
+        through(rows.clone().detach(), false),
+        through(selected, true),
+    );
+    let (Some(all), Some(own)) = (all, own) else {
+        let [n_rows, _] = rows.dims();
+        return Tensor::zeros([n_rows, update.d_output()], &rows.device());
+    };
+    // Exactly 0 forward.
+    let gradient = (own.clone() - own.detach()) * cast(kept.scale.clone(), dtype);
+    all.select_assign(0, kept.rows.clone(), gradient, IndexingUpdateOp::Add)
+}
+
+/// `y` with something added to its columns from `first` on.
+fn with_columns(y: Tensor<3>, first: usize, added: Tensor<3>) -> Tensor<3> {
+    let ([_, _, d_output], [_, _, width]) = (y.dims(), added.dims());
+    let mut pieces = vec![y.clone().narrow(2, first, width) + added];
     if first > 0 {
         pieces.insert(0, y.clone().narrow(2, 0, first));
     }
@@ -185,11 +234,12 @@ fn embed(blocks: Vec<(usize, Tensor<2>)>, n_rows: usize, n_columns: usize) -> Te
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::{GatedFactors, ScaledFactors};
+    use crate::update::ScaledFactors;
+    use burn::tensor::Int;
     use burn::tensor::{Device, TensorData};
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
-    use sdlora_testkit::{Tolerance, assert_close, test_device};
+    use sdlora_testkit::{Tolerance, assert_close, test_device, test_device_autodiff};
 
     fn random(rng: &mut ChaCha8Rng, shape: [usize; 2], device: &Device) -> Tensor<2> {
         let values: Vec<f32> = (0..shape[0] * shape[1])
@@ -340,6 +390,106 @@ mod tests {
         assert_eq!(alone.d_output(), d);
         let largest: f32 = alone.dense().abs().max().into_scalar();
         assert_eq!(largest, 0.0);
+    }
+
+    /// Output, and gradients of both factors and of the input, with a gradient through some rows.
+    fn gradients(kept: Option<KeptRows>) -> [Vec<f32>; 4] {
+        let device = test_device_autodiff();
+        let mut rng = ChaCha8Rng::seed_from_u64(6);
+        let (d, batch, n) = (5, 2, 3);
+        let weight = random(&mut rng, [d, 2 * d], &device);
+        let x = random(&mut rng, [batch * n, d], &device).reshape([batch, n, d]);
+        let (a, b) = (
+            random(&mut rng, [d, 2], &device).require_grad(),
+            random(&mut rng, [2, d], &device).require_grad(),
+        );
+        let loss_weights = random(&mut rng, [batch * n, 2 * d], &device);
+        let x = x.require_grad();
+        let mut update = Update::new(vec![ScaledFactors {
+            a: a.clone(),
+            b: b.clone(),
+        }]);
+        if let Some(kept) = kept {
+            update = update.with_kept_rows(kept);
+        }
+        let columns = [ColumnUpdate {
+            first_column: d,
+            update: &update,
+        }];
+        let y = adapted_linear(x.clone(), weight, None, &columns, UpdateForm::Auto);
+        let loss = (y.clone() * loss_weights.reshape([batch, n, 2 * d])).sum();
+        let grads = loss.backward();
+        let host =
+            |grad: Option<Tensor<2>>| -> Vec<f32> { grad.unwrap().into_data().iter().collect() };
+        let of_x: Vec<f32> = x.grad(&grads).unwrap().into_data().iter().collect();
+        [
+            y.into_data().iter().collect(),
+            host(a.grad(&grads)),
+            host(b.grad(&grads)),
+            of_x,
+        ]
+    }
+
+    /// Rows out of six, each with this scale.
+    fn kept(rows: &[i32], scale: f32) -> KeptRows {
+        let device = test_device_autodiff();
+        KeptRows {
+            rows: Tensor::<1, Int>::from_data(
+                TensorData::new(rows.to_vec(), [rows.len()]),
+                &device,
+            ),
+            scale: Tensor::full([rows.len(), 1], scale, &device),
+        }
+    }
+
+    fn farthest(a: &[f32], b: &[f32]) -> f32 {
+        a.iter()
+            .zip(b)
+            .fold(0.0, |far, (a, b)| far.max((a - b).abs()))
+    }
+
+    #[test]
+    fn gradients_through_drawn_rows_are_right_in_the_mean_and_the_numbers_are_the_same() {
+        let whole = gradients(None);
+        // All rows: the gradients of the plain update.
+        let all = gradients(Some(kept(&[0, 1, 2, 3, 4, 5], 1.0)));
+        for (found, expected) in all.iter().zip(&whole) {
+            assert!(farthest(found, expected) < 1e-5, "{found:?} {expected:?}");
+        }
+        // Every half of the rows once: a row is in half of them.
+        let mut sums = [0, 1, 2, 3].map(|i: usize| vec![0.0f32; whole[i].len()]);
+        let mut n_halves = 0;
+        for drawn in (0u32..64).filter(|drawn| drawn.count_ones() == 3) {
+            let rows: Vec<i32> = (0..6).filter(|row| drawn >> row & 1 == 1).collect();
+            let found = gradients(Some(kept(&rows, 2.0)));
+            assert!(
+                farthest(&found[0], &whole[0]) < 1e-5,
+                "the output is the same"
+            );
+            assert!(
+                farthest(&found[1], &whole[1]) > 1e-2,
+                "the gradient is another"
+            );
+            for (sum, found) in sums.iter_mut().zip(&found) {
+                sum.iter_mut().zip(found).for_each(|(sum, v)| *sum += v);
+            }
+            n_halves += 1;
+        }
+        assert_eq!(n_halves, 20);
+        for (sum, expected) in sums.iter().zip(&whole) {
+            let mean: Vec<f32> = sum.iter().map(|v| v / 20.0).collect();
+            assert!(farthest(&mean, expected) < 1e-4, "{mean:?} {expected:?}");
+        }
+        // Without the scale their mean is too small by half.
+        let one = gradients(Some(kept(&[0, 2, 4], 1.0)));
+        let other = gradients(Some(kept(&[1, 3, 5], 1.0)));
+        let mean: Vec<f32> = one[1]
+            .iter()
+            .zip(&other[1])
+            .map(|(a, b)| (a + b) / 2.0)
+            .collect();
+        let half: Vec<f32> = whole[1].iter().map(|v| v / 2.0).collect();
+        assert!(farthest(&mean, &half) < 1e-5 && farthest(&mean, &whole[1]) > 1e-2);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! per pair in activation space. Both give the same numbers; [`UpdateForm::resolve`] is the one
 //! place that chooses.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 /// How an update is computed.
 ///
@@ -88,6 +88,19 @@ pub struct GatedFactors {
     pub gate: Tensor<2>,
 }
 
+/// The rows of a batch, images times tokens, whose gradient goes through an update; the others add the same numbers and
+/// pass none.
+///
+/// With rows that are drawn with probability p and a scale of 1/p the gradients are unbiased, as long as every site draws
+/// for itself. Of the rows that are left out nothing is kept for the backward pass.
+#[derive(Debug, Clone)]
+pub struct KeptRows {
+    /// The rows `[n_kept]`, at least one.
+    pub rows: Tensor<1, Int>,
+    /// What their gradient is multiplied by, `[n_kept, 1]`.
+    pub scale: Tensor<2>,
+}
+
 /// The update of one site: `ΔW = M + Σ a_i b_i` with at least one pair, or an accumulated update M; besides, pairs that
 /// count differently for every image.
 #[derive(Debug, Clone)]
@@ -96,6 +109,7 @@ pub struct Update {
     /// `[d_input, d_output]`, frozen.
     merged: Option<Tensor<2>>,
     by_image: Vec<GatedFactors>,
+    kept_rows: Option<KeptRows>,
 }
 
 impl Update {
@@ -116,6 +130,7 @@ impl Update {
             terms,
             merged,
             by_image: Vec::new(),
+            kept_rows: None,
         })
     }
 
@@ -125,6 +140,7 @@ impl Update {
             terms: Vec::new(),
             merged: None,
             by_image: vec![gated],
+            kept_rows: None,
         }
     }
 
@@ -133,6 +149,18 @@ impl Update {
     pub fn with_gated(mut self, gated: GatedFactors) -> Self {
         self.by_image.push(gated);
         self
+    }
+
+    /// This update with a gradient through these rows of the batch only.
+    #[must_use]
+    pub fn with_kept_rows(mut self, kept_rows: KeptRows) -> Self {
+        self.kept_rows = Some(kept_rows);
+        self
+    }
+
+    /// The rows whose gradient goes through the pairs; all where it is `None`.
+    pub fn kept_rows(&self) -> Option<&KeptRows> {
+        self.kept_rows.as_ref()
     }
 
     /// The pairs that count differently for every image.

@@ -320,6 +320,16 @@ impl RunConfig {
             ));
         }
         let adapter = method.adapter();
+        let has_patches = adapter
+            .as_ref()
+            .is_some_and(|spec| spec.slot.patches.is_some());
+        if self.gradient_checkpointing && has_patches {
+            return Err(TrainError::setting(
+                "gradient_checkpointing",
+                true,
+                "false beside `patches`, because the blocks would be computed again with a gradient from every patch",
+            ));
+        }
         if self.gradient_checkpointing && adapter.is_some_and(|spec| spec.slot.dropout.is_some()) {
             return Err(TrainError::setting(
                 "gradient_checkpointing",

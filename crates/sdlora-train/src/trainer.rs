@@ -19,7 +19,7 @@ use crate::model::{Model, parameters};
 use crate::observer::{Event, Observer};
 use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
 use crate::recompute::Recompute;
-use crate::slot::training_updates;
+use crate::slot::{PassPlace, training_updates};
 use crate::soundness::{LossWatch, unsound_part};
 use crate::task_loader::TaskLoader;
 use crate::task_log::TaskLog;
@@ -414,7 +414,14 @@ impl Trainer<'_> {
                 };
                 match by_blocks {
                     None => {
-                        let updates = training_updates(model, self.seed, task_idx, pass);
+                        let patches = self.method.adapter().and_then(|spec| spec.slot.patches);
+                        let place = PassPlace {
+                            seed: self.seed,
+                            task_idx,
+                            pass,
+                            rows: rows.clone(),
+                        };
+                        let updates = training_updates(model, patches, &place, device);
                         model.training_features_with(images, &updates)
                     }
                     Some((features, blocks)) => {

@@ -12,8 +12,7 @@
 //! limit it is GRPO without a critic and without a reference policy (β = 0, as it is run in practice).
 //!
 //! The loss is −J, mean over the images. A path has two tokens, so little memory is saved: it is the objective that is
-//! carried over. The gradient of randomly chosen patch tokens would have to be cut inside the blocks, which no hook of
-//! a method reaches.
+//! carried over. What saves memory in a ViT is a gradient from some of its patches, [`Patches`], by `patches`.
 //!
 //! A reconstruction: the paper trains a language model on chains of thought, and no code of it was found.
 
@@ -26,6 +25,7 @@ use super::label_paths::{Credit, LabelPaths, N_TOKENS, PathOptions, Weighs};
 use super::{AdapterSpec, LossBatch, Method, MethodEntry, TaskContext, parse};
 use crate::error::TrainError;
 use crate::model::Model;
+use crate::slot::Patches;
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "sgrpo",
@@ -53,6 +53,9 @@ pub(super) struct SGrpo {
     /// Most tokens of a path that do; all when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limit: Option<usize>,
+    /// Probability with which a patch of an image passes a gradient to the adapters; all do when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    patches: Option<f64>,
     #[serde(flatten)]
     paths: PathOptions,
 }
@@ -78,6 +81,9 @@ const EPS: f64 = 1e-4;
 impl SGrpo {
     fn check(&self) -> Result<(), TrainError> {
         self.paths.check(self.n_paths)?;
+        if let Some(patches) = self.patches() {
+            patches.check("method.patches")?;
+        }
         if !(0.0..=1.0).contains(&self.probability) {
             let expected = "a probability from 0 to 1";
             return Err(TrainError::setting(
@@ -108,6 +114,10 @@ impl SGrpo {
             ));
         }
         Ok(())
+    }
+
+    fn patches(&self) -> Option<Patches> {
+        self.patches.map(|probability| Patches { probability })
     }
 
     /// Which tokens of a path get a gradient.
@@ -181,7 +191,9 @@ impl Method for SGrpo {
     }
 
     fn adapter(&self) -> Option<AdapterSpec> {
-        Some(self.paths.adapter())
+        let mut adapter = self.paths.adapter();
+        adapter.slot.patches = self.patches();
+        Some(adapter)
     }
 
     fn replaces_loss(&self) -> bool {
@@ -283,6 +295,8 @@ mod tests {
             ("alpha = 3", "from 0 to 2"),
             ("alpha = 2\nlimit = 1", "method.alpha"),
             ("limit = 0", "method.limit"),
+            ("patches = 0.0", "method.patches"),
+            ("patches = 1.5", "above 0, to 1"),
             ("probability = 1.5", "from 0 to 1"),
             ("probability = nan", "from 0 to 1"),
             ("alpha = 0\nprobability = 0.0", "no token"),

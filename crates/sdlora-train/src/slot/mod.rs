@@ -7,6 +7,7 @@
 
 mod beam;
 mod kept;
+mod patches;
 mod pruning;
 mod threshold;
 
@@ -20,6 +21,8 @@ use crate::model::{Model, Part, generator};
 use crate::step_context::StepContext;
 
 pub use beam::Beam;
+pub(crate) use patches::PassPlace;
+pub use patches::Patches;
 pub use pruning::Pruning;
 pub use threshold::{SoftThreshold, Thresholds};
 
@@ -42,6 +45,9 @@ pub struct SlotSpec {
     /// Down-projections lose their least important entries again and again (PRILoRA).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruning: Option<Pruning>,
+    /// A gradient from some patches only (S-GRPO).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches: Option<Patches>,
     /// Rank in the last block; that of the method is the rank in the first one, and the others lie on the line
     /// between them (PRILoRA).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +126,9 @@ impl SlotSpec {
             && masks.n_masks == 0
         {
             return refuse("dropout.n_masks", "0".into(), "at least 1");
+        }
+        if let Some(patches) = self.patches {
+            patches.check("method.slot.patches.probability")?;
         }
         if self.beam.is_some() && self.chunks.is_some() {
             let expected = "without `chunks`: the ranks of a chunk are not apart";
@@ -234,15 +243,27 @@ impl SlotSpec {
     }
 }
 
-/// The updates of a forward pass in training: under masks where directions have them.
-pub(crate) fn training_updates(model: &Model, seed: u64, task_idx: usize, pass: usize) -> Updates {
-    if !model.adapter.has_masks() {
-        return model.adapter.updates();
+/// The updates of a forward pass in training: under masks where directions have them, with a gradient from some patches
+/// where a slot says so.
+pub(crate) fn training_updates(
+    model: &Model,
+    patches: Option<Patches>,
+    place: &PassPlace,
+    device: &Device,
+) -> Updates {
+    let updates = match model.adapter.has_masks() {
+        false => model.adapter.updates(),
+        true => {
+            // Far more words than a pass can draw lie between two passes.
+            let mut rng = generator(place.seed, MASK_DRAW, place.task_idx);
+            rng.set_word_pos((place.pass as u128) << 32);
+            model.adapter.masked_updates(&mut rng)
+        }
+    };
+    match patches {
+        None => updates,
+        Some(patches) => patches.on(updates, model, place, device),
     }
-    // Far more words than a pass can draw lie between two passes.
-    let mut rng = generator(seed, MASK_DRAW, task_idx);
-    rng.set_word_pos((pass as u128) << 32);
-    model.adapter.masked_updates(&mut rng)
 }
 
 /// A direction without the ranks whose gate is 0, as plain factors with the gate inside. Where every gate is 0,
