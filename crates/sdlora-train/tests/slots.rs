@@ -342,3 +342,155 @@ fn settings_out_of_range_are_refused_by_name_when_they_are_read() {
     let error = masked.check().unwrap_err().to_string();
     assert!(error.contains("mask"), "{error}");
 }
+
+#[test]
+fn a_gradient_from_every_patch_is_none_at_all_and_from_some_another_that_a_division_does_not_change()
+ {
+    let bench = Bench::new();
+    let with = |name: &str, patches: &str| {
+        trained(&run(
+            &bench,
+            name,
+            &format!("name = \"lora\"\nslot = {{ {patches} }}"),
+        ))
+    };
+    let plain = with("plain", "");
+    assert_eq!(with("all", "patches = { probability = 1.0 }"), plain);
+    let half = "patches = { probability = 0.5 }";
+    let some = with("some", half);
+    assert_ne!(some.0, plain.0);
+    // The same rows are drawn again, whatever is computed at once.
+    assert_eq!(with("again", half), some);
+    let mut config = bench.config(&format!("name = \"lora\"\nslot = {{ {half} }}"));
+    let whole = bench.run_on("whole", &config, 1);
+    config.micro_batch = std::num::NonZeroUsize::new(3);
+    let pieces = bench.run_on("pieces", &config, 1);
+    let far = toy::largest_difference(&toy::losses(&whole), &toy::losses(&pieces));
+    assert!(far < 1e-4, "losses differ by {far}");
+
+    for wrong in ["0.0", "1.5", "nan"] {
+        let method = format!("name = \"lora\"\nslot = {{ patches = {{ probability = {wrong} }} }}");
+        let error = bench.config(&method).check().unwrap_err().to_string();
+        assert!(error.contains("patches.probability"), "{error}");
+    }
+    config.gradient_checkpointing = true;
+    let error = config.check().unwrap_err().to_string();
+    assert!(error.contains("patches"), "{error}");
+}
+
+/// Features by hand: the mean over masks of what a backbone with the masked factors in its weights gives.
+#[test]
+fn an_ensemble_averages_masked_models_and_training_does_not_know() {
+    use sdlora_core::{ScaledFactors, Update, Updates};
+    let bench = Bench::new();
+    let mean_field = "name = \"lora-dropout\"\nrank = 3\nn_masks = 2";
+    let ensemble = |n: usize| format!("{mean_field}\ninference = \"ensemble\"\nn_passes = {n}");
+    let (mean, three) = (
+        run(&bench, "mean", mean_field),
+        run(&bench, "three", &ensemble(3)),
+    );
+    assert_eq!(trained(&mean), trained(&three));
+    let side = shape().image_size;
+    let pixels = SplitMix64::new(4).fill(4 * side * side, 1.0);
+    let images = || {
+        Tensor::<4>::from_data(
+            TensorData::new(pixels.clone(), [4, 1, side, side]),
+            &test_device(),
+        )
+    };
+    let host = |features: Tensor<2>| -> Vec<f32> { features.into_data().iter().collect() };
+    let features = |run: &Finished| host(run.model.extractor().features(images()));
+    let far = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .fold(0.0f32, |far, (a, b)| far.max((a - b).abs()))
+    };
+
+    // The masks as they are drawn: of every pass, site by site, inputs before outputs.
+    let vit = bench.backbone();
+    let mut expected = vec![0.0f32; 4 * shape().d_model];
+    for pass in 0..3 {
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        rng.set_stream((0x66 << 32) | pass);
+        let mut updates = Updates::default();
+        for (i, bank) in three.model.adapter.sites.iter().enumerate() {
+            let matrix = |name: &str| {
+                let name = format!("{name}.{i}");
+                three.model.state.get(&name).unwrap().val().inner()
+            };
+            let (a, b) = (matrix("a"), matrix("b"));
+            let d = shape().d_model;
+            assert_eq!((a.dims(), b.dims()), ([d, 6], [6, d]));
+            let mut mask = || -> Tensor<1> {
+                use rand::RngExt;
+                let drawn: Vec<f32> = (0..d)
+                    .map(|_| if rng.random::<f64>() >= 0.5 { 1.0 } else { 0.0 })
+                    .collect();
+                Tensor::from_data(TensorData::new(drawn, [d]), &test_device())
+            };
+            let (rows, columns) = (mask().reshape([d, 1]), mask().reshape([1, d]));
+            // A quarter of the product is the mean over masks, which the weights have.
+            let term = ScaledFactors {
+                a: a * rows,
+                b: b * columns * 4.0,
+            };
+            updates.insert(bank.site(), Update::new(vec![term]));
+        }
+        for (sum, v) in expected
+            .iter_mut()
+            .zip(host(vit.forward(images(), &updates)))
+        {
+            *sum += v / 3.0;
+        }
+    }
+    let found = features(&three);
+    assert!(far(&found, &expected) < 1e-5, "{found:?} {expected:?}");
+    assert!(
+        far(&found, &features(&mean)) > 1e-3,
+        "the mean field is another model"
+    );
+    let one = features(&run(&bench, "one", &ensemble(1)));
+    assert!(
+        far(&found, &one) > 1e-3,
+        "one mask is not the mean of three"
+    );
+    // Without masks all of them are one model.
+    let no_masks = |name: &str, more: &str| {
+        let method = format!("name = \"lora-dropout\"\nrank = 3\nn_masks = 1\ndropout = 0.0{more}");
+        features(&run(&bench, name, &method))
+    };
+    let (plain, same) = (
+        no_masks("plain", ""),
+        no_masks("same", "\ninference = \"ensemble\"\nn_passes = 2"),
+    );
+    assert!(far(&plain, &same) < 1e-5);
+}
+
+#[test]
+fn an_ensemble_is_saved_with_its_masks_resumes_and_is_not_merged() {
+    use sdlora_train::{FinishedRun, Format, Predictor, export, write_model};
+    let bench = Bench::new();
+    let method =
+        "name = \"lora-dropout\"\nrank = 3\nn_masks = 1\ninference = \"ensemble\"\nn_passes = 3";
+    let finished = run(&bench, "run", method);
+    write_model(&bench.path("run").join("model"), &finished).unwrap();
+    let opened = FinishedRun::open(&bench.path("run"), &toy::data_dir(), &test_device()).unwrap();
+    let side = shape().image_size;
+    let images = Tensor::<4>::ones([2, 1, side, side], &test_device());
+    let host = |features: Tensor<2>| -> Vec<f32> { features.into_data().iter().collect() };
+    let expected = host(finished.model.extractor().features(images.clone()));
+    let found = host(opened.extractor().features(images.clone()));
+    let far = found
+        .iter()
+        .zip(&expected)
+        .fold(0.0f32, |far, (a, b)| far.max((a - b).abs()));
+    assert!(far < 1e-6, "{far}");
+    let predictor = Predictor::load(&bench.path("run").join("model"), &test_device()).unwrap();
+    assert_eq!(predictor.predict(images).len(), 2);
+    let error = export(&opened, Format::Timm, &bench.path("out"), false).unwrap_err();
+    assert!(error.to_string().contains("mean-field"), "{error}");
+
+    let plan = bench.config(method).check().unwrap();
+    let again = bench.run("run", &plan, Start::Resume).unwrap();
+    assert_eq!(bits(&again.model), bits(&finished.model));
+}

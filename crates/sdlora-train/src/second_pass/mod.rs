@@ -67,6 +67,12 @@ pub trait SecondPass: Any + Debug + Send + Sync {
     /// task is told.
     fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting;
 
+    /// What the blocks read in further passes, as [`prompting`](Self::prompting): the features of all of them are
+    /// averaged.
+    fn further_promptings(&self, _state: &MethodState) -> Vec<Prompting> {
+        Vec::new()
+    }
+
     /// What the blocks read for images of the task that is trained, and what that adds to the loss `[1]`. A
     /// query costs one forward pass.
     fn training_prompting(
@@ -151,7 +157,16 @@ pub(crate) fn read(
             let query = second_pass.query(state, vit, images.clone(), updates);
             let shifts = second_pass.shifts(state, &query);
             let prompting = second_pass.prompting(state, query);
-            (vit.forward_prompted(images, updates, &prompting), shifts)
+            let further = second_pass.further_promptings(state);
+            let first = vit.forward_prompted(images.clone(), updates, &prompting);
+            let n_passes = (1 + further.len()) as f64;
+            if further.is_empty() {
+                return (first, shifts);
+            }
+            let sum = further.iter().fold(first, |sum, prompting| {
+                sum + vit.forward_prompted(images.clone(), updates, prompting)
+            });
+            (sum.div_scalar(n_passes), shifts)
         }
     }
 }
