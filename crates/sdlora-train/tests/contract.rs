@@ -239,6 +239,11 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "lora-dropout",
             vec![direction + head(N_NEW), direction + head(N_NEW)],
         ),
+        // In the stream; the meta-LoRA is trained behind it.
+        (
+            "lora-recycle",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
         ("linear", vec![head(N_NEW), head(N_NEW)]),
         // Ten prompts of five tokens with a key each, all of them in every task.
         (

@@ -87,6 +87,7 @@ const ON_THEIR_OWN: &[&str] = &[
     "beamlora",
     "tspmo",
     "sgrpo",
+    "lora-recycle",
     "inflora",
     "l2p",
     "dualprompt",

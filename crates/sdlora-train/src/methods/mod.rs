@@ -21,6 +21,7 @@ mod linear;
 mod lora;
 mod lora_dropout;
 mod lora_per_task;
+mod lora_recycle;
 mod method;
 mod ncm;
 mod nlora;
@@ -68,6 +69,7 @@ pub const METHODS: &[MethodEntry] = &[
     prolora::ENTRY,
     prilora::ENTRY,
     lora_dropout::ENTRY,
+    lora_recycle::ENTRY,
     inflora::ENTRY,
     duallora::ENTRY,
     tspmo::ENTRY,
