@@ -91,8 +91,8 @@ pub struct GatedFactors {
 /// The rows of a batch, images times tokens, whose gradient goes through an update; the others add the same numbers and
 /// pass none.
 ///
-/// With rows that are drawn with probability p and a scale of 1/p the gradients are unbiased, as long as every site draws
-/// for itself. Of the rows that are left out nothing is kept for the backward pass.
+/// With rows that are drawn with probability p and a scale of 1/p the gradients are unbiased, as long as every site
+/// draws for itself. Of the rows that are left out nothing is kept for the backward pass.
 #[derive(Debug, Clone)]
 pub struct KeptRows {
     /// The rows `[n_kept]`, at least one.

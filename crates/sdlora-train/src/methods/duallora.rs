@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `Ψ_t` are the orthonormal directions that the inputs of task t add to those of earlier tasks, until a share of
-//! `energy` of every task is held, and `Φ` are those of all earlier tasks. Trained in task t: `O_t`, `R_t` and the head.
-//! With Adam a projected gradient leaves its subspace, so `A` itself is projected after every step.
+//! `energy` of every task is held, and `Φ` are those of all earlier tasks. Trained in task t: `O_t`, `R_t` and the
+//! head. With Adam a projected gradient leaves its subspace, so `A` itself is projected after every step.
 //!
 //! A reconstruction: no code was found, and the formula of the similarity `ω` is ours.
 

@@ -2,8 +2,8 @@
 //! "LoRA Dropout as a Sparsity Regularizer for Overfitting Control", arXiv 2404.09610).
 //!
 //! A step averages the losses of `n_masks` masks over rows of A and columns of B; a rank is never dropped, and what
-//! is kept is not scaled up. At inference the update counts `(1 − p)²`, the mean over masks: one model that merges. With
-//! `inference = "ensemble"` the features of `n_passes` masked models are averaged, as the paper does; see
+//! is kept is not scaled up. At inference the update counts `(1 − p)²`, the mean over masks: one model that merges.
+//! With `inference = "ensemble"` the features of `n_passes` masked models are averaged, as the paper does; see
 //! [`MaskEnsemble`].
 
 mod ensemble;

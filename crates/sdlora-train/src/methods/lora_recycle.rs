@@ -1,8 +1,9 @@
-//! LoRA Recycle: after the stream, one meta-LoRA is distilled from the LoRAs of all tasks, without an image of them (Hu et
-//! al. 2025, CVPR, "Unlocking Tuning-Free Few-Shot Adaptability in Visual Foundation Models by Recycling Pre-Tuned
-//! LoRAs", arXiv 2412.02220).
+//! LoRA Recycle: after the stream, one meta-LoRA is distilled from the LoRAs of all tasks, without an image of them
+//! (Hu et al. 2025, CVPR, "Unlocking Tuning-Free Few-Shot Adaptability in Visual Foundation Models by Recycling
+//! Pre-Tuned LoRAs", arXiv 2412.02220).
 //!
-//! The stream is that of `lora-per-task`; teacher t is the model with the LoRAs of tasks up to t, as it was behind task t.
+//! The stream is that of `lora-per-task`; teacher t is the model with the LoRAs of tasks up to t, as it was behind
+//! task t.
 //!
 //! 1. Inversion ([`invert`]): images of every class are optimised until its teacher sees the class in them.
 //! 2. Meta-training ([`distil`]): in episodes over classes of a task, prototypes are means of a few features, and the

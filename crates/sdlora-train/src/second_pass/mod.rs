@@ -1,8 +1,8 @@
 //! The second forward pass: blocks read what a method learned beside the tokens of an image, or beside their weights.
 //!
-//! The query `q(x)` of an image is the feature of the backbone alone, unless a method asks for another. A [`SecondPass`] turns it into the
-//! [`Prompting`] of another pass, whose feature is the one that is classified. While a task is trained that may
-//! differ from later use, and may add to the loss; evaluation sees no task.
+//! The query `q(x)` of an image is the feature of the backbone alone, unless a method asks for another. A
+//! [`SecondPass`] turns it into the [`Prompting`] of another pass, whose feature is the one that is classified. While
+//! a task is trained that may differ from later use, and may add to the loss; evaluation sees no task.
 //!
 //! Such a model costs two forward passes per image, and plain weights cannot hold it.
 

@@ -1,7 +1,8 @@
 //! Residual LoRAs, the bases they live in, and the similarity by which they count for an image.
 //!
 //! The query of an image is, for every task τ, the share of the energy of its inputs that lies in the bases of τ,
-//! `s_τ(x) = mean over blocks of Σ_tokens ‖Ψ_τᵀ x‖² / Σ_tokens ‖x‖²`. With mean `m_τ` and deviation `σ_τ` of the images of τ,
+//! `s_τ(x) = mean over blocks of Σ_tokens ‖Ψ_τᵀ x‖² / Σ_tokens ‖x‖²`. With mean `m_τ`
+//! and deviation `σ_τ` over the images of τ,
 //!
 //! ```text
 //! ω_τ(x) = exp(−½ (sharpness · max(0, m_τ − s_τ(x)) / σ_τ)²)        z_c += calibration · log(ω_τ(c)(x) / Σ_τ ω_τ(x))
@@ -75,7 +76,8 @@ impl BranchLayout {
         state.view(Branches::room(self, d_model, &Device::default()))
     }
 
-    /// `[n_rows, n_tasks]`: sums the rows of the bases of a block by task, mean over the blocks that a task has some in.
+    /// `[n_rows, n_tasks]`: sums the rows of the bases of a block by task, mean over the blocks that a task
+    /// has some in.
     fn members(&self, block_idx: usize, device: &Device) -> Tensor<2> {
         let (n_tasks, n_rows) = (self.n_tasks(), self.n_rows(block_idx, self.n_tasks()));
         let mut values = Vec::with_capacity(n_rows * n_tasks);

@@ -1,9 +1,9 @@
 //! One LoRA that tells classes of synthetic images apart by prototypes as the teachers do by their columns.
 //!
-//! An episode has up to `n_ways` classes of one task; `n_shots` images of each make a prototype, the others are classified:
-//! `logits = −‖z − p_c‖² / √d`, and the loss is the Kullback-Leibler divergence of their softmax from the teacher's over
-//! the same classes. The paper does not divide by √d; without it the softmax of features of this length is all or
-//! nothing. Adam with a warm-up over a tenth of the episodes, then a cosine.
+//! An episode has up to `n_ways` classes of one task; `n_shots` images of each make a prototype, the others are
+//! classified. Their logits are `−‖z − p_c‖² / √d`, and the loss is the Kullback-Leibler divergence of their softmax
+//! from the teacher's over the same classes. The paper does not divide by √d; without it the softmax of features of
+//! this length is all or nothing. Adam with a warm-up over a tenth of the episodes, then a cosine.
 
 use burn::module::Module;
 use burn::tensor::activation::{log_softmax, softmax};

@@ -1,13 +1,13 @@
 //! Images that a frozen model takes for those of a class, found by gradients of their pixels.
 //!
 //! ```text
-//! loss = CE(teacher(x), y) + prior · (TV(x) + ½ mean x²) + matching · mean_c ‖mean feature of c − stored mean of c‖² / d
+//! loss = CE(teacher(x), y) + prior · (TV(x) + ½ mean x²) + matching · mean_c ‖mean_c h(x) − μ_c‖² / d
 //! ```
 //!
-//! by Adam, under random shifts of at most an eighth of the side. Differs from the paper, whose prior are the statistics
-//! of the batch norms of another network, a ResNet-50 trained on ImageNet: a ViT has none. It also drops tokens of low
-//! attention, which makes an inversion cheaper; here all tokens stay. Nothing is mirrored, because a character is not its
-//! mirror image.
+//! with features h and the stored mean feature μ_c of a class, by Adam, under random shifts of at most an eighth of
+//! the side. Differs from the paper, whose prior are the statistics of the batch norms of another network, a
+//! ResNet-50 trained on ImageNet: a ViT has none. It also drops tokens of low attention, which makes an inversion
+//! cheaper; here all tokens stay. Nothing is mirrored, because a character is not its mirror image.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
