@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use sdlora_testkit::{test_device, test_device_autodiff, toy::SplitMix64};
 use sdlora_train::heads::HeadTask;
@@ -68,17 +68,24 @@ fn n_learned(model: &Model) -> usize {
     });
     let magnitudes: usize = model.adapter.magnitude_rows().iter().map(Vec::len).sum();
     let state = model.state.num_params() - model.state.floats_stored().total;
-    // Magnitudes that are the constant 1 are no numbers of a method.
-    let magnitudes = match is_constant(model) {
-        true => 0,
-        false => magnitudes,
+    let magnitudes = match has_trained_magnitudes(model) {
+        true => magnitudes,
+        false => 0,
     };
     of_sites.sum::<usize>() + magnitudes + state
 }
 
-fn is_constant(model: &Model) -> bool {
-    let rows = model.adapter.magnitude_rows();
-    rows.iter().flatten().all(|magnitude| *magnitude == 1.0)
+/// Magnitudes that no task trains are the constant 1, and no numbers of a method.
+fn has_trained_magnitudes(model: &Model) -> bool {
+    struct IsTrained(bool);
+    impl ModuleVisitor for IsTrained {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 |= param.is_require_grad();
+        }
+    }
+    let mut is_trained = IsTrained(false);
+    model.adapter.magnitudes.visit(&mut is_trained);
+    is_trained.0
 }
 
 /// A line of the table, but for the accuracy.
