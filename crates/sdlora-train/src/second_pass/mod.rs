@@ -44,7 +44,7 @@ pub trait SecondPass: Any + Debug + Send + Sync {
 
     /// What such a model does that no form of weights can hold, as the end of "the method …".
     fn does(&self) -> &'static str {
-        "finds prompts for every image"
+        "makes a second pass for every image"
     }
 
     /// The query `[batch, width]` of images, by one forward pass without gradients; the feature unless said otherwise.

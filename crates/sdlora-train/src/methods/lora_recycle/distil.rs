@@ -5,7 +5,6 @@
 //! from the teacher's over the same classes. The paper does not divide by √d; without it the softmax of features of
 //! this length is all or nothing. Adam with a warm-up over a tenth of the episodes, then a cosine.
 
-use burn::module::Module;
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand::Rng;
@@ -212,6 +211,7 @@ pub(super) fn prototype_head(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::Module;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
     use sdlora_core::{Site, Variant};
