@@ -312,13 +312,6 @@ impl RunConfig {
         self.stream.check()?;
         let entry = *methods::find(methods, &self.method.name)?;
         let method = (entry.build)(&self.method.options)?;
-        if self.gradient_checkpointing && entry.second_pass.is_some() {
-            return Err(TrainError::setting(
-                "gradient_checkpointing",
-                true,
-                "false, because the blocks of this method read prompts or branches; `micro_batch` saves memory too",
-            ));
-        }
         let adapter = method.adapter();
         let has_patches = adapter
             .as_ref()
@@ -336,6 +329,13 @@ impl RunConfig {
                 true,
                 "false, because the blocks would be computed again under another mask; `micro_batch` saves \
                  memory too",
+            ));
+        }
+        if self.gradient_checkpointing && entry.second_pass.is_some() {
+            return Err(TrainError::setting(
+                "gradient_checkpointing",
+                true,
+                "false, because the blocks of this method read prompts or branches; `micro_batch` saves memory too",
             ));
         }
         let chosen = self.head.get_or_insert_with(|| method.default_head());

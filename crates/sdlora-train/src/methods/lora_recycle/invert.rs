@@ -176,7 +176,8 @@ impl Inversion {
             }
             pixels = config.step(&mut adam, pixels, &loss, config.lr);
         }
-        pixels.images.val().detach()
+        // Detached, a trained parameter would still be one, and every episode part of its graph.
+        Tensor::from_inner(pixels.images.val().inner())
     }
 }
 
