@@ -225,13 +225,12 @@ fn columns(model: &Model) -> Result<(Vec<f32>, Vec<f32>), TrainError> {
         let bias = trained.scale.is_none().then(|| trained.bias_host())??;
         Some((trained.rows().0, bias))
     });
-    found.ok_or_else(|| {
-        TrainError::setting(
-            "head",
-            "one without columns and biases",
-            "`linear`, whose columns this method inverts and replaces by prototypes",
-        )
-    })
+    found.ok_or_else(|| other_head("one without columns and biases"))
+}
+
+fn other_head(found: &str) -> TrainError {
+    let expected = "`linear`, whose columns this method inverts and replaces by prototypes";
+    TrainError::setting("head", found, expected)
 }
 
 /// The backbone with the LoRAs of the tasks up to one inside its weights.
@@ -260,8 +259,12 @@ fn teacher(model: &Model, task_idx: usize, device: &Device) -> Vit {
 
 impl Method for LoraRecycle {
     fn before_task(&self, model: Model, task: &TaskContext) -> Result<Model, TrainError> {
+        // Another head is refused before the first step: what one keeps of old features would be of other ones in
+        // the end.
+        if task.head.is_fitted() {
+            return Err(other_head("one that is fitted to features"));
+        }
         let model = new_slot(model, task, self.rank)?;
-        // Another head is refused before the first step.
         columns(&model)?;
         Ok(model)
     }
