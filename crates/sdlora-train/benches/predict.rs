@@ -61,6 +61,7 @@ impl Work {
             features: features.into_data().iter::<f32>().collect(),
             d_model,
             labels: vec![0; n],
+            ..FeatureTable::default()
         };
         assert_eq!(self.classifier.logits(&table).len(), n * N_CLASSES);
     }

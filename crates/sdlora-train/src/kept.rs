@@ -83,6 +83,7 @@ impl Kept {
                 features: features.values.clone(),
                 d_model,
                 labels: labels.values.iter().map(|&label| label as usize).collect(),
+                ..FeatureTable::default()
             })
         };
         let tables = |name: &str| -> Result<Vec<FeatureTable>, TrainError> {
@@ -107,6 +108,7 @@ mod tests {
             features: vec![1.0, -2.5, 0.25, 4.0],
             d_model: 2,
             labels: vec![7, 0],
+            ..FeatureTable::default()
         };
         let empty = FeatureTable {
             d_model: 2,

@@ -188,6 +188,7 @@ mod tests {
             features: vec![2.0, 1.0, 0.0, 3.0, 4.0, 0.0],
             d_model: 2,
             labels: vec![0, 0, 1],
+            ..FeatureTable::default()
         };
         let found = answers(&classifier, &table);
         let pairs: Vec<_> = found.iter().map(|i| (i.label, i.prediction)).collect();
