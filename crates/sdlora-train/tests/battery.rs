@@ -35,6 +35,10 @@ const JUMPS: &[(&str, &str)] = &[
     ("sdlora-first", "as sdlora"),
     ("sdlora-fixed-magnitude", "as sdlora"),
     ("coda-prompt", "new components enter the sum"),
+    (
+        "sdlora-merge",
+        "a task goes on from the update of the last one, and not from the mean that predicts",
+    ),
 ];
 
 /// Methods that exchange frozen numbers while a task trains: sketches and merged updates of a chain, running norms,

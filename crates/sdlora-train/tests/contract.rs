@@ -155,6 +155,10 @@ fn the_number_of_trained_parameters_follows_its_formula() {
             "sdlora-relative",
             vec![direction + 1 + head(N_NEW), direction + 2 + head(N_NEW)],
         ),
+        (
+            "sdlora-merge",
+            vec![direction + head(N_NEW), direction + head(N_NEW)],
+        ),
         // In the second task one magnitude and no direction.
         (
             "sdlora-first",

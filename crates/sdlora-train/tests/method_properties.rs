@@ -82,6 +82,7 @@ const RELATIVES: &[(&str, &[&str])] = &[
 /// Methods that are no setting of another, or whose test says of which.
 const ON_THEIR_OWN: &[&str] = &[
     "sdlora-relative",
+    "sdlora-merge",
     "xgblora",
     "sora",
     "beamlora",

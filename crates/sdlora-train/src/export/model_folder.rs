@@ -85,7 +85,9 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
     if state::write(&folder.join(PROMPTS_FILE), &model.state)? {
         written.push(PROMPTS_FILE);
     }
-    if model.adapter.n_tasks() > 0 {
+    // Where all directions were merged, none is left to write.
+    let mut banks = model.adapter.sites.iter();
+    if banks.any(|bank| bank.past.is_some() || bank.current.is_some()) {
         write_adapter(&folder.join(ADAPTER_FILE), model)?;
         written.push(ADAPTER_FILE);
     }

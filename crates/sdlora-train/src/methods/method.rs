@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
-use sdlora_core::Site;
+use sdlora_core::{Direction, Site};
 use sdlora_vit::VitConfig;
 
 use super::AdapterSpec;
@@ -68,15 +68,20 @@ impl TaskContext {
         mut model: Model,
         adapter: &AdapterSpec,
     ) -> Result<Model, TrainError> {
+        let begun = self.directions(&model, adapter);
+        model.adapter = model.adapter.begin_task_with(begun, &self.device)?;
+        Ok(model)
+    }
+
+    /// The directions that begin in this task, one per site of a model, of the rank and the slot that a method names.
+    pub(super) fn directions(&self, model: &Model, adapter: &AdapterSpec) -> Vec<Direction> {
         let mut rng = generator(self.seed, DIRECTION_DRAW, self.task_idx);
         let banks = model.adapter.sites.iter();
         let sites: Vec<Site> = banks.map(|bank| bank.site().clone()).collect();
         let rank = adapter.ranks.at(self.task_idx);
-        let begun = adapter
+        adapter
             .slot
-            .directions(&sites, rank, &mut rng, &self.device);
-        model.adapter = model.adapter.begin_task_with(begun, &self.device)?;
-        Ok(model)
+            .directions(&sites, rank, &mut rng, &self.device)
     }
 
     /// What this task draws for its prompts.

@@ -30,6 +30,7 @@ mod prilora;
 mod prolora;
 mod ranpac;
 mod sdlora;
+mod sdlora_merge;
 mod sdlora_relative;
 mod settings;
 mod sgrpo;
@@ -57,6 +58,7 @@ pub const METHODS: &[MethodEntry] = &[
     sdlora::SINGLE,
     sdlora::FIXED_MAGNITUDE,
     sdlora_relative::ENTRY,
+    sdlora_merge::ENTRY,
     lora::ENTRY,
     lora_per_task::ENTRY,
     olora::ENTRY,
