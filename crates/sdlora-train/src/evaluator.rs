@@ -146,7 +146,7 @@ pub(crate) fn features(
     stops: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Vec<FeatureTable>>, TrainError> {
     let device = device.clone().inner();
-    let d_model = extractor.vit().config().d_model;
+    let d_model = extractor.width();
     let mut all = FeatureTable::default();
     let mut labels: Vec<Vec<usize>> = vec![Vec::new(); loaders.len()];
     let (mut waiting, mut n_waiting): (Vec<Tensor<4>>, usize) = (Vec::new(), 0);

@@ -9,7 +9,8 @@ use crate::state::MethodState;
 
 /// A model without its classifier and without autodiff: what turns images into features.
 ///
-/// It costs what the plain backbone costs, and twice that with prompts: the first pass finds them.
+/// It costs what the plain backbone costs, and twice that with a second pass: the first finds the prompts of an
+/// image, or is half of its features.
 #[derive(Debug, Clone)]
 pub struct Extractor {
     vit: Vit,
@@ -32,7 +33,7 @@ impl Extractor {
         self
     }
 
-    /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
+    /// Features `[batch, width]` of `images: [batch, n_channels, image_size, image_size]`.
     ///
     /// # Panics
     ///
@@ -51,6 +52,13 @@ impl Extractor {
         let none = Updates::default();
         let (features, shifts) = second_pass::read(&self.state, &self.vit, images, &none);
         Read { features, shifts }
+    }
+
+    /// Width of the features: that of the backbone, unless a second pass makes them wider.
+    pub fn width(&self) -> usize {
+        let d_model = self.vit.config().d_model;
+        let second_pass = self.state.second_pass();
+        second_pass.map_or(d_model, |second_pass| second_pass.width(d_model))
     }
 
     /// The backbone, directions inside, without prompts.

@@ -32,7 +32,7 @@ impl FeatureTable {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let mut table = Self {
-            d_model: extractor.vit().config().d_model,
+            d_model: extractor.width(),
             ..Self::default()
         };
         for batch in loader.epoch(0, device) {

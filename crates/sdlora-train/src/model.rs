@@ -88,7 +88,8 @@ impl Model {
         }
     }
 
-    /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`.
+    /// Features `[batch, d_model]` of `images: [batch, n_channels, image_size, image_size]`; wider where a second
+    /// pass makes them so.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let updates = self.adapter.updates();
         second_pass::features(&self.state, &self.backbone, images, &updates)

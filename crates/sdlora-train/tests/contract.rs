@@ -104,7 +104,7 @@ fn every_method_learns_two_tasks_and_leaves_the_backbone_unless_it_trains_it() {
         for (t, task) in run.log.tasks.iter().enumerate() {
             let takes_steps = match entry.name {
                 "ncm" | "simplecil" => false,
-                "ranpac" => t == 0,
+                "ranpac" | "aper" => t == 0,
                 _ => true,
             };
             assert_eq!(
@@ -282,6 +282,7 @@ fn the_number_of_trained_parameters_follows_its_formula() {
         // As finetune: what differs is a rate.
         ("slca", vec![backbone + head(N_NEW), backbone + head(N_NEW)]),
         ("ranpac", vec![direction + head(N_NEW), 0]),
+        ("aper", vec![direction + head(N_NEW), 0]),
         ("ncm", vec![0, 0]),
         ("simplecil", vec![0, 0]),
         ("joint", vec![direction + head(2 * N_NEW)]),

@@ -100,6 +100,7 @@ const ON_THEIR_OWN: &[&str] = &[
     "linear",
     "ncm",
     "simplecil",
+    "aper",
 ];
 
 #[test]
@@ -694,6 +695,59 @@ fn ranpac_learns_a_lora_in_its_first_task_and_nothing_more() {
     assert_eq!(plain.model.head.per_class, frozen.model.head.per_class);
     assert_eq!(plain.log.matrix, frozen.log.matrix);
     assert_ne!(ranpac.model.head.per_class, frozen.model.head.per_class);
+}
+
+#[test]
+fn features_of_aper_are_those_of_the_backbone_beside_those_of_the_first_task() {
+    let bench = Bench::new();
+    let lora = run(&bench, "lora", "name = \"lora\"\nrank = 4", 1);
+    let aper = run(&bench, "aper", "name = \"aper\"\nrank = 4", 3);
+    assert_eq!(aper.log.tasks[0].losses, lora.log.tasks[0].losses);
+    assert!(aper.log.tasks[1..].iter().all(|t| t.losses.is_empty()));
+    let (d, side) = (toy::shape().d_model, toy::shape().image_size);
+    let pixels = SplitMix64::new(4).fill(3 * side * side, 1.0);
+    let images =
+        Tensor::<4>::from_data(TensorData::new(pixels, [3, 1, side, side]), &test_device());
+    let both = aper.model.extractor();
+    assert_eq!(both.width(), 2 * d);
+    let both = both.features(images.clone());
+    let far = |a: Tensor<2>, b: Tensor<2>| -> f32 { (a - b).abs().max().into_scalar() };
+    let plain = bench
+        .backbone()
+        .forward(images.clone(), &Updates::default());
+    let adapted = lora.model.extractor().features(images);
+    let halves = [both.clone().narrow(1, 0, d), both.narrow(1, d, d)];
+    assert!(far(halves[0].clone(), plain) < 1e-6);
+    assert!(far(halves[1].clone(), adapted) < 1e-5);
+    let [left, right] = halves;
+    assert!(far(left, right) > 1e-4, "the first task has adapted it");
+}
+
+#[test]
+fn prototypes_of_aper_are_means_of_both_features_and_half_of_them_those_of_simplecil() {
+    let bench = Bench::new();
+    // Sums of the features of every class.
+    let sums = |folder: &str, method: &str| -> Vec<Vec<f32>> {
+        let head = run(&bench, folder, method, 3).model.head;
+        let (means, lengths) = (&head.per_class["means"], &head.per_class["lengths"]);
+        let rows = means.values.chunks_exact(means.shape[1]);
+        rows.zip(&lengths.values)
+            .map(|(row, length)| row.iter().map(|v| v * length).collect())
+            .collect()
+    };
+    let simple = sums("simplecil", "name = \"simplecil\"");
+    let both = sums("aper", "name = \"aper\"\nrank = 4");
+    assert_eq!((simple.len(), both.len()), (6, 6));
+    let d = toy::shape().d_model;
+    for (both, simple) in both.iter().zip(&simple) {
+        assert_eq!((both.len(), simple.len()), (2 * d, d));
+        let far = |half: &[f32]| {
+            let differences = half.iter().zip(simple).map(|(a, b)| (a - b).abs());
+            differences.fold(0.0f32, f32::max)
+        };
+        assert!(far(&both[..d]) < 1e-3, "{}", far(&both[..d]));
+        assert!(far(&both[d..]) > 1e-2, "{}", far(&both[d..]));
+    }
 }
 
 /// The update of every site as one list of numbers, the running direction included.

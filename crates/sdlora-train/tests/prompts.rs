@@ -1,4 +1,4 @@
-//! Prompt methods: what is frozen stays, a saved model predicts what it did, and what plain weights
+//! Methods with a second pass: what is frozen stays, a saved model predicts what it did, and what plain weights
 //! cannot hold is refused.
 
 #![allow(
@@ -24,6 +24,8 @@ const DUAL: &str = "name = \"dualprompt\"\ngeneral_length = 2\nexpert_length = 3
 const CODA: &str = "name = \"coda-prompt\"\nn_components = 3\nlength = 2";
 const HIDE: &str = "name = \"hide-prompt\"\nlength = 2\nspread = 0.5";
 const ALL: [&str; 4] = [L2P, DUAL, CODA, HIDE];
+/// Without prompts: its second pass has other weights.
+const APER: &str = "name = \"aper\"\nrank = 4";
 
 fn run_with(
     bench: &Bench,
@@ -219,12 +221,12 @@ fn a_fitted_head_sees_the_features_of_the_prompts() {
 #[test]
 fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
     let bench = Bench::new();
-    for (i, method) in ALL.into_iter().enumerate() {
+    for (i, method) in ALL.into_iter().chain([APER]).enumerate() {
         let folder = bench.path(&i.to_string());
         let finished = run(&bench, &i.to_string(), method, 2);
         write_model(&folder.join("model"), &finished).unwrap();
-        let expected = finished.model.extractor().features(images());
-        let expected = host(expected);
+        let extractor = finished.model.extractor();
+        let expected = host(extractor.features(images()));
 
         let opened = FinishedRun::open(&folder, &data_dir(), &test_device()).unwrap();
         let file = extract_features(&opened.extractor(), &pixels(), &[], &test_device()).unwrap();
@@ -235,7 +237,7 @@ fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
 
         let table = sdlora_train::FeatureTable {
             features: expected,
-            d_model: shape().d_model,
+            d_model: extractor.width(),
             labels: vec![0; 4],
             ..Default::default()
         };
@@ -250,7 +252,7 @@ fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
         for (name, format) in Format::ALL {
             let out = bench.path(&format!("{i}-{name}.safetensors"));
             if format == Format::Bundle {
-                // The one that holds prompts.
+                // The one that holds what a second pass reads.
                 export(&opened, format, &out, false).unwrap();
                 continue;
             }

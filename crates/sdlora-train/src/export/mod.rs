@@ -137,7 +137,11 @@ impl FinishedRun {
         let (vit, _) = Vit::load(&vit_file, None, device)?;
         check_input(&config.transform, vit.config(), &vit_file)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
-        let classifier = Classifier::read(&head_file, d_model)?;
+        let state = model_folder::read_state(&model, d_model, depth, METHODS, device)?;
+        let width = Extractor::from(vit.clone())
+            .with_state(state.clone())
+            .width();
+        let classifier = Classifier::read(&head_file, width)?;
         let n_classes = classifier.n_classes();
         let text = std::fs::read(&classes).map_err(TrainError::io("read", &classes))?;
         let mut class_names: Vec<String> = serde_json::from_slice(&text)
@@ -155,7 +159,7 @@ impl FinishedRun {
             vit,
             classifier,
             class_names,
-            state: model_folder::read_state(&model, d_model, depth, METHODS, device)?,
+            state,
             licence: None,
         })
     }

@@ -204,8 +204,9 @@ impl Predictor {
         let (vit, _) = Vit::load(&folder.join(VIT_FILE), None, device)?;
         let (d_model, depth) = (vit.config().d_model, vit.config().depth);
         let state = read_state(folder, d_model, depth, METHODS, device)?;
+        let extractor = Extractor::from(vit).with_state(state);
         let head_file = folder.join(HEAD_FILE);
-        let classifier = Classifier::read(&head_file, d_model)?;
+        let classifier = Classifier::read(&head_file, extractor.width())?;
         let path = folder.join(CLASSES_FILE);
         let text = std::fs::read(&path).map_err(TrainError::io("read", &path))?;
         let mut class_names: Vec<String> =
@@ -236,7 +237,7 @@ impl Predictor {
             true => {
                 check_files(folder, &[NOVELTY_FILE])?;
                 let file = TensorFile::read(&path)?;
-                Some(Novelty::from_file(&file, &path, d_model)?)
+                Some(Novelty::from_file(&file, &path, extractor.width())?)
             }
         };
         let has_threshold = config.as_ref().is_some_and(|c| c.calibrated.is_some());
@@ -247,7 +248,7 @@ impl Predictor {
             });
         }
         Ok(Self {
-            extractor: Extractor::from(vit).with_state(state),
+            extractor,
             classifier,
             class_names,
             config,

@@ -4,6 +4,7 @@
 //! configuration check and contract tests read the same slice.
 
 mod adapter_spec;
+mod aper;
 mod beamlora;
 mod chain;
 mod clora;
@@ -86,6 +87,7 @@ pub const METHODS: &[MethodEntry] = &[
     linear::ENTRY,
     ncm::ENTRY,
     simplecil::ENTRY,
+    aper::ENTRY,
     joint::ENTRY,
 ];
 

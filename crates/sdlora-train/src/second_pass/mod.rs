@@ -1,4 +1,5 @@
-//! The second forward pass: blocks read what a method learned beside the tokens of an image, or beside their weights.
+//! The second forward pass: blocks read what a method learned beside the tokens of an image or beside their weights, or
+//! run with other updates, and the features of both passes may be used.
 //!
 //! The query `q(x)` of an image is the feature of the backbone alone, unless a method asks for another. A
 //! [`SecondPass`] turns it into the [`Prompting`] of another pass, whose feature is the one that is classified. While
@@ -83,6 +84,22 @@ pub trait SecondPass: Any + Debug + Send + Sync {
         (self.prompting(state, query()), None)
     }
 
+    /// The updates of the second pass, in the place of those of the first; `None` where both have the same.
+    fn updates(&self, _state: &MethodState) -> Option<Updates> {
+        None
+    }
+
+    /// The features of images, of those of the `second` pass and of the `query`, both `[batch, d_model]`. The query
+    /// is computed where it is called for.
+    fn features(&self, _query: &dyn Fn() -> Tensor<2>, second: Tensor<2>) -> Tensor<2> {
+        second
+    }
+
+    /// The width of [`features`](Self::features) where that of a pass is `d_model`.
+    fn width(&self, d_model: usize) -> usize {
+        d_model
+    }
+
     /// What features `[batch, d_model]` of the second pass add to the loss `[1]` of the task that is trained.
     fn feature_loss(&self, _state: &MethodState, _features: Tensor<2>) -> Option<Tensor<1>> {
         None
@@ -133,8 +150,8 @@ impl SecondPassEntry {
     }
 }
 
-/// Features `[batch, d_model]` of images by a frozen backbone and the state of a method, as evaluation and
-/// prediction want them.
+/// Features `[batch, width]` of images by a frozen backbone and the state of a method, as evaluation and
+/// prediction want them; the width is `d_model` unless a second pass says another.
 pub(crate) fn features(
     state: &MethodState,
     vit: &Vit,
@@ -156,16 +173,20 @@ pub(crate) fn read(
         Some(second_pass) => {
             let query = second_pass.query(state, vit, images.clone(), updates);
             let shifts = second_pass.shifts(state, &query);
-            let prompting = second_pass.prompting(state, query);
+            let prompting = second_pass.prompting(state, query.clone());
             let further = second_pass.further_promptings(state);
-            let first = vit.forward_prompted(images.clone(), updates, &prompting);
+            let pass = |prompting: &Prompting| {
+                let second = forward(second_pass, state, vit, images.clone(), updates, prompting);
+                second_pass.features(&|| query.clone(), second)
+            };
+            let first = pass(&prompting);
             let n_passes = (1 + further.len()) as f64;
             if further.is_empty() {
                 return (first, shifts);
             }
-            let sum = further.iter().fold(first, |sum, prompting| {
-                sum + vit.forward_prompted(images.clone(), updates, prompting)
-            });
+            let sum = further
+                .iter()
+                .fold(first, |sum, prompting| sum + pass(prompting));
             (sum.div_scalar(n_passes), shifts)
         }
     }
@@ -183,13 +204,27 @@ pub(crate) fn training_features(
     };
     let query = || second_pass.query(state, vit, images.clone(), updates);
     let (prompting, of_prompts) = second_pass.training_prompting(state, &query);
-    let features = vit.forward_prompted(images.clone(), updates, &prompting);
+    let second = forward(second_pass, state, vit, images.clone(), updates, &prompting);
+    let features = second_pass.features(&query, second);
     let of_features = second_pass.feature_loss(state, features.clone());
     let added = match (of_prompts, of_features) {
         (Some(a), Some(b)) => Some(a + b),
         (a, b) => a.or(b),
     };
     (features, added)
+}
+
+/// The second pass itself; `updates` are those of the first.
+fn forward(
+    second_pass: &dyn SecondPass,
+    state: &MethodState,
+    vit: &Vit,
+    images: Tensor<4>,
+    updates: &Updates,
+    prompting: &Prompting,
+) -> Tensor<2> {
+    let own = second_pass.updates(state);
+    vit.forward_prompted(images, own.as_ref().unwrap_or(updates), prompting)
 }
 
 /// `q(x)`, a constant: no gradient goes through it.
