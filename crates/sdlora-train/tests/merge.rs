@@ -158,6 +158,11 @@ fn with_a_share_of_1_each_start_is_another_method() {
     let fresh = of("share = 1.0\nstart = \"fresh\"", "linear");
     assert!(far(&updates(&fresh.model.adapter), &expected) > 0.1);
 
+    // The factors themselves: to the bit.
+    let factors = of("share = 1.0\nmerge = \"factors\"", "linear");
+    assert_eq!(bits(&factors.model.adapter), bits(&lora.model.adapter));
+    assert_eq!(bits(&factors.model.head), bits(&lora.model.head));
+
     // Magnitudes: to the bit.
     let magnitudes = of("share = 1.0\nmerge = \"magnitudes\"", "ncm");
     let relative = named("sdlora-relative", "ncm");
@@ -303,6 +308,9 @@ fn what_is_kept_does_not_grow_with_the_tasks_unless_directions_are() {
         );
         assert_eq!(sizes(options, 5), sizes(options, 2), "{options}");
     }
+    let factors = "share = 0.3\nmerge = \"factors\"";
+    assert_eq!(sizes(factors, 2), (1, 4 * 2 * 4 * d + 1, 4 * 2 * 4 * d));
+    assert_eq!(sizes(factors, 5), sizes(factors, 2));
     let magnitudes = "share = 0.3\nmerge = \"magnitudes\"";
     let (two, five) = (sizes(magnitudes, 2), sizes(magnitudes, 5));
     assert_eq!((two.0, five.0), (2, 5));
@@ -330,6 +338,36 @@ fn magnitudes_move_a_share_of_the_way_and_directions_stay() {
         let host = |bank: &sdlora_core::SiteDirections| bank.current.as_ref().unwrap().to_host();
         assert_eq!(host(whole), host(part));
     }
+}
+
+#[test]
+fn a_mean_of_factors_is_a_lora_of_the_same_rank_and_no_mean_of_products() {
+    let bench = Bench::new();
+    let of = |options: &str, n_tasks: usize| run(&bench, &merge(options), "linear", n_tasks);
+    let factors = "share = 0.25\nmerge = \"factors\"";
+    let (first, second) = (kept(&of(factors, 1)), of(factors, 2));
+    for (i, bank) in second.model.adapter.sites.iter().enumerate() {
+        let (mean, before, task) = (
+            bank.current.as_ref().unwrap().to_host(),
+            &first[i],
+            &kept(&second)[i],
+        );
+        let of_both = |a: &[f32], b: &[f32]| sum(&[(0.75, &[a.to_vec()]), (0.25, &[b.to_vec()])]);
+        assert!(far(&[mean.a], &of_both(&before.a, &task.a)) < 1e-6);
+        assert!(far(&[mean.b], &of_both(&before.b, &task.b)) < 1e-6);
+        assert_eq!((mean.rank, bank.merged.is_none()), (4, true));
+    }
+    // Trained alike, merged otherwise.
+    let products = of("share = 0.25", 2);
+    assert_eq!(kept(&products), kept(&second));
+    let (a, b) = (&products.model.adapter, &second.model.adapter);
+    assert!(far(&updates(a), &updates(b)) > 1e-4);
+    // And there is an adapter to export.
+    let folder = bench.path("run");
+    let plan = plan(&bench, &merge(factors), "ncm", 2);
+    let finished = bench.run("run", &plan, Start::Fresh).unwrap();
+    write_model(&folder.join("model"), &finished).unwrap();
+    assert!(folder.join("model/adapter.safetensors").is_file());
 }
 
 /// Features of the training images of a task, in their order.
@@ -451,6 +489,7 @@ fn a_run_that_was_stopped_inside_a_later_task_ends_with_the_same_bits_whatever_i
         "share = \"by-images\"",
         "share = 0.3\nstart = \"fresh\"",
         "share = \"by-tasks\"\nstart = \"merged\"",
+        "merge = \"factors\"",
         "merge = \"magnitudes\"",
     ]
     .iter()
@@ -522,6 +561,7 @@ fn settings_out_of_range_are_refused_by_name() {
             "merge = \"magnitudes\"\nstart = \"previous\"",
             "method.start",
         ),
+        ("merge = \"factors\"\nstart = \"fresh\"", "method.start"),
         ("merge = \"norms\"", "magnitudes"),
         ("slot = {}", "slot"),
     ] {

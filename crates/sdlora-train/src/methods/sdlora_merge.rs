@@ -13,6 +13,10 @@
 //! line does. What is kept is the accumulated update of every site and, for `previous`, the factors of the last
 //! task: the same numbers after a hundred tasks as after two.
 //!
+//! `merge = "factors"` averages `A` and `B` instead of their product, which is what the public code of this line
+//! does (it also truncates the move of `A` by its spectrum, and its own results do not change with that). The mean
+//! is then a LoRA of the same rank, and needs the start `previous`: factors drawn apart have nothing in common.
+//!
 //! `merge = "magnitudes"` says the same with SD-LoRA's directions: every task has one of its own, all magnitudes are
 //! trained, and after the task `α ← (1 − m) α + m α_task`, where a new direction had a magnitude of 0 before. The
 //! directions stay, so the state grows with the tasks. Directions and magnitudes are those of `sdlora-relative`.
@@ -87,6 +91,8 @@ enum Merges {
     /// One matrix per site.
     #[default]
     Update,
+    /// Both factors of every site.
+    Factors,
     /// The magnitude of every direction.
     Magnitudes,
 }
@@ -103,7 +109,7 @@ struct SdLoraMerge {
     /// m.
     #[serde(default = "a_fifth")]
     share: Share,
-    /// Where a task starts; `previous` where it is left out, and `merged` with magnitudes.
+    /// Where a task starts; where it is left out `previous`, and `merged` with magnitudes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     start: Option<MergeStart>,
     /// What is merged.
@@ -115,18 +121,25 @@ fn a_fifth() -> Share {
     Share::Fixed(0.2)
 }
 
-/// What the method keeps: between tasks the factors that the next one starts from, while a task trains what its
-/// update will be merged with.
+/// What the method keeps beside the adapter: between tasks the factors that the next one starts from, while a task
+/// trains what it will be merged with.
 #[derive(Module, Debug, Default)]
 struct Kept {
-    /// Down-projections of the last task, in the order of sites.
+    /// Down-projections of the last task, in the order of sites; while a task trains, those of the mean.
     a: Vec<Param<Tensor<2>>>,
-    /// Up-projections of the last task.
+    /// Up-projections of the same.
     b: Vec<Param<Tensor<2>>>,
     /// The accumulated update of every site, where it takes no part in the forward pass of the running task.
     merged: Vec<Param<Tensor<2>>>,
     /// Magnitudes `[n_groups, n_tasks]` before the running task.
     magnitudes: Vec<Param<Tensor<2>>>,
+}
+
+impl Kept {
+    fn keep(&mut self, a: Tensor<2>, b: Tensor<2>) {
+        self.a.push(frozen(a));
+        self.b.push(frozen(b));
+    }
 }
 
 /// The facts that count training images: of all tasks that are over, and of the running one.
@@ -143,18 +156,22 @@ impl SdLoraMerge {
             let expected = "a number above 0 and at most 1, `by-tasks` or `by-images`";
             return Err(TrainError::setting("method.share", share, expected));
         }
-        if self.merge == Merges::Magnitudes && self.start() != MergeStart::Merged {
-            let expected =
-                "`merged` or left out: magnitudes weigh directions that stand side by side";
-            let found = format!("{:?}", self.start()).to_lowercase();
-            return Err(TrainError::setting("method.start", found, expected));
-        }
-        Ok(())
+        let expected = match (self.merge, self.start()) {
+            (Merges::Factors, MergeStart::Fresh | MergeStart::Merged) => {
+                "`previous` or left out: a mean of factors that were drawn apart means nothing"
+            }
+            (Merges::Magnitudes, MergeStart::Previous | MergeStart::Fresh) => {
+                "`merged` or left out: magnitudes weigh directions that stand side by side"
+            }
+            _ => return Ok(()),
+        };
+        let found = format!("{:?}", self.start()).to_lowercase();
+        Err(TrainError::setting("method.start", found, expected))
     }
 
     fn start(&self) -> MergeStart {
         self.start.unwrap_or(match self.merge {
-            Merges::Update => MergeStart::Previous,
+            Merges::Update | Merges::Factors => MergeStart::Previous,
             Merges::Magnitudes => MergeStart::Merged,
         })
     }
@@ -184,7 +201,9 @@ impl SdLoraMerge {
         };
         let mut kept = Kept::default();
         for (bank, direction) in model.adapter.sites.iter_mut().zip(directions) {
-            bank.current = Some(direction);
+            if let Some(mean) = bank.current.replace(direction) {
+                kept.keep(mean.a.val(), mean.b.val());
+            }
             if self.start() != MergeStart::Merged {
                 kept.merged.extend(bank.merged.take());
             }
@@ -215,12 +234,32 @@ impl SdLoraMerge {
             };
             bank.merged = Some(frozen(merged));
             if self.start() == MergeStart::Previous {
-                kept.a.push(frozen(a));
-                kept.b.push(frozen(b));
+                kept.keep(a, b);
             }
         }
         model.state = with_count(MethodState::of(&kept, |_| Role::Parameter), &model.state);
         Ok(model)
+    }
+
+    /// The model with the mean of its factors, which is its update until the next task.
+    fn with_factors_merged(mut model: Model, share: f64) -> Model {
+        let mut kept = Kept::default();
+        let state = &model.state;
+        for (i, bank) in model.adapter.sites.iter_mut().enumerate() {
+            let Some(current) = &mut bank.current else {
+                continue;
+            };
+            kept.keep(current.a.val(), current.b.val());
+            for (name, factor) in [("a", &mut current.a), ("b", &mut current.b)] {
+                if let Some(before) = state.get(&format!("{name}.{i}")) {
+                    let task = factor.val().detach().mul_scalar(share);
+                    let mean = before.val().mul_scalar(1.0 - share) + task;
+                    *factor = Param::from_tensor(mean.detach());
+                }
+            }
+        }
+        model.state = with_count(MethodState::of(&kept, |_| Role::Parameter), &model.state);
+        model
     }
 
     /// The model with magnitudes that moved a share of the way that the task moved them.
@@ -330,6 +369,7 @@ impl Method for SdLoraMerge {
         let share = self.share_of(task.task_idx, &model.state);
         match self.merge {
             Merges::Update => self.merged(model, share),
+            Merges::Factors => Ok(Self::with_factors_merged(model, share)),
             Merges::Magnitudes => Ok(Self::with_magnitudes_merged(model, share, &task.device)),
         }
     }
