@@ -404,15 +404,17 @@ impl Trainer<'_> {
     ) -> (Tensor<1>, Option<Recompute>) {
         let (task_idx, task_labels) = (task.task_idx, task.labels);
         let mut recompute = None;
-        let (features, auxiliary) = match &batch.inputs {
-            Inputs::Features(features) => (rows_of(features, &rows).to_device(device), None),
+        let (images, (features, auxiliary)) = match &batch.inputs {
+            Inputs::Features(features) => {
+                (None, (rows_of(features, &rows).to_device(device), None))
+            }
             Inputs::Images(images) => {
                 let images = rows_of(images, &rows).to_device(device);
                 let by_blocks = match self.gradient_checkpointing {
                     true => Recompute::features(model, &images),
                     false => None,
                 };
-                match by_blocks {
+                let features = match by_blocks {
                     None => {
                         let patches = self.method.adapter().and_then(|spec| spec.slot.patches);
                         let place = PassPlace {
@@ -422,34 +424,33 @@ impl Trainer<'_> {
                             rows: rows.clone(),
                         };
                         let updates = training_updates(model, patches, &place, device);
-                        model.training_features_with(images, &updates)
+                        model.training_features_with(images.clone(), &updates)
                     }
                     Some((features, blocks)) => {
                         recompute = Some(blocks);
                         (features, None)
                     }
-                }
+                };
+                (Some(images), features)
             }
         };
-        let own = self.method.loss(
-            model,
-            &LossBatch {
-                features: features.clone(),
-                labels: &batch.labels[rows.clone()],
-                task_labels,
-                task_idx,
-                step: batch.step,
-                first_row: rows.start,
-                seed: self.seed,
-                head: self.head,
-            },
-        );
+        let of_batch = LossBatch {
+            images,
+            features: features.clone(),
+            labels: &batch.labels[rows.clone()],
+            task_labels,
+            task_idx,
+            step: batch.step,
+            first_row: rows.start,
+            seed: self.seed,
+            head: self.head,
+        };
+        let own = self.method.loss(model, &of_batch);
+        let added = self.method.batch_penalty(model, &of_batch);
         let loss =
             own.unwrap_or_else(|| self.classification_loss(model, features, batch, rows, task));
-        let loss = match auxiliary {
-            None => loss,
-            Some(auxiliary) => loss + auxiliary,
-        };
+        let added = auxiliary.into_iter().chain(added);
+        let loss = added.fold(loss, |loss, added| loss + added);
         (loss, recompute)
     }
 

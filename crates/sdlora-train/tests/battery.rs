@@ -35,6 +35,7 @@ const JUMPS: &[(&str, &str)] = &[
     ("sdlora-first", "as sdlora"),
     ("sdlora-fixed-magnitude", "as sdlora"),
     ("coda-prompt", "new components enter the sum"),
+    ("e2lora", "old tasks give their weakest ranks away"),
     (
         "sdlora-merge",
         "a task goes on from the update of the last one, and not from the mean that predicts",

@@ -90,6 +90,7 @@ const ON_THEIR_OWN: &[&str] = &[
     "sgrpo",
     "lora-recycle",
     "inflora",
+    "e2lora",
     "l2p",
     "dualprompt",
     "coda-prompt",

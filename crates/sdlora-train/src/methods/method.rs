@@ -93,6 +93,9 @@ impl TaskContext {
 /// What a loss is taken of: a batch, or the share of it that one device or one micro-batch has.
 #[derive(Debug, Clone)]
 pub struct LossBatch<'a> {
+    /// The images of the batch `[batch, n_channels, image_size, image_size]`, mixed where they are; `None` where
+    /// features are read from a table.
+    pub images: Option<Tensor<4>>,
     /// Features `[batch, d_model]`, in the graph.
     pub features: Tensor<2>,
     /// Label of every row.
@@ -299,6 +302,11 @@ pub trait Method: Debug + Send + Sync {
 
     /// The mean loss `[1]` of a batch; `None` is the cross-entropy of the head's columns.
     fn loss(&self, _model: &Model, _batch: &LossBatch<'_>) -> Option<Tensor<1>> {
+        None
+    }
+
+    /// Added to the loss of a batch, whatever that is: what compares the model with another one on the same images.
+    fn batch_penalty(&self, _model: &Model, _batch: &LossBatch<'_>) -> Option<Tensor<1>> {
         None
     }
 

@@ -11,6 +11,7 @@ mod clora;
 mod coda_prompt;
 mod duallora;
 mod dualprompt;
+mod e2lora;
 mod finetune;
 mod hide_prompt;
 mod inflora;
@@ -75,6 +76,7 @@ pub const METHODS: &[MethodEntry] = &[
     lora_recycle::ENTRY,
     inflora::ENTRY,
     duallora::ENTRY,
+    e2lora::ENTRY,
     tspmo::ENTRY,
     sgrpo::ENTRY,
     l2p::ENTRY,
