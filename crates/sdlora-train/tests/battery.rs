@@ -36,10 +36,6 @@ const JUMPS: &[(&str, &str)] = &[
     ("sdlora-fixed-magnitude", "as sdlora"),
     ("coda-prompt", "new components enter the sum"),
     ("e2lora", "old tasks give their weakest ranks away"),
-    (
-        "sdlora-merge",
-        "a task goes on from the update of the last one, and not from the mean that predicts",
-    ),
 ];
 
 /// Methods that exchange frozen numbers while a task trains: sketches and merged updates of a chain, running norms,

@@ -84,8 +84,10 @@ struct Factors {
 }
 
 impl Factors {
-    fn into_state(self) -> MethodState {
-        MethodState::of(&self, |_| Role::Parameter)
+    /// The state that a second pass of this layout reads.
+    fn into_state(self, layout: BothFeatures) -> MethodState {
+        let state = MethodState::of(&self, |_| Role::Parameter);
+        state.with_second_pass(Arc::new(layout))
     }
 }
 
@@ -127,7 +129,7 @@ impl SecondPass for BothFeatures {
             a: all([d_model, self.rank]),
             b: all([self.rank, d_model]),
         };
-        factors.into_state()
+        factors.into_state(self.clone())
     }
 
     fn prompting(&self, _state: &MethodState, _query: Tensor<2>) -> Prompting {
@@ -190,8 +192,7 @@ impl Method for Aper {
             n_blocks: model.backbone.config().depth,
             projections: self.projections.clone(),
         };
-        let state = Factors { a, b }.into_state();
-        model.state = state.with_second_pass(Arc::new(layout));
+        model.state = Factors { a, b }.into_state(layout);
         Ok(model)
     }
 
