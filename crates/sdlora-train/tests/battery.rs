@@ -35,7 +35,6 @@ const JUMPS: &[(&str, &str)] = &[
     ("sdlora-first", "as sdlora"),
     ("sdlora-fixed-magnitude", "as sdlora"),
     ("coda-prompt", "new components enter the sum"),
-    ("e2lora", "old tasks give their weakest ranks away"),
 ];
 
 /// Methods that exchange frozen numbers while a task trains: sketches and merged updates of a chain, running norms,

@@ -267,7 +267,7 @@ fn every_list_of_every_method_is_refused_when_it_is_empty_names_something_twice_
             }
         }
     }
-    assert_eq!(n_with_projections, 27, "of {}", METHODS.len());
+    assert_eq!(n_with_projections, 29, "of {}", METHODS.len());
 }
 
 #[test]
