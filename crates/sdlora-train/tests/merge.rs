@@ -378,7 +378,7 @@ fn table(plan: &Plan, extractor: &Extractor, task_idx: usize) -> FeatureTable {
     let stream = TaskStream::new(dataset.as_ref(), &config.stream).unwrap();
     let transform = config.transform.for_evaluation().init().unwrap();
     let set = &stream.tasks()[task_idx].train;
-    let source = ImageSource::new(dataset, set, transform, Cache::Memory).unwrap();
+    let source = ImageSource::new(dataset, set, transform, Cache::Memory);
     let loader = LoaderConfig::evaluation(1000)
         .init(Arc::new(source), 0)
         .unwrap();
