@@ -10,19 +10,16 @@ use crate::sdlora::DEVICES;
 use crate::software_vulkan::SoftwareVulkan;
 use crate::{cuda, process};
 
-/// Backends whose work is code that cargo builds, so that it must be optimised.
-const ON_THE_HOST: [&str; 2] = ["flex", "ndarray"];
-
 /// Compare with the golden files, those of `sdlora-testkit` or of another folder
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of golden files; the variable SDLORA_GOLDEN does the same
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Backend to compute on, built into the tests: flex, ndarray, cpu, wgpu or cuda
-    #[arg(long, default_value = "flex", value_parser = DEVICES)]
-    device: String,
-    /// With `--device wgpu`: compute on the processor, with a Vulkan driver that is fetched where it is missing
+    /// Backends to compute on, one after another, all built into the tests: flex, ndarray, cpu, wgpu or cuda
+    #[arg(long, default_value = "flex", value_parser = DEVICES, value_delimiter = ',')]
+    device: Vec<String>,
+    /// With `wgpu` among the devices: compute on the processor, with a Vulkan driver that is fetched where it is missing
     #[arg(long)]
     software: bool,
     /// Passed to the tests, for instance `--nocapture` or part of a test's name
@@ -34,39 +31,90 @@ pub struct Args {
 ///
 /// # Errors
 ///
-/// When the folder does not exist, `--software` is given for another backend than `wgpu` or its driver
+/// When the folder does not exist, `--software` is given without `wgpu` or its driver
 /// cannot be had, or cargo cannot be started.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.software && args.device != "wgpu" {
+    let has = |name: &str| args.device.iter().any(|device| device == name);
+    if args.software && !has("wgpu") {
         bail!(
             "`--software` is a driver for wgpu, not for {}: add `--device wgpu` or leave it out",
-            args.device
+            args.device.join(", ")
         );
     }
-    // By convention every such test is an integration test whose name starts with `golden`.
-    let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
-    if args.device != "flex" {
-        cargo.args(["--features", &format!("sdlora-testkit/{}", args.device)]);
-    }
-    if !ON_THE_HOST.contains(&args.device.as_str()) {
-        cargo.args(["--profile", "quick"]);
-    }
-    if args.device == "cuda" {
-        cuda::build_there(&mut cargo)?;
-    }
-    cargo.env("SDLORA_TEST_DEVICE", &args.device).arg("--");
-    if args.software {
-        SoftwareVulkan::find_or_fetch()?.give_to(&mut cargo);
-    }
-    if let Some(dir) = &args.dir {
-        let dir = process::root().join(dir);
-        if !dir.is_dir() {
-            bail!(
-                "{} is no folder: give one with golden files to --dir",
-                dir.display()
-            );
+    let golden = match &args.dir {
+        None => None,
+        Some(dir) => {
+            let dir = process::root().join(dir);
+            if !dir.is_dir() {
+                bail!(
+                    "{} is no folder: give one with golden files to --dir",
+                    dir.display()
+                );
+            }
+            Some(dir)
         }
-        cargo.env("SDLORA_GOLDEN", dir);
+    };
+    let driver = match args.software {
+        true => Some(SoftwareVulkan::find_or_fetch()?),
+        false => None,
+    };
+    for device in &args.device {
+        // By convention every such test is an integration test whose name starts with `golden`.
+        let mut cargo = process::cargo(["test", "--workspace", "--test", "golden*"]);
+        cargo.args(build_args(&args.device));
+        if has("cuda") {
+            cuda::build_there(&mut cargo)?;
+        }
+        cargo.env("SDLORA_TEST_DEVICE", device).arg("--");
+        if let Some(driver) = driver.as_ref().filter(|_| device == "wgpu") {
+            driver.give_to(&mut cargo);
+        }
+        if let Some(dir) = &golden {
+            cargo.env("SDLORA_GOLDEN", dir);
+        }
+        let code = process::run(cargo.args(&args.args))?;
+        if code != ExitCode::SUCCESS {
+            return Ok(code);
+        }
     }
-    process::run(cargo.args(&args.args))
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How the tests are built with these backends: alike for each of them, so that cargo builds once.
+fn build_args(devices: &[String]) -> Vec<String> {
+    let features: Vec<String> = devices
+        .iter()
+        .filter(|device| *device != "flex")
+        .map(|device| format!("sdlora-testkit/{device}"))
+        .collect();
+    let mut args = Vec::new();
+    if !features.is_empty() {
+        args.extend(["--features".to_owned(), features.join(",")]);
+    }
+    if !devices.iter().all(|device| device == "flex") {
+        args.extend(["--profile", "quick"].map(str::to_owned));
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_backends_are_built_at_once() {
+        let args = |devices: &[&str]| {
+            let devices: Vec<_> = devices.iter().map(|&d| d.to_owned()).collect();
+            build_args(&devices).join(" ")
+        };
+        assert_eq!(args(&["flex"]), "");
+        assert_eq!(
+            args(&["ndarray", "wgpu"]),
+            "--features sdlora-testkit/ndarray,sdlora-testkit/wgpu --profile quick"
+        );
+        assert_eq!(
+            args(&["flex", "cuda"]),
+            "--features sdlora-testkit/cuda --profile quick"
+        );
+    }
 }

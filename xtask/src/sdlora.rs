@@ -1,4 +1,7 @@
-//! The commands of the program `sdlora`, built in release mode for the device they name.
+//! The commands of the program `sdlora`, built for the device they name.
+//!
+//! Without a device the program is the one that `cargo test --workspace` builds, so that a newcomer builds every
+//! dependency once for both commands. A driver's backend is built in release mode.
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
@@ -24,7 +27,12 @@ pub struct Args {
 /// When cargo cannot be started.
 pub fn run(command: Option<&str>, args: &Args) -> anyhow::Result<ExitCode> {
     if !backends_of(&args.args).contains(&"cuda") {
-        return process::run(&mut process::cargo(cargo_args(command, &args.args)));
+        let is_built = is_built();
+        if !is_built {
+            eprintln!("building sdlora and what it needs, which takes some minutes the first time");
+        }
+        let args = cargo_args(command, &args.args, is_built);
+        return process::run(&mut process::cargo(args));
     }
     let mut build = process::cargo(cuda_build_args(&args.args));
     cuda::build_there(&mut build)?;
@@ -37,6 +45,14 @@ pub fn run(command: Option<&str>, args: &Args) -> anyhow::Result<ExitCode> {
         .join(format!("sdlora{}", std::env::consts::EXE_SUFFIX));
     let mut sdlora = Command::new(program);
     process::run(sdlora.args(command).args(&args.args))
+}
+
+/// Whether the program was built before, so that another build is short and cargo need not say how far it is.
+fn is_built() -> bool {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let name = format!("sdlora{}", std::env::consts::EXE_SUFFIX);
+    let debug = process::root().join(target).join("debug");
+    debug.join(name).is_file()
 }
 
 /// How `sdlora` is built with CUDA; the second package brings the feature for NVRTC.
@@ -62,18 +78,25 @@ fn cuda_build_args(args: &[OsString]) -> Vec<OsString> {
     .into()
 }
 
-fn cargo_args(command: Option<&str>, args: &[OsString]) -> Vec<OsString> {
-    let mut all: Vec<OsString> = ["run", "--quiet", "--release", "-p", "sdlora-cli"]
-        .map(Into::into)
-        .into();
+fn cargo_args(command: Option<&str>, args: &[OsString], is_quiet: bool) -> Vec<OsString> {
     let backends = backends_of(args);
-    if !backends.is_empty() {
-        let features = format!("flex,{}", backends.join(","));
-        all.extend([
-            "--no-default-features".into(),
-            "--features".into(),
-            features.into(),
-        ]);
+    let features = format!("flex,{}", backends.join(","));
+    // Without a package, cargo resolves the features of the whole workspace, as the tests do.
+    let build: &[&str] = match backends.is_empty() {
+        true => &["run", "--bin", "sdlora"],
+        false => &[
+            "run",
+            "--release",
+            "-p",
+            "sdlora-cli",
+            "--no-default-features",
+            "--features",
+            &features,
+        ],
+    };
+    let mut all: Vec<OsString> = build.iter().map(Into::into).collect();
+    if is_quiet {
+        all.push("--quiet".into());
     }
     all.push("--".into());
     all.extend(command.map(Into::into));
@@ -115,7 +138,7 @@ mod tests {
 
     fn line(command: &str, args: &[&str]) -> String {
         let args: Vec<OsString> = args.iter().map(Into::into).collect();
-        let all = cargo_args(Some(command), &args);
+        let all = cargo_args(Some(command), &args, false);
         all.iter()
             .map(|arg| arg.to_string_lossy())
             .collect::<Vec<_>>()
@@ -126,12 +149,12 @@ mod tests {
     fn the_main_job_needs_no_argument_and_no_feature() {
         assert_eq!(
             line("train", &[]),
-            "run --quiet --release -p sdlora-cli -- train"
+            "run --bin sdlora -- train"
         );
         let flex = line("train", &["--device", "flex"]);
         assert_eq!(
             flex,
-            "run --quiet --release -p sdlora-cli -- train --device flex"
+            "run --bin sdlora -- train --device flex"
         );
     }
 
