@@ -19,7 +19,7 @@ pub struct Args {
     /// Backends to compute on, one after another, all built into the tests: flex, ndarray, cpu, wgpu or cuda
     #[arg(long, default_value = "flex", value_parser = DEVICES, value_delimiter = ',')]
     device: Vec<String>,
-    /// With `wgpu` among the devices: compute on the processor, with a Vulkan driver that is fetched where it is missing
+    /// With `wgpu` among the devices: compute on the processor, with a Vulkan driver that is fetched if it is missing
     #[arg(long)]
     software: bool,
     /// Passed to the tests, for instance `--nocapture` or part of a test's name

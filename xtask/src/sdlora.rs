@@ -147,15 +147,9 @@ mod tests {
 
     #[test]
     fn the_main_job_needs_no_argument_and_no_feature() {
-        assert_eq!(
-            line("train", &[]),
-            "run --bin sdlora -- train"
-        );
+        assert_eq!(line("train", &[]), "run --bin sdlora -- train");
         let flex = line("train", &["--device", "flex"]);
-        assert_eq!(
-            flex,
-            "run --bin sdlora -- train --device flex"
-        );
+        assert_eq!(flex, "run --bin sdlora -- train --device flex");
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl<'a> Session<'a> {
         let data = RunData::open(plan, &options.data_dir)?;
         one_class::check(plan, &data.rounds)?;
         let model = new_model(plan, &options.data_dir, &device)?;
+        plan.method().check_stream(&model, data.rounds.len())?;
         let tests = data.test_loaders()?;
         let fingerprint = Fingerprint::of(data.dataset.as_ref(), Some(&model.backbone));
         let before = match &options.after {

@@ -188,8 +188,9 @@ fn what_it_cannot_have_is_refused_by_name() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(expected), "{options}: {error}");
     }
-    // A pool without a direction for every task.
+    // A pool without a direction for every task, refused before anything is written.
     let plan = plan(&bench, &format!("{E2LORA}\npool = 2"), 3);
     let error = bench.run("small", &plan, Start::Fresh).unwrap_err();
     assert!(error.to_string().contains("number of tasks, 3"), "{error}");
+    assert!(!bench.path("small").exists());
 }

@@ -172,9 +172,9 @@ fn a_trained_head_is_refused_where_a_task_has_one_class_and_fitted_ones_are_not(
     };
     let (new, seen) = (LossOver::NewClasses, LossOver::SeenClasses);
     for (head, loss, sizes, task, other_loss) in [
-        ("linear", new, &[1, 1, 1][..], "task 0", false),
-        ("cosine", new, &[2, 1], "task 1", true),
-        ("linear", seen, &[1, 1, 1], "task 0", false),
+        ("linear", new, &[1, 1, 1][..], "task 1 ", false),
+        ("cosine", new, &[2, 1], "task 2 ", true),
+        ("linear", seen, &[1, 1, 1], "task 1 ", false),
     ] {
         let (found, folder) = with(head, loss, sizes);
         let error = found.unwrap_err();

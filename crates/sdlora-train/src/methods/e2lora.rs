@@ -366,18 +366,21 @@ fn updates_before(model: &Model) -> Updates {
 }
 
 impl Method for E2Lora {
+    fn check_stream(&self, model: &Model, n_tasks: usize) -> Result<(), TrainError> {
+        let pool = self.pool(model);
+        if n_tasks > pool {
+            let expected =
+                format!("at least the number of tasks, {n_tasks}: every task keeps a direction");
+            return Err(TrainError::setting("method.pool", pool, expected));
+        }
+        Ok(())
+    }
+
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         if task.task_idx > 0 {
             model = self.shared_out(model, task)?;
         } else {
             let pool = self.pool(&model);
-            if task.n_tasks > pool {
-                let expected = format!(
-                    "at least the number of tasks, {}: every task keeps a direction",
-                    task.n_tasks
-                );
-                return Err(TrainError::setting("method.pool", pool, expected));
-            }
             model = task.begin_direction(model, pool)?;
         }
         model.adapter = model.adapter.with_current_magnitude_trainable(false);

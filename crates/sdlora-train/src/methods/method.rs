@@ -212,6 +212,15 @@ pub trait Method: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Refuses a stream of so many tasks, before anything of a run is written; `model` has no direction yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] naming the setting that the stream is too long for.
+    fn check_stream(&self, _model: &Model, _n_tasks: usize) -> Result<(), TrainError> {
+        Ok(())
+    }
+
     /// Whether gradient steps are made at all.
     fn takes_steps(&self) -> bool {
         true
