@@ -71,7 +71,7 @@ pub fn fact_list(facts: &[(String, String)]) -> String {
     format!("<dl class=\"facts\">{}</dl>\n", items.collect::<String>())
 }
 
-/// A cell of a [`SortableTable`].
+/// A cell of a table that the reader can sort.
 #[derive(Debug, Clone)]
 pub enum Cell {
     /// A text, sorted as such.
