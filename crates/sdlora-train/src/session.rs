@@ -108,22 +108,17 @@ impl<'a> Session<'a> {
             &mut notices,
         )?;
         clean_objects(&folder.checkpoints());
-        let log = match &before {
+        let fresh = model.clone();
+        let (model, log, kept) = match before {
             // With the counts of the tests that are gone.
-            Some((restored, _)) => restored.log.clone(),
+            Some((restored, kept)) => (restored.model, restored.log, kept),
             None => {
                 let matrix = AccuracyMatrix::new(data.tasks.len());
-                RunLog::new(matrix.with_test_counts(data.test_counts())?)
+                let log = RunLog::new(matrix.with_test_counts(data.test_counts())?);
+                (model, log, None)
             }
         };
-        let n_before = before.as_ref().map_or(0, |(restored, _)| restored.n_done);
-        let mut kept = None;
-        let mut model = model;
-        let fresh = model.clone();
-        if let Some((restored, features)) = before {
-            (model, kept) = (restored.model, features);
-        }
-        let is_kept = kept.is_some();
+        let is_changed = kept.is_none();
         let Kept {
             tests: kept_tests,
             calibration,
@@ -135,7 +130,7 @@ impl<'a> Session<'a> {
             plan,
             data,
             evaluator: evaluator.with_features(kept_tests),
-            is_changed: !is_kept,
+            is_changed,
             device,
             more_devices: options.devices[1..].to_vec(),
             folder,
@@ -145,7 +140,7 @@ impl<'a> Session<'a> {
             log,
             features: None,
             kept_calibration: calibration,
-            n_done: n_before,
+            n_done: first,
             tested: None,
             stored: Vec::new(),
         };
@@ -653,7 +648,6 @@ fn end_of(
         true => Kept::read(folder, n_before, fresh.backbone.config().d_model)?,
         false => None,
     };
-    check_images(data, n_before)?;
     let matrix = restored.log.matrix.clone();
     restored.log.matrix = matrix.grown(&data.test_counts())?;
     Ok((restored, kept))

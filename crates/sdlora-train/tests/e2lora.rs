@@ -8,12 +8,10 @@
 
 mod toy;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use sdlora_core::{Adapter, HostFactors};
 use sdlora_data::TaskSplit;
-use sdlora_train::{ColumnStart, Event, Finished, HeadConfig, Observer, Plan, Start, TrainError};
-use toy::{Bench, bits};
+use sdlora_train::{ColumnStart, Finished, HeadConfig, Plan, Start, TrainError};
+use toy::{Bench, StopAfter, bits};
 
 /// Tasks of two classes at a rate that moves the features.
 fn plan(bench: &Bench, method: &str, n_tasks: usize) -> Plan {
@@ -143,28 +141,13 @@ fn old_logits_are_held_from_the_second_task_on_by_the_weight_that_is_set() {
     assert!(kept.names().all(|name| name.starts_with("energies.")));
 }
 
-/// Stops after some steps.
-struct StopAfter(AtomicUsize);
-
-impl Observer for StopAfter {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn wants_stop(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
 #[test]
 fn a_run_that_was_stopped_inside_a_later_task_ends_with_the_same_bits() {
     let bench = Bench::new();
     let plan = plan(&bench, E2LORA, 3);
     let whole = bench.run("whole", &plan, Start::Fresh).unwrap();
     let n_steps: usize = whole.log.tasks.iter().map(|task| task.losses.len()).sum();
-    let mut stop = StopAfter(AtomicUsize::new(n_steps - 2));
+    let mut stop = StopAfter::new(n_steps - 2);
     let error = bench.run_observed("broken", &plan, Start::Fresh, &mut stop);
     assert!(matches!(error, Err(TrainError::Stopped { .. })));
     let resumed = bench.run("broken", &plan, Start::Resume).unwrap();

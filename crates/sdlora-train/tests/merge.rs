@@ -20,11 +20,11 @@ use sdlora_testkit::{test_device, test_device_autodiff};
 use sdlora_train::heads::HeadTask;
 use sdlora_train::methods::{self, TaskContext};
 use sdlora_train::{
-    ColumnStart, Event, Extractor, FeatureTable, Finished, FinishedRun, Format, HeadConfig,
-    Observer, Plan, Start, TrainError, export, write_model,
+    ColumnStart, Extractor, FeatureTable, Finished, FinishedRun, Format, HeadConfig, Plan, Start,
+    TrainError, export, write_model,
 };
 use sdlora_vit::Vit;
-use toy::{Bench, bits};
+use toy::{Bench, StopAfter, bits};
 
 /// Tasks of two classes at a rate that moves the features; columns start as those of the plain LoRAs do.
 fn plan(bench: &Bench, method: &str, head: &str, n_tasks: usize) -> Plan {
@@ -453,21 +453,6 @@ fn a_head_compares_features_before_a_task_with_those_of_the_merged_model_after_i
     }
 }
 
-/// Stops after some steps.
-struct StopAfter(AtomicUsize);
-
-impl Observer for StopAfter {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn wants_stop(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
 #[test]
 fn a_run_that_was_stopped_inside_a_later_task_ends_with_the_same_bits_whatever_is_merged() {
     let bench = Bench::new();
@@ -486,7 +471,7 @@ fn a_run_that_was_stopped_inside_a_later_task_ends_with_the_same_bits_whatever_i
             .run(&format!("whole-{i}"), &plan, Start::Fresh)
             .unwrap();
         let n_steps: usize = whole.log.tasks.iter().map(|task| task.losses.len()).sum();
-        let mut stop = StopAfter(AtomicUsize::new(n_steps - 2));
+        let mut stop = StopAfter::new(n_steps - 2);
         let broken = format!("broken-{i}");
         let error = bench.run_observed(&broken, &plan, Start::Fresh, &mut stop);
         assert!(

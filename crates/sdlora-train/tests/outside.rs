@@ -8,8 +8,6 @@
 
 mod toy;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
@@ -21,11 +19,10 @@ use sdlora_train::methods::{
 };
 use sdlora_train::slot::SlotSpec;
 use sdlora_train::{
-    Event, Finished, MethodState, Model, Observer, Plan, Role, RunOptions, Start, TrainError,
-    cross_entropy, run,
+    Finished, MethodState, Model, Plan, Role, RunOptions, Start, TrainError, cross_entropy, run,
 };
 use sdlora_vit::Projection;
-use toy::{Bench, bits, data_dir};
+use toy::{Bench, StopAfter, bits, data_dir};
 
 /// A sparse LoRA that spares the inputs that old tasks used: gradients of `A` are small in the rows that old
 /// updates changed most, and small entries of `B` are cut to 0 after every step.
@@ -185,21 +182,6 @@ fn plan(bench: &Bench, threshold: f64) -> Plan {
         .unwrap()
 }
 
-/// Stops after some steps.
-struct StopAfter(AtomicUsize);
-
-impl Observer for StopAfter {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn wants_stop(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
 fn assert_equal(a: &Finished, b: &Finished, what: &str) {
     assert_eq!(bits(&a.model.adapter), bits(&b.model.adapter), "{what}");
     assert_eq!(bits(&a.model.state), bits(&b.model.state), "{what}");
@@ -251,7 +233,7 @@ fn a_run_of_it_that_was_stopped_inside_a_task_ends_as_an_unbroken_one() {
     let plan = plan(&bench, THRESHOLD);
     let whole = bench.run("whole", &plan, Start::Fresh).unwrap();
     let n_steps: usize = whole.log.tasks.iter().map(|task| task.losses.len()).sum();
-    let mut stop = StopAfter(AtomicUsize::new(n_steps - 2));
+    let mut stop = StopAfter::new(n_steps - 2);
     let error = bench.run_observed("broken", &plan, Start::Fresh, &mut stop);
     assert!(matches!(error, Err(TrainError::Stopped { .. })));
     let resumed = bench.run("broken", &plan, Start::Resume).unwrap();

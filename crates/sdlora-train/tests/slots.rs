@@ -8,16 +8,14 @@
 
 mod toy;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use burn::tensor::{Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Direction, DirectionForm, HostFactors, Site, Variant};
 use sdlora_testkit::{test_device, toy::SplitMix64};
 use sdlora_train::slot::SlotSpec;
-use sdlora_train::{Event, Finished, Observer, Start, TrainError};
-use toy::{Bench, bits, shape};
+use sdlora_train::{Finished, Start, TrainError};
+use toy::{Bench, StopAfter, bits, shape};
 
 fn run(bench: &Bench, name: &str, method: &str) -> Finished {
     let plan = bench.config(method).check().unwrap();
@@ -74,21 +72,6 @@ fn without_its_own_setting_each_is_a_plain_lora_to_the_last_bit() {
     assert!(trained(&one) == trained(&chain));
 }
 
-/// Stops after some steps.
-struct StopAfter(AtomicUsize);
-
-impl Observer for StopAfter {
-    fn event(&mut self, event: &Event<'_>) {
-        if let Event::Step { .. } = event {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn wants_stop(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
 #[test]
 fn slots_combine_inside_sdlora_and_resume_to_the_same_bits() {
     let bench = Bench::new();
@@ -106,7 +89,7 @@ fn slots_combine_inside_sdlora_and_resume_to_the_same_bits() {
             .run(&format!("{name}-whole"), &plan, Start::Fresh)
             .unwrap();
         // In the second task, between two exchanges of ranks.
-        let mut stop = StopAfter(AtomicUsize::new(9 + 3));
+        let mut stop = StopAfter::new(9 + 3);
         let stopped = bench.run_observed(name, &plan, Start::Fresh, &mut stop);
         assert!(matches!(stopped, Err(TrainError::Stopped { .. })), "{name}");
         let resumed = bench.run(name, &plan, Start::Resume).unwrap();

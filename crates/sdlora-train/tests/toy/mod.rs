@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -11,8 +12,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sdlora_testkit::test_device;
 use sdlora_train::{
-    Finished, Observer, OptimizerConfig, Plan, RunConfig, RunOptions, Silent, Start, TrainError,
-    run,
+    Event, Finished, Observer, OptimizerConfig, Plan, RunConfig, RunOptions, Silent, Start,
+    TrainError, run,
 };
 use sdlora_vit::{Pooling, Vit, VitConfig, WeightDtype};
 use tempfile::TempDir;
@@ -196,5 +197,26 @@ pub fn copy_folder(from: &Path, to: &Path) {
         } else {
             std::fs::copy(entry.path(), target).unwrap();
         }
+    }
+}
+
+/// An observer that stops a run after some steps.
+pub struct StopAfter(AtomicUsize);
+
+impl StopAfter {
+    pub fn new(n_steps: usize) -> Self {
+        Self(AtomicUsize::new(n_steps))
+    }
+}
+
+impl Observer for StopAfter {
+    fn event(&mut self, event: &Event<'_>) {
+        if let Event::Step { .. } = event {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wants_stop(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
     }
 }

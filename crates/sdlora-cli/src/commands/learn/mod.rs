@@ -223,10 +223,10 @@ impl Args {
             .iter()
             .any(|set| set.trim_start().starts_with("loss_weights"));
         if !is_set {
-            config.loss_weights = match choice::loss_weights(&plan, &survey) {
-                LossWeights::Balanced => LossWeights::Balanced,
-                LossWeights::Equal => config.loss_weights,
-            };
+            // Balance stays when a later folder does not need it.
+            if choice::loss_weights(&plan, &survey) == LossWeights::Balanced {
+                config.loss_weights = LossWeights::Balanced;
+            }
             plan = config.check()?;
         }
         if plan.method().needs_all_tasks() {
