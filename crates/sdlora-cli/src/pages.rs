@@ -122,6 +122,9 @@ fn pages_count_methods_and_heads_right() {
             assert!(text.contains(&count), "{page} does not say {count}");
         }
     }
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let row = format!("| methods | {n_methods} |");
+    assert!(readme.contains(&row), "README.md does not say {row}");
     let methods = std::fs::read_to_string(root.join("docs/methods.md")).unwrap();
     let heads = std::fs::read_to_string(root.join("docs/heads.md")).unwrap();
     // `sdlora` itself has the page on the method.
