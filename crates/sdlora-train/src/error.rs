@@ -177,6 +177,16 @@ pub enum TrainError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The file that says which tasks a run has learned, folder after folder, is missing or damaged.
+    #[error(
+        "{path} {problem}: put it back from a copy, or move the folder away and learn anew; nothing was removed"
+    )]
+    LostHistory {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, as the rest of a sentence.
+        problem: String,
+    },
     /// A file of a later version of the program.
     #[error(
         "{path} was written by a newer version of sdlora (format {format}, this one reads up to {known}): \

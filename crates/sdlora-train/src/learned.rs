@@ -100,7 +100,7 @@ impl Learned {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Newer`] for a later version, [`TrainError::Damaged`] for a file that is no history.
+    /// [`TrainError::Newer`] for a later version, [`TrainError::LostHistory`] for a file that is no history.
     pub fn read(folder: &Path) -> Result<Option<Self>, TrainError> {
         let history = history(folder)?;
         Ok(history.map(|history| Self {
@@ -114,14 +114,25 @@ impl Learned {
     ///
     /// # Errors
     ///
-    /// [`TrainError::Locked`] when another process holds it, and those of [`read`](Self::read).
+    /// [`TrainError::Locked`] when another process holds it, [`TrainError::LostHistory`] where only the folders of
+    /// tasks are left, and those of [`read`](Self::read).
     pub fn hold(folder: &Path) -> Result<Self, TrainError> {
         create_folders(folder)?;
         let lock = FolderLock::take(folder)?;
-        let history = history(folder)?.unwrap_or_else(|| History {
-            format: FORMAT,
-            ..History::default()
-        });
+        let history = match history(folder)? {
+            Some(history) => history,
+            // Every task folder would be one that the history does not know, and would be removed.
+            None if task_numbers(folder).next().is_some() => {
+                return Err(TrainError::LostHistory {
+                    path: folder.join(FILE),
+                    problem: "is missing, and the folders of its tasks are there".into(),
+                });
+            }
+            None => History {
+                format: FORMAT,
+                ..History::default()
+            },
+        };
         let held = Self {
             folder: folder.into(),
             history,
@@ -227,12 +238,9 @@ impl Learned {
     /// Removes folders of tasks that the history does not know. What cannot be removed only takes space.
     fn remove_leftovers(&self) {
         let n_known = self.history.tasks.len() + usize::from(self.history.unfinished.is_some());
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(TASK));
-            let number = number.and_then(|number| number.parse::<usize>().ok());
-            if number.is_some_and(|number| number > n_known) {
-                let _ = remove_folder(&entry.path());
+        for (number, path) in task_numbers(&self.folder) {
+            if number > n_known {
+                let _ = remove_folder(&path);
             }
         }
     }
@@ -278,6 +286,16 @@ fn task_folder(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("{TASK}{number:03}"))
 }
 
+/// The folders of tasks in a folder, with their numbers.
+fn task_numbers(folder: &Path) -> impl Iterator<Item = (usize, PathBuf)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let number = name.to_str()?.strip_prefix(TASK)?.parse().ok()?;
+        Some((number, entry.path()))
+    })
+}
+
 fn history(folder: &Path) -> Result<Option<History>, TrainError> {
     let path = folder.join(FILE);
     let text = match fs::read(&path) {
@@ -291,9 +309,9 @@ fn history(folder: &Path) -> Result<Option<History>, TrainError> {
     struct Format {
         format: u32,
     }
-    let damaged = |e: serde_json::Error| TrainError::Damaged {
+    let damaged = |e: serde_json::Error| TrainError::LostHistory {
         path: path.clone(),
-        problem: format!("it is no history of a run ({e})"),
+        problem: format!("is not the history of a run ({e})"),
     };
     let format = serde_json::from_slice::<Format>(&text)
         .map_err(damaged)?
@@ -480,6 +498,21 @@ mod tests {
     }
 
     #[test]
+    fn tasks_without_their_history_are_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("products");
+        learn(&folder, "spring").unwrap();
+        let history = fs::read(folder.join(FILE)).unwrap();
+        fs::remove_file(folder.join(FILE)).unwrap();
+        let error = Learned::hold(&folder).unwrap_err();
+        assert!(matches!(error, TrainError::LostHistory { .. }), "{error}");
+        assert!(error.to_string().contains(FILE), "{error}");
+        fs::write(folder.join(FILE), history).unwrap();
+        drop(Learned::hold(&folder).unwrap());
+        assert_eq!(present(&folder).as_deref(), Some("spring"));
+    }
+
+    #[test]
     fn a_later_format_and_a_damaged_file_are_refused() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join(FILE), r#"{"format": 2, "what": "ever"}"#).unwrap();
@@ -487,7 +520,7 @@ mod tests {
         assert!(matches!(error, TrainError::Newer { .. }), "{error}");
         fs::write(root.path().join(FILE), "{").unwrap();
         let error = Learned::hold(root.path()).unwrap_err();
-        assert!(matches!(error, TrainError::Damaged { .. }), "{error}");
+        assert!(matches!(error, TrainError::LostHistory { .. }), "{error}");
         assert_eq!(present_run(root.path()), root.path());
     }
 }
