@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sdlora_image::Image;
 use sdlora_metrics::{Confusion, Summary};
+use sdlora_train::learned::shown_name;
 use sdlora_train::{Plan, RunLog, Tested};
 
 use crate::report::{
@@ -92,11 +93,7 @@ impl Shown<'_> {
         }
         let classes = self.tested.zip(found.as_ref());
         Ok(report_html(&ReportInput {
-            title: &self
-                .folder
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy(),
+            title: &shown_name(self.folder),
             facts: &facts,
             plan_toml: &plan.to_toml()?,
             matrix: &log.matrix,

@@ -436,6 +436,22 @@ fn what_is_odd_in_a_folder_is_said_refused_or_left_out() {
     );
     let other = learn(home, "next", &["--set", "head=ridge"]);
     assert_eq!(other.status.code(), Some(2));
+    // Refused when the run is opened: files of others in its folder stay.
+    fs::create_dir(home.join("runs/mine")).unwrap();
+    fs::write(home.join("runs/mine/notes.txt"), "mine").unwrap();
+    let args = with_data(&[
+        "learn",
+        "photos",
+        "--name",
+        "mine",
+        "--skip-bad",
+        "--set",
+        "stream.n_tasks=9",
+    ]);
+    let refused = run(home, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_ne!(refused.status.code(), Some(0), "{}", out(&refused));
+    let left = contents(&home.join("runs/mine"));
+    assert_eq!(left.into_values().collect::<Vec<_>>(), [b"mine"]);
     let gone = learn(home, "nowhere", &[]);
     assert!(err(&gone).contains("there is no nowhere"), "{}", err(&gone));
 }
@@ -517,6 +533,13 @@ fn ctrl_c_saves_and_the_same_command_goes_on() {
     assert_eq!(stopped.status.code(), Some(130), "{told}");
     assert!(told.contains("give the same command again"), "{told}");
     assert!(!told.contains("error"), "{told}");
+    let other = learn(home, "one", &["--set", "n_epochs=41"]);
+    assert_eq!(other.status.code(), Some(2), "{}", err(&other));
+    assert!(
+        err(&other).contains("with other settings"),
+        "{}",
+        err(&other)
+    );
     let said = out(&run_on_data(home, &args));
     assert!(
         said.contains("learned 2 classes; signs knows 2 classes"),

@@ -55,6 +55,17 @@ impl FolderLock {
         &self.folder
     }
 
+    /// Removes a folder in which nothing lies but the locked file. One in which anything else lies stays as it is, also
+    /// where the file system refuses.
+    pub fn remove_empty(self) {
+        let mut entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        if entries.all(|entry| entry.file_name() == FILE) && self.check().is_ok() {
+            // Nobody else holds it.
+            let _ = files::remove_file(&self.folder.join(FILE));
+            let _ = files::remove_empty_folder(&self.folder);
+        }
+    }
+
     /// Checks that the folder is still where it was.
     ///
     /// # Errors

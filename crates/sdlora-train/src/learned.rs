@@ -216,6 +216,19 @@ impl Learned {
         Ok(undone)
     }
 
+    /// Gives up a folder in which nothing was learned: the history goes, and the folder with it unless files of others
+    /// lie there. One in which something was learned or began stays as it is.
+    pub fn discard(self) {
+        if !self.history.tasks.is_empty() || self.history.unfinished.is_some() {
+            return;
+        }
+        // What cannot be removed only takes space.
+        let _ = files::remove_file(&self.folder.join(FILE));
+        if let Some(lock) = self.lock {
+            lock.remove_empty();
+        }
+    }
+
     /// Writes the history after a change, and takes the change over once it is written.
     fn change(&mut self, change: impl FnOnce(&mut History)) -> Result<(), TrainError> {
         if let Some(lock) = &self.lock {
@@ -320,6 +333,27 @@ fn history(folder: &Path) -> Result<Option<History>, TrainError> {
         return Err(TrainError::newer(path, format, FORMAT));
     }
     serde_json::from_slice(&text).map(Some).map_err(damaged)
+}
+
+/// The name of a run by its folder, for people: that of the folder, or of the run with the number of the task where it
+/// is one folder of several.
+pub fn shown_name(folder: &Path) -> String {
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let own = name(folder);
+    let number = own
+        .strip_prefix(TASK)
+        .and_then(|number| number.parse::<usize>().ok());
+    match (number, folder.parent()) {
+        (Some(number), Some(home)) if home.join(FILE).is_file() => {
+            format!("{}, task {number}", name(home))
+        }
+        _ => own,
+    }
 }
 
 /// The run folder that a path stands for: the present state of a run that learns folder after folder, or else the
@@ -495,6 +529,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn giving_up_leaves_files_of_others_and_what_was_learned() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("products");
+        let give_up = || {
+            let mut held = Learned::hold(&folder).unwrap();
+            held.begin(task("spring")).unwrap();
+            held.undo().unwrap();
+            held.discard();
+        };
+        give_up();
+        assert!(!folder.exists());
+        create_folders(&folder).unwrap();
+        fs::write(folder.join("notes.txt"), "mine").unwrap();
+        give_up();
+        assert_eq!(
+            fs::read_to_string(folder.join("notes.txt")).unwrap(),
+            "mine"
+        );
+        assert!(!folder.join(FILE).exists());
+        learn(&folder, "spring").unwrap();
+        Learned::hold(&folder).unwrap().discard();
+        assert_eq!(present(&folder).as_deref(), Some("spring"));
+        let task = folder.join("task-001");
+        assert_eq!(shown_name(&task), "products, task 1");
+        assert_eq!(shown_name(&folder), "products");
+        assert_eq!(shown_name(Path::new("runs/task-001")), "task-001");
     }
 
     #[test]

@@ -38,8 +38,8 @@ fn candidates(place: &Place<'_>) -> Vec<PathBuf> {
 ///
 /// # Errors
 ///
-/// [`DataError::MissingFile`] when there is none, [`DataError::Content`] when several archives of a folder would do,
-/// and errors of opening.
+/// [`DataError::MissingFile`] when there is none, [`DataError::Content`] when what is there has nothing to read or
+/// several archives of a folder would do, and errors of opening.
 pub(crate) fn locate(
     place: &Place<'_>,
     is_it: impl Fn(&Files) -> bool,
@@ -81,6 +81,16 @@ pub(crate) fn locate(
             (None, _) => {}
         }
     }
+    if let Some(path) = candidates.iter().find(|path| path.exists()) {
+        return Err(DataError::content(
+            place_of(path),
+            format!("has no file that the data set `{}` reads", place.dataset),
+            format!(
+                "put its files there (origin: {}), or name their folder with the option `root`",
+                place.manifest.origin()
+            ),
+        ));
+    }
     let path = candidates.into_iter().next().unwrap_or_default();
     Err(DataError::MissingFile {
         dataset: place.dataset.to_owned(),
@@ -88,4 +98,28 @@ pub(crate) fn locate(
         path,
         origin: place.manifest.origin(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DataError, Options, open};
+
+    #[test]
+    fn a_place_with_nothing_to_read_is_not_said_to_be_missing() {
+        let home = tempfile::tempdir().unwrap();
+        let said = |root: &str| {
+            let options = Options::none().with("root", root);
+            open("folder", home.path(), &options).err().unwrap()
+        };
+        assert!(matches!(said("photos"), DataError::MissingFile { .. }));
+        std::fs::create_dir_all(home.path().join("photos/cat")).unwrap();
+        std::fs::write(home.path().join("photos/notes.txt"), "mine").unwrap();
+        let error = said("photos");
+        assert!(matches!(error, DataError::Content { .. }), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains("has no file that the data set `folder` reads"),
+            "{error}"
+        );
+    }
 }

@@ -12,7 +12,6 @@ use anyhow::Context;
 use sdlora_data::datasets::{FoldersOptions, LearnedFolder, look_of};
 use sdlora_data::{Options, Survey};
 use sdlora_fetch::HubRepo;
-use sdlora_train::files::remove_folder;
 use sdlora_train::learned::{Learned, LearnedResult, LearnedTask, is_run, now};
 use sdlora_train::{
     BackboneConfig, LossWeights, PLAN_FILE, Plan, RunConfig, RunLog, RunOptions, Start, TrainError,
@@ -102,6 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (plan, task, start) = match begun {
         Some((task, folder)) => {
             let mut config = read_plan(&folder)?;
+            args.check_same(&config)?;
             let common = args.common_for(&config.backbone);
             Backbones::default().resolve(&mut config.backbone, &common)?;
             (config.check()?, task, Start::Resume)
@@ -136,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     progress.finish();
     let finished = match finished {
         Ok(finished) => finished,
-        Err(error) => return Err(args.after_failure(error, &mut learned)),
+        Err(error) => return Err(args.after_failure(error, learned)),
     };
     let result = result(&finished.log, &devices.names);
     learned.end(result.clone())?;
@@ -390,6 +390,23 @@ impl Args {
         }
     }
 
+    /// Refuses to go on with a task whose settings are not those that it began with.
+    fn check_same(&self, begun: &RunConfig) -> anyhow::Result<()> {
+        let table = Table::try_from(begun)?;
+        let none = BackboneArgs::default();
+        let now = with_settings(&table.to_string(), &none, &self.set, &mut |_| Ok(None))?;
+        let is_same = now.check()?.to_toml()? == begun.clone().check()?.to_toml()?;
+        if is_same && self.has_backbone_of(begun) {
+            return Ok(());
+        }
+        Err(UsageError(format!(
+            "{name} has begun this folder with other settings and goes on with those: leave `--set` and `--backbone` as \
+             they were or out, or drop what began with `sdlora runs undo {name}`",
+            name = self.name
+        ))
+        .into())
+    }
+
     /// Whether the backbone that is named, if any, is that of an earlier configuration.
     fn has_backbone_of(&self, earlier: &RunConfig) -> bool {
         let Some(spec) = &self.backbone.backbone else {
@@ -403,7 +420,7 @@ impl Args {
     }
 
     /// What to say when a task did not come to its end. One that left nothing is not kept as unfinished.
-    fn after_failure(&self, error: anyhow::Error, learned: &mut Learned) -> anyhow::Error {
+    fn after_failure(&self, error: anyhow::Error, mut learned: Learned) -> anyhow::Error {
         if matches!(error.downcast_ref(), Some(TrainError::Stopped { .. })) {
             return anyhow::anyhow!(Stopped(format!(
                 "{error}; to continue, give the same command again, or drop what began with `sdlora runs undo {}`",
@@ -413,9 +430,7 @@ impl Args {
         if !learned.next().join(PLAN_FILE).is_file() {
             // Refused before anything was kept. What cannot be undone is undone by the user.
             let _ = learned.undo();
-            if learned.tasks().is_empty() {
-                let _ = remove_folder(&self.runs.join(&self.name));
-            }
+            learned.discard();
         } else {
             return error.context(format!(
                 "{} is as it was before; to drop what began, `sdlora runs undo {}`",
