@@ -102,7 +102,8 @@ pub(crate) fn locate(
 
 #[cfg(test)]
 mod tests {
-    use crate::{DataError, Options, open};
+    use crate::datasets::open;
+    use crate::{DataError, Options};
 
     #[test]
     fn a_place_with_nothing_to_read_is_not_said_to_be_missing() {
