@@ -171,6 +171,7 @@ mod tests {
         &["paths", "objectives"],
         &["shape", "images", "logits", "labels", "cases"],
         &["streams_of_features"],
+        &["small_vit"],
         &["hidden_size", "num_attention_heads"],
         &["architecture"],
         &["image_processor_type"],

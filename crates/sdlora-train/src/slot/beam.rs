@@ -1,13 +1,16 @@
 //! BeamLoRA: ranks compete through a softmax gate, and weak ones give way to copies of strong ones (Gu et al. 2025,
 //! ACL, arXiv 2502.13604).
 //!
-//! In every period the ranks of all sites are ordered by importance, which is the gate. The smallest set of the
-//! strongest that holds the share p of all importance stays; the others are pruned. On each site the strongest
+//! In every period the ranks of all sites are ordered by importance, which is the gate. The strongest stay, as many
+//! as hold no more than the share p of all importance; the others are pruned. On each site the strongest
 //! ranks take the places of the pruned ones, with the factors that they had half a period ago, so that both differ
 //! and grow apart; both get the mean of their gates. p rises from its start to 1 over the task, so pruning fades out.
 //!
-//! Differs from the released code: that also copies the moments of the optimiser half a period old, which burn does
-//! not give out. A place keeps the moments of the rank that was pruned, and the gates of a site start theirs anew.
+//! Differs from the released code:
+//! - It also copies the moments of the optimiser half a period old, which burn does not give out. A place keeps the
+//!   moments of the rank that was pruned, and the gates of a site start theirs anew.
+//! - It puts the copies of a site in a random order. Here the strongest one comes first.
+//! - Where a site loses more than half of its ranks, it copies pruned ones as well. Here strong ones come again.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{Adapter, Gate, GateForm};
@@ -109,7 +112,8 @@ impl Beam {
     }
 }
 
-/// Of the importance of the ranks of all sites: which ranks stay, in the same order.
+/// Of the importance of the ranks of all sites: which ranks stay, in the same order. The first rank that brings the
+/// sum above the share is pruned too, as in the released code.
 fn staying(importance: &[Vec<f32>], share: f64) -> Vec<Vec<bool>> {
     let mut all: Vec<(f32, usize, usize)> = Vec::new();
     for (site, values) in importance.iter().enumerate() {
@@ -121,11 +125,11 @@ fn staying(importance: &[Vec<f32>], share: f64) -> Vec<Vec<bool>> {
     let mut stays: Vec<Vec<bool>> = importance.iter().map(|v| vec![false; v.len()]).collect();
     let mut sum = 0.0;
     for (value, site, k) in all {
+        sum += f64::from(value);
         // Rounding must not prune the last one where all are to stay.
-        if sum >= share * total && share < 1.0 {
+        if sum > share * total && share < 1.0 {
             break;
         }
-        sum += f64::from(value);
         stays[site][k] = true;
     }
     stays
@@ -200,10 +204,12 @@ mod tests {
     #[test]
     fn the_weakest_of_all_sites_go_and_the_strongest_of_the_site_take_their_places() {
         let importance = [vec![2.0f32, 0.5, 1.4, 0.1], vec![1.0, 1.0, 1.0, 1.0]];
-        // 2 + 1.4 + 1 + 1 + 1 + 1 = 7.4 of 8 is the first sum of at least 0.9 · 8.
+        // 2 + 1.4 + 1 + 1 + 1 = 6.4 of 8 is the last sum of at most 0.9 · 8.
         let stays = staying(&importance, 0.9);
         assert_eq!(stays[0], [true, false, true, false]);
-        assert_eq!(stays[1], [true; 4]);
+        assert_eq!(stays[1], [true, true, true, false]);
+        // 7.4 of 8 is no more than 0.93 · 8.
+        assert_eq!(staying(&importance, 0.93)[1], [true; 4]);
         assert_eq!(replacements(&importance[0], &stays[0]), [(1, 0), (3, 2)]);
         // Fewer strong ones than places: they come again.
         let few = replacements(&[3.0, 0.1, 0.2], &[true, false, false]);

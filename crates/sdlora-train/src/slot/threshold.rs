@@ -1,11 +1,13 @@
 //! SoRA: a gate over ranks, soft-thresholded after every step (Ding et al. 2023, EMNLP, arXiv 2311.11696).
 //!
-//! `g ← sign(g) · max(|g| − ξ, 0)` after the step of the optimiser, as its released code does it, where ξ is not
+//! `g ← sign(g) · max(|g| − ξ, 0)` after the step of the optimiser, where as in the released code ξ is not
 //! multiplied by the learning rate. A rank whose gate is 0 gets no gradient through its factors any more, but its
 //! gate does, so it may come back until the task ends.
 //!
-//! Differs from the released code: gates have the optimiser of the run and a factor on its rate, not an AdamW of
-//! their own.
+//! Differs from the released code:
+//! - Gates have the optimiser of the run and a factor on its rate, not an AdamW of their own.
+//! - What is left below ξ stays, as the proximal step of the paper has it. The code clears it, so its gates are never
+//!   between 0 and ξ.
 
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
