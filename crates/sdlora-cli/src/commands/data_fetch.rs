@@ -81,7 +81,7 @@ impl Fetch {
             let dataset = datasets::open(entry.name, &self.data_dir, &Options::none())?;
             if !self.quiet {
                 say!("opened   {}", entry.name);
-                super::data::describe(dataset.as_ref());
+                super::data_description::describe(dataset.as_ref());
             }
         }
         Ok(())

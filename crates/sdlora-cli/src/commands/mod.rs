@@ -4,6 +4,7 @@ pub mod analyse;
 pub mod compare;
 mod contact_sheet;
 pub mod data;
+mod data_description;
 pub mod data_fetch;
 pub mod evaluate;
 pub mod export;

@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::collisions;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, matrix_csv, mean, not_shown, percent};
 use super::subject::Subject;
 use crate::report::figure::heat;

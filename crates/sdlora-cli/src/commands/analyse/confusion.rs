@@ -1,6 +1,6 @@
 //! `confusion`: which class and which task is taken for which.
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, matrix_csv, percent};
 use super::subject::Subject;
 use crate::report::figure::heat;

@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::{TaskState, TrainedRun};
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, mean, missing, number};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines};

@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::head_norms;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines};

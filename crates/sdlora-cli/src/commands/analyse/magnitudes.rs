@@ -1,6 +1,6 @@
 //! `magnitudes`: figure 2 of the paper, whether early directions weigh more than late ones.
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Difference, Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines, shade};

@@ -6,6 +6,7 @@
 mod calibration;
 mod collisions;
 mod confusion;
+mod diagnostic;
 mod drift;
 pub(super) mod finding;
 mod head;
@@ -30,19 +31,9 @@ use crate::UsageError;
 use crate::commands::{Common, run_parser};
 use crate::output::{note, say};
 use crate::shown::{shown, shown_path};
-use finding::{Finding, NotShown};
+use diagnostic::Diagnostic;
+use finding::NotShown;
 use subject::{Options, Subject};
-
-/// A question to a run.
-struct Diagnostic {
-    /// Name on the command line and of its files.
-    name: &'static str,
-    /// One line for the help text.
-    summary: &'static str,
-    /// Whether it is asked only by name, because it trains.
-    is_costly: bool,
-    ask: fn(&mut Subject) -> anyhow::Result<Finding>,
-}
 
 /// Every diagnostic there is, in the order in which they are shown.
 const DIAGNOSTICS: &[Diagnostic] = &[

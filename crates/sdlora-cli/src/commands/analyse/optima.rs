@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::task_optima;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{self, Finding, Verdict, matrix_csv};
 use super::subject::Subject;
 use crate::report::figure::heat;

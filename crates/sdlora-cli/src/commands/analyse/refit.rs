@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::Refit;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, missing, number, percent};
 use super::subject::Subject;
 use crate::report::figure::{Axis, COLOURS, Series, lines};

@@ -3,7 +3,7 @@
 use sdlora_train::RunLog;
 use sdlora_train::analysis::direction_residuals;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, mean, not_shown, number, thirds};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines, shade};

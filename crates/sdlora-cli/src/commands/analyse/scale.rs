@@ -2,7 +2,7 @@
 
 use sdlora_train::analysis::update_scale;
 
-use super::Diagnostic;
+use super::diagnostic::Diagnostic;
 use super::finding::{Finding, Verdict, csv, not_shown, number};
 use super::subject::Subject;
 use crate::report::figure::{Axis, Series, lines};

@@ -10,9 +10,7 @@ use anyhow::Context;
 use sdlora_data::{ClassOrder, GroupOrder, TaskSplit};
 use sdlora_metrics::Summary;
 use sdlora_train::files::write_file;
-use sdlora_train::{
-    Event, Observer, PLAN_FILE, Plan, RunConfig, RunLog, Start, TaskLog, TrainError, pixel_floor,
-};
+use sdlora_train::{Event, Observer, PLAN_FILE, Plan, RunConfig, Start, TrainError, pixel_floor};
 use sha2::{Digest, Sha256};
 
 use crate::UsageError;
@@ -679,11 +677,6 @@ fn say(args: &Args, label: &str, seed: u32, summary: &Summary, seconds: f64) {
         .map_or("-".into(), |a| format!("{:.2} %", 100.0 * a));
     let label = clipped(label);
     say!("{label:<28} seed {seed}  Acc {accuracy}  in {seconds:.0} s");
-}
-
-/// Seconds of a run but for evaluation.
-fn seconds_of(log: &RunLog) -> f64 {
-    log.tasks.iter().map(TaskLog::total_seconds).sum()
 }
 
 /// Label of the row without a backbone.

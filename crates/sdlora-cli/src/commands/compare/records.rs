@@ -14,9 +14,10 @@ use anyhow::Context;
 use sdlora_metrics::Summary;
 use sdlora_train::files::Appended;
 use sdlora_train::heads::FloatsStored;
+use sdlora_train::{RunLog, TaskLog};
 use serde::{Deserialize, Serialize};
 
-use super::{names, seconds_of};
+use super::names;
 use crate::results::Metrics;
 use crate::shown::clipped;
 
@@ -329,6 +330,11 @@ fn cannot(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> a
         path.display()
     );
     move |e| anyhow::Error::from(e).context(text)
+}
+
+/// Seconds of a run but for evaluation.
+fn seconds_of(log: &RunLog) -> f64 {
+    log.tasks.iter().map(TaskLog::total_seconds).sum()
 }
 
 #[cfg(test)]
