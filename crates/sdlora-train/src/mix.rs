@@ -11,11 +11,8 @@ use rand::{Rng, RngExt};
 use rand_distr::{Beta, Distribution};
 use serde::{Deserialize, Serialize};
 
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::generator;
-
-/// Stream of the generator, beside those of the methods.
-const MIX_DRAW: u64 = 3;
 
 /// Which mixing, and how often.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,7 +85,7 @@ impl MixConfig {
     /// How the batch of a step is mixed; `size` is height and width of its images.
     pub fn draw(&self, seed: u64, task_idx: usize, step: usize, size: [usize; 2]) -> Mix {
         // Far more words than a step can draw lie between two steps.
-        let mut rng = generator(seed, MIX_DRAW, task_idx);
+        let mut rng = generator(seed, Draw::Mix, task_idx);
         rng.set_word_pos((step as u128) << 16);
         if rng.random::<f64>() >= self.probability {
             return Mix::None;

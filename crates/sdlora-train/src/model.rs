@@ -2,8 +2,6 @@
 
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::tensor::Tensor;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use sdlora_core::{Adapter, Updates};
 use sdlora_vit::Vit;
 
@@ -181,12 +179,4 @@ pub(crate) fn parameters<M: Module>(module: &M) -> Vec<(ParamId, bool)> {
     let mut collect = Collect(Vec::new());
     module.visit(&mut collect);
     collect.0
-}
-
-/// A generator for one purpose in one task: nothing has to be carried from task to task, so a
-/// resumed run draws what an unbroken one does.
-pub fn generator(seed: u64, purpose: u64, task_idx: usize) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream((purpose << 32) | task_idx as u64);
-    rng
 }

@@ -17,7 +17,7 @@ use crate::error::TrainError;
 use crate::files::{self, create_folders, write_file};
 use crate::fingerprint::{Compared, Fingerprint};
 use crate::folder_lock::FolderLock;
-use crate::run::Start;
+use crate::run_options::Start;
 
 /// Name of the file that holds the plan of a run.
 pub const PLAN_FILE: &str = "plan.toml";

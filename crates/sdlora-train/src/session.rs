@@ -19,6 +19,7 @@ use crate::evaluator::{self, Evaluator};
 use crate::export::TensorFile;
 use crate::features::FeatureTable;
 use crate::fingerprint::Fingerprint;
+use crate::finished::Finished;
 use crate::heads::{Classifier, HeadTask};
 use crate::kept::Kept;
 use crate::methods::{AdapterSpec, TaskContext};
@@ -30,10 +31,10 @@ use crate::resume::{
     Arrays, Position, Restored, clean_objects, restore, save, step_name, steps_done_name,
     task_end_name,
 };
-use crate::run::{Finished, RunOptions, Start};
 use crate::run_data::{Round, RunData, Task};
 use crate::run_folder::{CHECKPOINTS, RunFolder};
 use crate::run_log::RunLog;
+use crate::run_options::{RunOptions, Start};
 use crate::soundness::unsound_part;
 use crate::task_loader::TaskLoader;
 use crate::task_log::TaskLog;

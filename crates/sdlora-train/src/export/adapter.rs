@@ -17,17 +17,21 @@ use sdlora_core::{
 use sdlora_vit::{Projection, Vit, VitConfig};
 use serde::{Deserialize, Serialize};
 
-use super::FinishedRun;
-use super::tensors::TensorFile;
+use super::finished_run::FinishedRun;
+use super::json::write_json;
+use super::model_folder::CONFIG_KEY;
+use super::tensors::{TensorFile, named};
 use crate::error::TrainError;
 use crate::heads::Classifier;
 
 /// Name of the format in `adapter.json`.
 const FORMAT: &str = "sdlora-adapter";
+
+/// Largest difference, relative to the largest weight of a tensor, between the merged weights and
+/// base plus directions that is rounding rather than another change.
+const MERGE_TOLERANCE: f32 = 1e-5;
 /// Version of the folder.
 const VERSION: u32 = 1;
-/// Metadata key of the settings in `adapter.safetensors`.
-pub(super) const CONFIG_KEY: &str = "sdlora.adapter.config";
 
 /// What `adapter.json` says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -251,7 +255,45 @@ pub(super) fn write(run: &FinishedRun, out: &Path) -> Result<(), TrainError> {
     file.write(&out.join("adapter.safetensors"))?;
     let head = run.config.head.as_ref().map_or("linear", |h| &h.name);
     run.classifier.write(&out.join("head.safetensors"), head)?;
-    super::write_json(&out.join("classes.json"), &run.class_names)?;
+    write_json(&out.join("classes.json"), &run.class_names)?;
     // Last, so that a folder with it is whole.
-    super::write_json(&out.join("adapter.json"), &manifest)
+    write_json(&out.join("adapter.json"), &manifest)
+}
+
+impl FinishedRun {
+    /// Checks that base weights and directions are all there is to the merged weights, and returns
+    /// the base.
+    pub(super) fn check_directions(&self) -> Result<Vit, TrainError> {
+        let method = &self.config.method.name;
+        let refuse = |problem: String| Err(TrainError::export(&self.folder, problem));
+        if !self.adapter_path().is_file() {
+            return refuse(format!(
+                "method {method} leaves no directions, so there is no adapter: use `--format hf` \
+                 or `--format timm`"
+            ));
+        }
+        let base = self.base()?;
+        let (bank, ..) = Bank::read(&self.adapter_path())?;
+        let composed = named(&base.clone().merged(&bank.updates(&self.device)))?;
+        let merged = named(&self.vit)?;
+        for (name, expected) in &merged.tensors {
+            let largest = expected.values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let is_same = composed.tensors.get(name).is_some_and(|found| {
+                found.shape == expected.shape
+                    && found
+                        .values
+                        .iter()
+                        .zip(&expected.values)
+                        .all(|(a, b)| (a - b).abs() <= MERGE_TOLERANCE * largest)
+            });
+            if !is_same {
+                return refuse(format!(
+                    "`{name}` is not base plus directions (method {method}, base {}): check that \
+                     the base file is the one of the run, or use `--format hf` or `--format timm`",
+                    self.config.backbone.weights.display()
+                ));
+            }
+        }
+        Ok(base)
+    }
 }

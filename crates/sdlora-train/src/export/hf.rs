@@ -10,9 +10,10 @@ use sdlora_vit::{Pooling, PosEmbed, Projection, Vit, VitConfig};
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Library};
+use super::finished_run::FinishedRun;
+use super::json::write_json;
 use super::preparation::{Filter, Preparation, Resized, normalisation};
-use super::tensors::{HostTensor, TensorFile};
-use super::{FinishedRun, named, write_json};
+use super::tensors::{HostTensor, TensorFile, named};
 use crate::error::TrainError;
 use crate::files::create_folders;
 

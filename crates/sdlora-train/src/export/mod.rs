@@ -7,8 +7,10 @@ mod adapter;
 mod bundle;
 mod card;
 mod extract;
+mod finished_run;
 mod hf;
 mod history;
+mod json;
 mod model_folder;
 mod onnx;
 mod peft;
@@ -17,34 +19,21 @@ mod preparation;
 mod tensors;
 mod timm;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-use burn::tensor::Device;
-use sdlora_vit::{Vit, WeightDtype};
-use serde::Serialize;
+use std::path::Path;
 
 pub use adapter::AdapterFolder;
 pub use bundle::UnpackedBundle;
 pub use extract::extract_features;
+pub use finished_run::FinishedRun;
 pub use model_folder::{Answer, Predictor, write_model};
 pub use onnx::{OnnxOptions, OnnxPreparation, OnnxProbe};
 pub use tensors::{HostTensor, TensorFile};
 
-use self::model_folder::{
-    ADAPTER_FILE, CLASSES_FILE, HEAD_FILE, NOVELTY_FILE, PREDICT_FILE, PROMPTS_FILE, VIT_FILE,
-};
+use self::model_folder::PROMPTS_FILE;
 use self::place::{Kind, Place};
 use self::preparation::Preparation;
-use crate::config::{BackboneConfig, RunConfig, check_input};
 use crate::error::TrainError;
-use crate::extractor::Extractor;
-use crate::files::sums::check_files;
 use crate::files::write_file;
-use crate::heads::Classifier;
-use crate::methods::METHODS;
-use crate::run_folder::{PLAN_FILE, read_plan};
-use crate::state::MethodState;
 
 /// A form to export to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,194 +75,6 @@ impl Format {
             TrainError::setting("format", name, format!("one of {}", known.join(", ")))
         })
     }
-}
-
-/// Largest difference, relative to the largest weight of a tensor, between the merged weights and
-/// base plus directions that is rounding rather than another change.
-const MERGE_TOLERANCE: f32 = 1e-5;
-
-/// A finished run, read from its folder.
-#[derive(Debug)]
-pub struct FinishedRun {
-    folder: PathBuf,
-    data_dir: PathBuf,
-    device: Device,
-    config: RunConfig,
-    /// With all directions inside its weights.
-    vit: Vit,
-    classifier: Classifier,
-    class_names: Vec<String>,
-    /// Empty where features need one pass.
-    state: MethodState,
-    /// That of the model, where its owner says it.
-    licence: Option<String>,
-}
-
-impl FinishedRun {
-    /// Reads the folder of a run; the base weights, where a form needs them, are looked for as the
-    /// run did, from `data_dir`.
-    ///
-    /// # Errors
-    ///
-    /// [`TrainError::NotFinished`] for a folder without plan or model, and those of damaged files.
-    pub fn open(folder: &Path, data_dir: &Path, device: &Device) -> Result<Self, TrainError> {
-        let plan = folder.join(PLAN_FILE);
-        let model = folder.join("model");
-        let (vit_file, head_file) = (model.join(VIT_FILE), model.join(HEAD_FILE));
-        let classes = model.join(CLASSES_FILE);
-        for needed in [&plan, &vit_file, &head_file, &classes] {
-            if !needed.is_file() {
-                return Err(TrainError::NotFinished {
-                    path: folder.into(),
-                    missing: needed.clone(),
-                });
-            }
-        }
-        let config = read_plan(folder)?;
-        let mut files = vec![VIT_FILE, HEAD_FILE, CLASSES_FILE];
-        let others = [ADAPTER_FILE, PREDICT_FILE, NOVELTY_FILE];
-        files.extend(others.into_iter().filter(|name| model.join(name).is_file()));
-        check_files(&model, &files)?;
-        let (vit, _) = Vit::load(&vit_file, None, device)?;
-        check_input(&config.transform, vit.config(), &vit_file)?;
-        let (d_model, depth) = (vit.config().d_model, vit.config().depth);
-        let state = model_folder::read_state(&model, d_model, depth, METHODS, device)?;
-        let width = Extractor::from(vit.clone())
-            .with_state(state.clone())
-            .width();
-        let classifier = Classifier::read(&head_file, width)?;
-        let n_classes = classifier.n_classes();
-        let text = std::fs::read(&classes).map_err(TrainError::io("read", &classes))?;
-        let mut class_names: Vec<String> = serde_json::from_slice(&text)
-            .map_err(|e| TrainError::export(&classes, e.to_string()))?;
-        if class_names.len() < n_classes {
-            let problem = format!("{n_classes} classes have {} names", class_names.len());
-            return Err(TrainError::export(&classes, problem));
-        }
-        class_names.truncate(n_classes);
-        Ok(Self {
-            folder: folder.into(),
-            data_dir: data_dir.into(),
-            device: device.clone(),
-            config,
-            vit,
-            classifier,
-            class_names,
-            state,
-            licence: None,
-        })
-    }
-
-    /// The same run with the section of its backbone completed: where the base weights lie, when the
-    /// plan names no path.
-    #[must_use]
-    pub fn with_backbone(mut self, backbone: BackboneConfig) -> Self {
-        self.config.backbone = backbone;
-        self
-    }
-
-    /// The same run under a licence, which model cards and bundles carry; an identifier such as `Apache-2.0` or a text.
-    #[must_use]
-    pub fn with_licence(mut self, licence: Option<String>) -> Self {
-        self.licence = licence;
-        self
-    }
-
-    /// The plan of the run.
-    pub fn config(&self) -> &RunConfig {
-        &self.config
-    }
-
-    /// The backbone with all directions inside its weights.
-    pub fn vit(&self) -> &Vit {
-        &self.vit
-    }
-
-    /// What classifies the features of the run.
-    pub fn classifier(&self) -> &Classifier {
-        &self.classifier
-    }
-
-    /// What turns images into the features of the run: the backbone, and what a second pass
-    /// reads.
-    pub fn extractor(&self) -> Extractor {
-        Extractor::from(self.vit.clone()).with_state(self.state.clone())
-    }
-
-    /// Rows `[n_classes, d_model]` and biases `[n_classes]` of the head, for formats that know no
-    /// other than a linear one.
-    fn linear_head(&self) -> Result<(Vec<f32>, Vec<f32>), TrainError> {
-        let linear = self.classifier.as_linear();
-        let (rows, bias) = linear.ok_or_else(|| {
-            let problem = "its head is not linear in the features, and no format of other programs \
-                           has a place for it: use `sdlora predict`, which reads the run folder, or \
-                           run with another `head`";
-            TrainError::export(&self.folder, problem)
-        })?;
-        Ok((rows.to_vec(), bias.to_vec()))
-    }
-
-    fn n_classes(&self) -> usize {
-        self.class_names.len()
-    }
-
-    fn d_model(&self) -> usize {
-        self.vit.config().d_model
-    }
-
-    fn adapter_path(&self) -> PathBuf {
-        self.folder.join("model").join(ADAPTER_FILE)
-    }
-
-    /// The backbone as it was before the run.
-    fn base(&self) -> Result<Vit, TrainError> {
-        let side = self.config.transform.side;
-        self.config
-            .backbone
-            .load(&self.data_dir, Some(side), &self.device)
-    }
-
-    /// Checks that base weights and directions are all there is to the merged weights, and returns
-    /// the base.
-    fn check_directions(&self) -> Result<Vit, TrainError> {
-        let method = &self.config.method.name;
-        let refuse = |problem: String| Err(TrainError::export(&self.folder, problem));
-        if !self.adapter_path().is_file() {
-            return refuse(format!(
-                "method {method} leaves no directions, so there is no adapter: use `--format hf` \
-                 or `--format timm`"
-            ));
-        }
-        let base = self.base()?;
-        let (bank, ..) = adapter::Bank::read(&self.adapter_path())?;
-        let composed = named(&base.clone().merged(&bank.updates(&self.device)))?;
-        let merged = named(&self.vit)?;
-        for (name, expected) in &merged.tensors {
-            let largest = expected.values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let is_same = composed.tensors.get(name).is_some_and(|found| {
-                found.shape == expected.shape
-                    && found
-                        .values
-                        .iter()
-                        .zip(&expected.values)
-                        .all(|(a, b)| (a - b).abs() <= MERGE_TOLERANCE * largest)
-            });
-            if !is_same {
-                return refuse(format!(
-                    "`{name}` is not base plus directions (method {method}, base {}): check that \
-                     the base file is the one of the run, or use `--format hf` or `--format timm`",
-                    self.config.backbone.weights.display()
-                ));
-            }
-        }
-        Ok(base)
-    }
-}
-
-/// The parameters of a model with timm's names, on the host.
-fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
-    let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new())?;
-    TensorFile::from_bytes(&bytes, Path::new("the backbone"))
 }
 
 /// Writes `run` in a form to `out`; only `force` replaces what is there. A folder appears whole or not
@@ -410,11 +211,4 @@ fn notes(
         ));
     }
     Ok(notes)
-}
-
-/// A JSON file.
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let text =
-        serde_json::to_vec_pretty(value).map_err(|e| TrainError::export(path, e.to_string()))?;
-    write_file(path, &text)
 }

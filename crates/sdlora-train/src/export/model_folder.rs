@@ -20,7 +20,6 @@ use sdlora_core::{CurrentForm, HostFactors};
 use sdlora_image::TransformConfig;
 use sdlora_vit::{Vit, WeightDtype};
 
-use super::adapter::CONFIG_KEY;
 use super::tensors::TensorFile;
 use crate::config::check_input;
 use crate::error::TrainError;
@@ -28,13 +27,15 @@ use crate::extractor::Extractor;
 use crate::features::FeatureTable;
 use crate::files::sums::check_files;
 use crate::files::{NewFolder, write_file};
+use crate::finished::Finished;
 use crate::heads::Classifier;
 use crate::methods::{METHODS, MethodEntry};
 use crate::model::Model;
 use crate::predicting::{Novelty, PredictConfig, energy, probabilities};
-use crate::run::Finished;
-use crate::state::{self, MethodState};
+use crate::state::{MethodState, file};
 
+/// Metadata key of the settings in `adapter.safetensors`.
+pub(super) const CONFIG_KEY: &str = "sdlora.adapter.config";
 /// Version of the adapter file.
 const ADAPTER_VERSION: &str = "1";
 
@@ -82,7 +83,7 @@ fn write_files(folder: &Path, finished: &Finished) -> Result<Vec<&'static str>, 
         novelty.write(&folder.join(NOVELTY_FILE))?;
         written.push(NOVELTY_FILE);
     }
-    if state::write(&folder.join(PROMPTS_FILE), &model.state)? {
+    if file::write(&folder.join(PROMPTS_FILE), &model.state)? {
         written.push(PROMPTS_FILE);
     }
     // Where all directions were merged, none is left to write.
@@ -107,7 +108,11 @@ pub(super) fn read_state(
         return Ok(MethodState::default());
     }
     check_files(folder, &[PROMPTS_FILE])?;
-    state::read(&path, d_model, depth, methods, device)
+    let known: Vec<_> = methods
+        .iter()
+        .filter_map(|method| method.second_pass)
+        .collect();
+    file::read(&path, d_model, depth, &known, device)
 }
 
 /// Directions as `blocks.<i>.<projection>.task<k>.lora_A` `[rank, d_input]` and `.lora_B`

@@ -18,8 +18,10 @@ use serde_json::json;
 
 use super::adapter::{Bank, SiteBank, transposed};
 use super::card::{self, Library};
+use super::finished_run::FinishedRun;
+use super::hf;
+use super::json::write_json;
 use super::tensors::TensorFile;
-use super::{FinishedRun, hf, write_json};
 use crate::error::TrainError;
 
 /// Name of the folder with the base.

@@ -7,7 +7,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{FinishedRun, card};
+use super::card;
+use super::finished_run::FinishedRun;
 use crate::error::TrainError;
 use crate::files::{NewFolder, clean_shared, create_folders, put_back};
 use crate::run_folder::PLAN_FILE;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use sdlora_vit::{VitError, with_sorted_header};
+use sdlora_vit::{Vit, VitError, WeightDtype, with_sorted_header};
 
 use crate::error::TrainError;
 use crate::files::write_file;
@@ -138,6 +138,12 @@ impl TensorFile {
         })?;
         Ok((shape, &found.values))
     }
+}
+
+/// The parameters of a model with timm's names, on the host.
+pub(super) fn named(vit: &Vit) -> Result<TensorFile, TrainError> {
+    let bytes = vit.to_bytes(WeightDtype::F32, &BTreeMap::new())?;
+    TensorFile::from_bytes(&bytes, Path::new("the backbone"))
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ use sdlora_vit::{Activation, BACKBONES, Pooling, PosEmbed, VitConfig};
 use serde_json::json;
 
 use super::card::{self, Library};
+use super::finished_run::FinishedRun;
+use super::json::write_json;
 use super::preparation::{Filter, Preparation, Resized, normalisation};
-use super::tensors::TensorFile;
-use super::{FinishedRun, named, write_json};
+use super::tensors::{TensorFile, named};
 use crate::error::TrainError;
 
 /// Added to the variance by timm's ViTs; its configuration file cannot name another.

@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::align::{Columns, Gaussians, LogitNorm, Recipe, Spread, align};
 use super::drift::{self, Drift, LinearMap};
-use super::{ALIGNMENT_DRAW, Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead, qda};
+use super::{Classifier, Head, HeadEntry, HeadState, HeadTask, TrainedHead, qda};
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
 use crate::linalg::{Cholesky, Symmetric, packed_len};
-use crate::model::generator;
 use crate::options::parse;
 use covariance::{factor, factors, moved_factors, moved_variances, pooled};
 use moments::ClassMoments;
@@ -292,7 +292,7 @@ impl Gaussian {
             max_steps: self.max_steps,
             robust_weight: self.robust_weight,
         };
-        let mut rng = generator(task.seed, ALIGNMENT_DRAW, task.task_idx);
+        let mut rng = generator(task.seed, Draw::Alignment, task.task_idx);
         let aligned = align(&start, &gaussians, &first_labels, recipe, &mut rng);
         let is_finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
         if is_finite(&aligned.rows) && is_finite(&aligned.bias) {

@@ -12,6 +12,7 @@ mod classifier;
 mod cosine;
 mod drift;
 mod gaussian;
+mod head;
 mod linear;
 mod ncm;
 mod normal;
@@ -22,136 +23,30 @@ mod ridge;
 mod softmax;
 mod start;
 mod state;
+mod stored;
+mod task;
 mod trained;
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 pub use classifier::Classifier;
 pub(crate) use classifier::argmax;
 pub use cosine::CosineHead;
 pub use drift::Drift;
+pub use head::{Head, HeadEntry};
 pub(crate) use resting::RestingColumns;
 pub use start::ColumnStart;
 pub(crate) use state::SHARED;
-pub use state::{Arrays, FloatsStored, HeadState};
+pub use state::{Arrays, HeadState};
+pub use stored::FloatsStored;
+pub use task::HeadTask;
 pub(crate) use trained::TrainedShape;
 pub(crate) use trained::weighted_cross_entropy;
 pub use trained::{TrainedHead, cross_entropy};
 
 use crate::error::TrainError;
-use crate::features::FeatureTable;
-
-/// A task as a head sees it: features of its training images, and where its new classes begin.
-#[derive(Debug, Clone)]
-pub struct HeadTask<'a> {
-    /// Features of the training images, prepared as for evaluation, always in the same order.
-    pub table: &'a FeatureTable,
-    /// Number of classes seen before: labels from here on are new, smaller ones come again.
-    pub first_label: usize,
-    /// Task, from 0.
-    pub task_idx: usize,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Device with autodiff.
-    pub device: &'a Device,
-}
-
-/// A way to classify features. It knows of features and labels, and of no image or backbone.
-pub trait Head: Debug + Send + Sync {
-    /// Whether the steps of a method are all it learns by: then a method without steps cannot have
-    /// it.
-    fn needs_steps(&self) -> bool {
-        false
-    }
-
-    /// Where new columns start under a method that starts them at `of_method`; the option `start`
-    /// overrules both.
-    fn start(&self, of_method: ColumnStart) -> ColumnStart {
-        of_method
-    }
-
-    /// Columns of `n_new` classes for the steps of a task to train.
-    fn columns(
-        &self,
-        start: ColumnStart,
-        d_model: usize,
-        n_new: usize,
-        rng: &mut ChaCha8Rng,
-        device: &Device,
-    ) -> TrainedHead {
-        start.draw(d_model, n_new, rng, device)
-    }
-
-    /// Logits `[batch, n_classes]` that the loss of a step compares, of `features: [batch, d_model]`;
-    /// `trained` has the columns of the classes that are compared, and no others.
-    fn logits(&self, trained: &TrainedHead, features: Tensor<2>) -> Tensor<2> {
-        trained.linear(features)
-    }
-
-    /// What becomes of the statistics of old classes when the features change.
-    fn drift(&self) -> Drift {
-        Drift::Ignored
-    }
-
-    /// Whether [`before_task`](Self::before_task) wants the features of the task's images as they
-    /// are before its first step; they cost one forward pass over the images.
-    fn wants_features_before(&self) -> bool {
-        self.drift() != Drift::Ignored
-    }
-
-    /// Sees the features of a task before its first step, and keeps them until [`fit`](Self::fit).
-    ///
-    /// # Errors
-    ///
-    /// When the features do not fit what the head keeps.
-    fn before_task(
-        &self,
-        mut state: HeadState,
-        task: &HeadTask<'_>,
-    ) -> Result<HeadState, TrainError> {
-        drift::keep_before(&mut state, task);
-        Ok(state)
-    }
-
-    /// Whether [`fit`](Self::fit) is to be called after the last step of a task; it costs one forward
-    /// pass over the images.
-    fn is_fitted(&self) -> bool {
-        false
-    }
-
-    /// Learns from the features of a task after its last step.
-    ///
-    /// # Errors
-    ///
-    /// When the features do not fit what the head keeps.
-    fn fit(&self, state: HeadState, _task: &HeadTask<'_>) -> Result<HeadState, TrainError> {
-        Ok(state)
-    }
-
-    /// Whether more images of a class that is known change what is kept of it.
-    fn extends_classes(&self) -> bool {
-        true
-    }
-
-    /// What predicts, over all classes seen; `None` before the first task.
-    fn classifier(&self, state: &HeadState) -> Option<Classifier>;
-}
-
-/// A registered head.
-#[derive(Debug)]
-pub struct HeadEntry {
-    /// Name in configuration files.
-    pub name: &'static str,
-    /// One line for the help text.
-    pub summary: &'static str,
-    /// Reads the options of the head.
-    pub build: fn(&toml::Table) -> Result<Arc<dyn Head>, TrainError>,
-}
 
 /// Every head there is.
 pub const HEADS: &[HeadEntry] = &[
@@ -162,10 +57,6 @@ pub const HEADS: &[HeadEntry] = &[
     qda::ENTRY,
     gaussian::ENTRY,
 ];
-
-/// Purposes of the generators of heads; those of methods are below 16.
-const ALIGNMENT_DRAW: u64 = 16;
-const PROJECTION_DRAW: u64 = 17;
 
 /// Builds the head of that name with its options.
 ///
@@ -288,6 +179,8 @@ impl HeadConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::draws::{Draw, generator};
+    use crate::features::FeatureTable;
     use sdlora_testkit::test_device_autodiff;
     use sdlora_testkit::toy::SplitMix64;
 
@@ -358,7 +251,7 @@ mod tests {
                 seed: 3,
                 device: &device,
             };
-            let mut rng = crate::model::generator(3, 1, task_idx);
+            let mut rng = generator(3, Draw::HeadColumns, task_idx);
             if head.wants_features_before() {
                 state = head.before_task(state, &task).unwrap();
             }
@@ -445,7 +338,7 @@ mod tests {
             let head = (entry.build)(&Default::default()).unwrap();
             let mut state = learned(head.as_ref());
             let before = head.classifier(&state).unwrap().logits(&table(0..4, 5));
-            let mut rng = crate::model::generator(3, 1, 2);
+            let mut rng = generator(3, Draw::HeadColumns, 2);
             state = state.grown(head.as_ref(), ColumnStart::Torch, D, 0, &mut rng, &device);
             let table = table(1..3, 12);
             let task = HeadTask {

@@ -5,16 +5,15 @@
 
 use std::sync::Arc;
 
-use super::PROJECTION_DRAW;
 use super::normal::standard_normal;
+use crate::draws::{Draw, generator};
 use crate::export::HostTensor;
 use crate::linalg::{View, add_product};
-use crate::model::generator;
 
 /// `P: [n, d_model]`, the same for a seed whatever the order of tasks; entries of variance
 /// `1 / d_model`, so that random features are as large as features.
 pub(super) fn draw(n: usize, d_model: usize, seed: u64) -> Arc<HostTensor> {
-    let mut rng = generator(seed, PROJECTION_DRAW, 0);
+    let mut rng = generator(seed, Draw::Projection, 0);
     let deviation = 1.0 / (d_model.max(1) as f64).sqrt();
     let drawn = standard_normal(&mut rng, n * d_model);
     Arc::new(HostTensor {

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::Device;
-use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
-use super::{ColumnStart, Head, RestingColumns, TrainedHead};
+use super::stored::FloatsStored;
+use super::{RestingColumns, TrainedHead};
 use crate::export::{HostTensor, TensorFile};
 
 /// Arrays on the host by name; shared, because statistics can be large and models are cloned.
@@ -27,44 +25,12 @@ pub struct HeadState {
     pub shared: Arrays,
 }
 
-/// Numbers that are kept of classes and tasks whose images are gone, each a 32-bit float.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FloatsStored {
-    /// For every class.
-    pub per_class: usize,
-    /// Once.
-    pub shared: usize,
-    /// For all classes seen.
-    pub total: usize,
-}
-
 /// Starts the name of an array of [`HeadState::per_class`] in a file.
 const PER_CLASS: &str = "per_class.";
 /// Starts the name of an array of [`HeadState::shared`] in a file.
 pub(crate) const SHARED: &str = "shared.";
 
 impl HeadState {
-    /// This state with columns for `n_new` more classes, all trainable; as it is where none is new.
-    pub fn grown(
-        mut self,
-        head: &dyn Head,
-        start: ColumnStart,
-        d_model: usize,
-        n_new: usize,
-        rng: &mut ChaCha8Rng,
-        device: &Device,
-    ) -> Self {
-        if n_new == 0 {
-            return self;
-        }
-        let new = head.columns(start, d_model, n_new, rng, device);
-        self.trained = Some(match self.trained.take() {
-            Some(old) => old.grown(new),
-            None => new,
-        });
-        self
-    }
-
     /// This state with the columns of `labels` alone, and those that rest meanwhile; see
     /// [`TrainedHead::of_task`].
     pub(crate) fn of_task(mut self, labels: &[usize]) -> (Self, Option<RestingColumns>) {

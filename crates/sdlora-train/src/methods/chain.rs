@@ -29,8 +29,9 @@ use super::{
     AdapterSpec, Method, MethodEntry, StepContext, TaskContext, check_counts, check_number,
     check_projections, parse, query_and_value,
 };
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::model::Model;
 
 /// The methods of this file.
 pub(super) const RACLORA: MethodEntry = MethodEntry {
@@ -201,9 +202,6 @@ fn built(name: &str, chain: Chain) -> Result<Box<dyn Method>, TrainError> {
     Ok(Box::new(chain))
 }
 
-/// Stream of the generator, beside those of the other methods.
-const CHAIN_DRAW: u64 = 0x61;
-
 impl Chain {
     /// A new round on some blocks, instead of the one that was merged.
     fn drawn(&self, mut model: Model, rng: &mut ChaCha8Rng, device: &Device) -> Model {
@@ -319,7 +317,7 @@ impl Method for Chain {
     fn before_task(&self, mut model: Model, task: &TaskContext) -> Result<Model, TrainError> {
         // Between tasks everything is merged, and all rounds share one magnitude of 1.
         if task.task_idx == 0 || self.every > 0 {
-            let mut rng = generator(task.seed, CHAIN_DRAW, task.task_idx);
+            let mut rng = generator(task.seed, Draw::Chain, task.task_idx);
             if task.task_idx == 0 {
                 model = task.begin_direction(model, self.rank)?;
                 model.adapter = model.adapter.with_current_magnitude_trainable(false);
@@ -337,7 +335,7 @@ impl Method for Chain {
         let n_done = step.step + 1;
         if self.every > 0 && n_done.is_multiple_of(self.every) && n_done < step.n_steps {
             // Far more words than a round can draw lie between two rounds.
-            let mut rng = generator(step.seed, CHAIN_DRAW, step.task_idx);
+            let mut rng = generator(step.seed, Draw::Chain, step.task_idx);
             rng.set_word_pos((n_done as u128) << 40);
             model = self.drawn(self.merged(model), &mut rng, &step.device);
         }

@@ -17,24 +17,25 @@
 //! running one.
 
 mod bases;
+mod settings;
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use sdlora_core::Direction;
 use sdlora_vit::{Projection, VitConfig};
-use serde::{Deserialize, Serialize};
 
 use super::input_subspaces::{Energy, covariances, into_state, spaces};
 use super::lora::plain_lora;
 use super::lora_per_task::new_slot;
 use super::{
     AdapterSpec, Method, MethodEntry, TaskContext, TaskImages, check_counts, check_number,
-    check_projections, default_rank, parse, query_and_value,
+    check_projections, parse,
 };
 use crate::error::TrainError;
 use crate::model::Model;
 use crate::state::MethodState;
 use bases::{Basis, Drawn, of_site};
+use settings::{CLora, Form, Source};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
     name: "clora",
@@ -47,64 +48,8 @@ pub(super) const ENTRY: MethodEntry = MethodEntry {
     second_pass: None,
 };
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CLora {
-    /// Rank of every LoRA.
-    #[serde(default = "default_rank")]
-    rank: usize,
-    /// Adapted projections of every block.
-    #[serde(default = "query_and_value")]
-    projections: Vec<Projection>,
-    /// Weight of the penalty (released code: 1); 0 is a LoRA per task.
-    #[serde(default = "default_lambda")]
-    lambda: f64,
-    /// What is kept small.
-    #[serde(default)]
-    form: Form,
-    /// Where P and Q come from.
-    #[serde(default)]
-    bases: Source,
-    /// Columns of P and Q, at most the smaller width of a site less the rank. Left out, an eighth of that
-    /// width: the example of the released code has 512, of the 4096 of the models in the paper.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    columns: Option<usize>,
-    /// With `old-features`, the share of the energy of the inputs of every task that P holds; 0.95 when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    share: Option<f64>,
-}
-
-fn default_lambda() -> f64 {
-    1.0
-}
-
 /// That of InfLoRA.
 const DEFAULT_SHARE: f64 = 0.95;
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Form {
-    /// `‖Pᵀ A‖² + ‖B Q‖²`, as in paper and released code.
-    #[default]
-    Factors,
-    /// `‖Pᵀ A B‖² + ‖A B Q‖²`, which is a property of the update alone.
-    Update,
-}
-
-/// Where the columns of P and Q come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Source {
-    /// Drawn from the seed of the run.
-    #[default]
-    Random,
-    /// Singular vectors of the pre-trained weight to its smallest singular values.
-    Minor,
-    /// To its largest ones.
-    Major,
-    /// What old tasks used of the inputs; nothing in the first task.
-    OldFeatures,
-}
 
 impl CLora {
     fn check(&self) -> Result<(), TrainError> {

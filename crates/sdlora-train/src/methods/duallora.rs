@@ -26,8 +26,9 @@ use super::{
     AdapterSpec, Method, MethodEntry, StepContext, TaskContext, TaskImages, check_counts,
     check_number, check_projections, default_rank, parse, query_and_value,
 };
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::model::Model;
 use branches::{BranchLayout, Branches, SECOND_PASS, Seen};
 
 pub(super) const ENTRY: MethodEntry = MethodEntry {
@@ -76,9 +77,6 @@ fn default_sharpness() -> f64 {
 fn one() -> f64 {
     1.0
 }
-
-/// Stream of the generator, beside those of the other methods.
-const BRANCH_DRAW: u64 = 0x64;
 
 impl DualLora {
     fn check(&self) -> Result<(), TrainError> {
@@ -149,7 +147,7 @@ impl Method for DualLora {
         let d_model = model.backbone.config().d_model;
         let before = Branches::of(&model.state).unwrap_or_else(|| Branches::none(self.layout()));
         let more = self.more_bases(&model, &before, images)?;
-        let mut rng = generator(task.seed, BRANCH_DRAW, task.task_idx);
+        let mut rng = generator(task.seed, Draw::Branches, task.task_idx);
         let grown = before.grown(&more, d_model, &mut rng, &task.device);
         model = grown.projected(model);
         Ok(model)

@@ -29,14 +29,12 @@ use super::{
     AdapterSpec, LossBatch, TaskContext, check_counts, check_projections, default_rank,
     query_and_value,
 };
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::model::Model;
 
 /// Tokens of a path.
 pub(super) const N_TOKENS: usize = 2;
-
-/// Stream of the generator.
-const PATH_DRAW: u64 = 0x61;
 
 /// Bits of the position in that stream that belong to an image, and to a step: far more words than either draws.
 const IMAGE_BITS: u32 = 22;
@@ -153,7 +151,7 @@ impl PathOptions {
         let paths = self.paths(model, labels);
         let probabilities = probabilities(&logits);
         let credits = batch.labels.iter().enumerate().map(|(row, label)| {
-            let mut rng = generator(batch.seed, PATH_DRAW, batch.task_idx);
+            let mut rng = generator(batch.seed, Draw::LabelPaths, batch.task_idx);
             let image = (batch.first_row + row) as u128;
             let position = ((batch.step as u128) << STEP_BITS) | (image << IMAGE_BITS);
             rng.set_word_pos(position);

@@ -29,9 +29,10 @@ use super::{
     AdapterSpec, Method, MethodEntry, TaskContext, TaskImages, check_counts, check_number,
     check_projections, default_rank, parse, query_and_value,
 };
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
-use crate::model::{Model, generator};
+use crate::model::Model;
 use crate::state::{MethodState, Role};
 use distil::{Distillation, Synthetic};
 use invert::{Inversion, Teacher};
@@ -123,10 +124,6 @@ fn default_lr() -> f64 {
     1e-3
 }
 
-/// Streams of the generator, beside those of the other methods.
-const PIXEL_DRAW: u64 = 0x67;
-const META_DRAW: u64 = 0x68;
-
 /// The fact that has the task of every class, in the order of labels.
 const CLASS_TASKS: &str = "class_tasks";
 
@@ -198,7 +195,7 @@ impl LoraRecycle {
             let vit = teacher(model, teacher_idx, &task.device);
             let means = model.state.get("means").map(|means| host(means.val()));
             let teacher = Teacher::new(vit, &head, means.as_deref(), &labels, &task.device);
-            let mut rng = generator(task.seed, PIXEL_DRAW, teacher_idx);
+            let mut rng = generator(task.seed, Draw::Pixels, teacher_idx);
             all.push(
                 self.inversion()
                     .invert(&teacher, labels, &mut rng, &task.device),
@@ -329,7 +326,7 @@ impl Method for LoraRecycle {
         _images: &dyn TaskImages,
     ) -> Result<Model, TrainError> {
         let synthetic = self.synthetic(&model, task)?;
-        let mut rng = generator(task.seed, META_DRAW, 0);
+        let mut rng = generator(task.seed, Draw::MetaTasks, 0);
         let banks = model.adapter.sites.iter();
         let sites: Vec<_> = banks.map(|bank| bank.site().clone()).collect();
         let adapter = Adapter::new(model.adapter.config(), &sites)?

@@ -10,9 +10,10 @@ use sdlora_core::{Direction, Site};
 use sdlora_vit::VitConfig;
 
 use super::AdapterSpec;
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
 use crate::heads::{ColumnStart, Head, HeadConfig};
-use crate::model::{Model, Part, generator};
+use crate::model::{Model, Part};
 use crate::second_pass::SecondPassEntry;
 use crate::step_context::StepContext;
 
@@ -38,7 +39,7 @@ pub struct TaskContext {
 impl TaskContext {
     /// The model with a head grown by the new classes.
     pub fn grow_head(&self, mut model: Model) -> Model {
-        let mut rng = generator(self.seed, HEAD_DRAW, self.task_idx);
+        let mut rng = generator(self.seed, Draw::HeadColumns, self.task_idx);
         let (d_model, n_new) = (model.backbone.config().d_model, self.n_new_classes);
         let (head, device) = (self.head.as_ref(), &self.device);
         model.head = model
@@ -53,7 +54,7 @@ impl TaskContext {
     ///
     /// When the rank does not fit a site.
     pub fn begin_direction(&self, mut model: Model, rank: usize) -> Result<Model, TrainError> {
-        let mut rng = generator(self.seed, DIRECTION_DRAW, self.task_idx);
+        let mut rng = generator(self.seed, Draw::Direction, self.task_idx);
         model.adapter = model.adapter.begin_task(rank, &mut rng, &self.device)?;
         Ok(model)
     }
@@ -75,7 +76,7 @@ impl TaskContext {
 
     /// The directions that begin in this task, one per site of a model, of the rank and the slot that a method names.
     pub(super) fn directions(&self, model: &Model, adapter: &AdapterSpec) -> Vec<Direction> {
-        let mut rng = generator(self.seed, DIRECTION_DRAW, self.task_idx);
+        let mut rng = generator(self.seed, Draw::Direction, self.task_idx);
         let banks = model.adapter.sites.iter();
         let sites: Vec<Site> = banks.map(|bank| bank.site().clone()).collect();
         let rank = adapter.ranks.at(self.task_idx);
@@ -86,7 +87,7 @@ impl TaskContext {
 
     /// What this task draws for its prompts.
     pub(super) fn prompt_rng(&self) -> ChaCha8Rng {
-        generator(self.seed, PROMPT_DRAW, self.task_idx)
+        generator(self.seed, Draw::Prompts, self.task_idx)
     }
 }
 
@@ -125,11 +126,6 @@ pub trait TaskImages {
     /// Those of reading the images.
     fn each_batch(&self, see: &mut dyn FnMut(Tensor<4>, &[usize])) -> Result<(), TrainError>;
 }
-
-/// Streams of the generator, so that changing what one part draws leaves the others as they were.
-const HEAD_DRAW: u64 = 1;
-const DIRECTION_DRAW: u64 = 2;
-const PROMPT_DRAW: u64 = 0x50;
 
 /// Over which classes the loss of a task runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

@@ -1,4 +1,4 @@
-//! The keys of `[optimizer]` as they are typed.
+//! The settings of an optimiser, and the keys of `[optimizer]` as they are typed.
 //!
 //! A flattened, tagged [`Rule`] would let serde ignore keys it does not know, so a misspelt
 //! `momentum` would train with the default. Here every key is a field, and what does not belong to
@@ -6,7 +6,66 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BETA1, BETA2, EPS, MOMENTUM, OptimizerConfig, Rule, Schedule};
+use super::schedule::Schedule;
+
+/// The rule that turns gradients into steps; the key `rule` names it and its fields stand beside it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// `sgd`: stochastic gradient descent; `v ← momentum · v + (1 − dampening) · g`, started with
+    /// `v = g`.
+    Sgd {
+        /// Share of the last velocity, from 0 to below 1; 0.9 when left out.
+        momentum: f64,
+        /// Reduction of the new gradient, from 0 to 1; 0 when left out.
+        dampening: f64,
+        /// Looks one velocity ahead; not when left out.
+        nesterov: bool,
+    },
+    /// `adam`: Adam with bias correction; weight decay is added to the gradient.
+    Adam {
+        /// Decay of the first moment; 0.9 when left out.
+        beta1: f64,
+        /// Decay of the second moment; 0.999 when left out.
+        beta2: f64,
+        /// Added to the root of the second moment; 1e-8 when left out.
+        eps: f64,
+    },
+    /// `adamw`: Adam with decoupled weight decay.
+    AdamW {
+        /// Decay of the first moment; 0.9 when left out.
+        beta1: f64,
+        /// Decay of the second moment; 0.999 when left out.
+        beta2: f64,
+        /// Added to the root of the second moment; 1e-8 when left out.
+        eps: f64,
+    },
+}
+
+/// Momentum of the published code.
+pub(super) const MOMENTUM: f64 = 0.9;
+/// PyTorch's defaults of Adam and AdamW.
+pub(super) const BETA1: f64 = 0.9;
+pub(super) const BETA2: f64 = 0.999;
+pub(super) const EPS: f64 = 1e-8;
+
+/// Settings of an optimiser; a new one is made at the start of every task.
+///
+/// Its TOML form is flat: `rule = "sgd"`, `lr = 0.01`, `momentum = 0.9`; keys that are unknown or
+/// belong to another rule are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawOptimizer", into = "RawOptimizer")]
+pub struct OptimizerConfig {
+    /// The rule.
+    pub rule: Rule,
+    /// Learning rate, greater than 0.
+    pub lr: f64,
+    /// Weight decay, at least 0; 0 when left out.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient over all parameters together; not bounded when absent.
+    pub max_grad_norm: Option<f64>,
+    /// The learning rate over the steps of a task; constant when left out.
+    pub schedule: Schedule,
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,146 +9,17 @@
 
 pub(crate) mod rows;
 
-use std::any::Any;
-use std::fmt::Debug;
-use std::sync::Arc;
-
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 use sdlora_core::Updates;
 use sdlora_vit::{Prefix, Prompting, Vit};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::state::{MethodState, kind_of};
+use crate::state::MethodState;
+pub(crate) use crate::state::query;
+pub use crate::state::{SecondPass, SecondPassEntry};
 use rows::drawn;
-
-/// How blocks read the [`MethodState`] of a method. It holds everything about the matrices but their numbers.
-pub trait SecondPass: Any + Debug + Send + Sync {
-    /// The name of this reading in files, unique among all methods.
-    fn kind(&self) -> &'static str;
-
-    /// The fields of this value as a JSON object; [`SecondPassEntry`] reads it back.
-    fn layout(&self) -> Value;
-
-    /// Checks that a layout from a file makes sense for a backbone of `depth` blocks.
-    ///
-    /// # Errors
-    ///
-    /// A sentence without a full stop that says what does not.
-    fn check(&self, depth: usize) -> Result<(), String>;
-
-    /// Room for the matrices of this layout, for a backbone of width `d_model`.
-    fn room(&self, d_model: usize, device: &Device) -> MethodState;
-
-    /// What such a model does that no form of weights can hold, as the end of "the method …".
-    fn does(&self) -> &'static str {
-        "makes a second pass for every image"
-    }
-
-    /// The query `[batch, width]` of images, by one forward pass without gradients; the feature unless said otherwise.
-    fn query(
-        &self,
-        _state: &MethodState,
-        vit: &Vit,
-        images: Tensor<4>,
-        updates: &Updates,
-    ) -> Tensor<2> {
-        query(vit, images, updates)
-    }
-
-    /// What a query adds to the logits of the first classes `[batch, n_shifted]`, where it tells of their tasks.
-    fn shifts(&self, _state: &MethodState, _query: &Tensor<2>) -> Option<Tensor<2>> {
-        None
-    }
-
-    /// What the blocks read for images with this [`query`](Self::query), as evaluation and prediction want it: no
-    /// task is told.
-    fn prompting(&self, state: &MethodState, query: Tensor<2>) -> Prompting;
-
-    /// What the blocks read in further passes, as [`prompting`](Self::prompting): the features of all of them are
-    /// averaged.
-    fn further_promptings(&self, _state: &MethodState) -> Vec<Prompting> {
-        Vec::new()
-    }
-
-    /// What the blocks read for images of the task that is trained, and what that adds to the loss `[1]`. A
-    /// query costs one forward pass.
-    fn training_prompting(
-        &self,
-        state: &MethodState,
-        query: &dyn Fn() -> Tensor<2>,
-    ) -> (Prompting, Option<Tensor<1>>) {
-        (self.prompting(state, query()), None)
-    }
-
-    /// The updates of the second pass, in the place of those of the first; `None` where both have the same.
-    fn updates(&self, _state: &MethodState) -> Option<Updates> {
-        None
-    }
-
-    /// The features of images, of those of the `second` pass and of the `query`, both `[batch, d_model]`. The query
-    /// is computed where it is called for.
-    fn features(&self, _query: &dyn Fn() -> Tensor<2>, second: Tensor<2>) -> Tensor<2> {
-        second
-    }
-
-    /// The width of [`features`](Self::features) where that of a pass is `d_model`.
-    fn width(&self, d_model: usize) -> usize {
-        d_model
-    }
-
-    /// What features `[batch, d_model]` of the second pass add to the loss `[1]` of the task that is trained.
-    fn feature_loss(&self, _state: &MethodState, _features: Tensor<2>) -> Option<Tensor<1>> {
-        None
-    }
-}
-
-/// A second pass as a method registers it.
-#[derive(Debug, Clone, Copy)]
-pub struct SecondPassEntry {
-    kind: &'static str,
-    read: fn(&Value) -> Result<Arc<dyn SecondPass>, String>,
-}
-
-impl SecondPassEntry {
-    /// The second pass of layout `L`, which is called `kind` in files.
-    pub const fn of<L: SecondPass + DeserializeOwned + 'static>(kind: &'static str) -> Self {
-        fn read<L: SecondPass + DeserializeOwned + 'static>(
-            layout: &Value,
-        ) -> Result<Arc<dyn SecondPass>, String> {
-            let layout = L::deserialize(layout)
-                .map_err(|e| format!("the layout of its prompts is unreadable ({e})"))?;
-            Ok(Arc::new(layout))
-        }
-        Self {
-            kind,
-            read: read::<L>,
-        }
-    }
-
-    /// The name in files.
-    pub fn kind(&self) -> &'static str {
-        self.kind
-    }
-
-    /// Reads a layout.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that says what is wrong with it.
-    pub(crate) fn read(&self, layout: &Value) -> Result<Arc<dyn SecondPass>, String> {
-        match kind_of(layout) {
-            kind if kind == self.kind => (self.read)(layout),
-            kind => Err(format!(
-                "its prompts are of kind `{kind}`, and `{}` is needed",
-                self.kind
-            )),
-        }
-    }
-}
 
 /// Features `[batch, width]` of images by a frozen backbone and the state of a method, as evaluation and
 /// prediction want them; the width is `d_model` unless a second pass says another.
@@ -225,11 +96,6 @@ fn forward(
 ) -> Tensor<2> {
     let own = second_pass.updates(state);
     vit.forward_prompted(images, own.as_ref().unwrap_or(updates), prompting)
-}
-
-/// `q(x)`, a constant: no gradient goes through it.
-pub(crate) fn query(vit: &Vit, images: Tensor<4>, updates: &Updates) -> Tensor<2> {
-    vit.forward(images, updates).detach()
 }
 
 /// Most prompts, tokens or tasks that a file is believed to have; their products stay below what an address

@@ -16,8 +16,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{Adapter, Gate, GateForm};
 use serde::{Deserialize, Serialize};
 
-use super::kept::SlotState;
-use super::with_values;
+use super::kept::{SlotState, with_values};
 use crate::error::TrainError;
 use crate::model::Model;
 use crate::options::check_number;

@@ -93,3 +93,8 @@ fn running(adapter: &Adapter) -> impl Iterator<Item = &Direction> {
 fn frozen(values: Tensor<2>) -> Param<Tensor<2>> {
     Param::from_tensor(values.detach()).set_require_grad(false)
 }
+
+/// A trained parameter with other values; it keeps its id, and so its moments.
+pub(super) fn with_values(param: Param<Tensor<2>>, values: Tensor<2>) -> Param<Tensor<2>> {
+    param.map(|_| values.detach().require_grad())
+}

@@ -11,13 +11,13 @@ mod patches;
 mod pruning;
 mod threshold;
 
-use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use sdlora_core::{ChunkLayout, Direction, DirectionForm, GateForm, HostFactors, Site, Updates};
 use serde::{Deserialize, Serialize};
 
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::{Model, Part, generator};
+use crate::model::{Model, Part};
 use crate::step_context::StepContext;
 
 pub use beam::Beam;
@@ -84,9 +84,6 @@ fn half() -> f64 {
 fn two() -> usize {
     2
 }
-
-/// Stream of the generator, beside those of the methods.
-const MASK_DRAW: u64 = 0x60;
 
 impl SlotSpec {
     /// Checks the ranges for the rank of a method.
@@ -255,7 +252,7 @@ pub(crate) fn training_updates(
         false => model.adapter.updates(),
         true => {
             // Far more words than a pass can draw lie between two passes.
-            let mut rng = generator(place.seed, MASK_DRAW, place.task_idx);
+            let mut rng = generator(place.seed, Draw::Masks, place.task_idx);
             rng.set_word_pos((place.pass as u128) << 32);
             model.adapter.masked_updates(&mut rng)
         }
@@ -290,9 +287,4 @@ fn compacted(current: Direction, device: &Device) -> Direction {
         TensorData::new(kept_b.collect::<Vec<f32>>(), [live.len(), n_columns]),
         device,
     )
-}
-
-/// A trained parameter with other values; it keeps its id, and so its moments.
-fn with_values(param: Param<Tensor<2>>, values: Tensor<2>) -> Param<Tensor<2>> {
-    param.map(|_| values.detach().require_grad())
 }

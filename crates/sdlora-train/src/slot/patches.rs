@@ -12,8 +12,9 @@ use rand::RngExt;
 use sdlora_core::{KeptRows, Updates};
 use serde::{Deserialize, Serialize};
 
+use crate::draws::{Draw, generator};
 use crate::error::TrainError;
-use crate::model::{Model, generator};
+use crate::model::Model;
 
 /// Which patches pass a gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,9 +23,6 @@ pub struct Patches {
     /// Probability of a patch, above 0, to 1.
     pub probability: f64,
 }
-
-/// Stream of the generator, beside those of the methods.
-const PATCH_DRAW: u64 = 0x65;
 
 /// Bits of the position in that stream that belong to an image, and to a pass: far more words than either draws.
 const IMAGE_BITS: u32 = 24;
@@ -74,7 +72,7 @@ impl Patches {
         let banks = model.adapter.sites.iter();
         let names: Vec<String> = banks.map(|bank| bank.site().name.to_string()).collect();
         let mut kept: Vec<(Vec<i32>, Vec<f32>)> = vec![Default::default(); names.len()];
-        let mut rng = generator(place.seed, PATCH_DRAW, place.task_idx);
+        let mut rng = generator(place.seed, Draw::Patches, place.task_idx);
         for (i, image) in place.rows.clone().enumerate() {
             let position = ((place.pass as u128) << PASS_BITS) | ((image as u128) << IMAGE_BITS);
             rng.set_word_pos(position);

@@ -10,8 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use sdlora_vit::Projection;
 use serde::{Deserialize, Serialize};
 
-use super::kept::SlotState;
-use super::with_values;
+use super::kept::{SlotState, with_values};
 use crate::error::TrainError;
 use crate::model::Model;
 use crate::options::check_number;

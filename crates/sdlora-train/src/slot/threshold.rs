@@ -15,7 +15,7 @@ use rand_distr::{Distribution, StandardNormal};
 use sdlora_core::{Gate, GateForm};
 use serde::{Deserialize, Serialize};
 
-use super::with_values;
+use super::kept::with_values;
 use crate::error::TrainError;
 use crate::model::Model;
 use crate::options::check_number;

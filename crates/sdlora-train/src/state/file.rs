@@ -6,10 +6,9 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::Value;
 
-use super::{MethodState, kind_of, layout_of};
+use super::definition::{MethodState, SecondPassEntry, kind_of, layout_of};
 use crate::error::TrainError;
 use crate::export::TensorFile;
-use crate::methods::MethodEntry;
 
 /// Key of the layout, as JSON.
 const LAYOUT_KEY: &str = "sdlora.prompts";
@@ -41,8 +40,8 @@ pub(crate) fn write(path: &Path, state: &MethodState) -> Result<bool, TrainError
     Ok(true)
 }
 
-/// Reads a file that [`write`] wrote, for a backbone of `depth` blocks of width `d_model`; `methods` are those
-/// whose second pass may be in it.
+/// Reads a file that [`write`] wrote, for a backbone of `depth` blocks of width `d_model`; `known` are the
+/// second passes that may be in it.
 ///
 /// # Errors
 ///
@@ -51,7 +50,7 @@ pub(crate) fn read(
     path: &Path,
     d_model: usize,
     depth: usize,
-    methods: &[MethodEntry],
+    known: &[SecondPassEntry],
     device: &Device,
 ) -> Result<MethodState, TrainError> {
     let file = TensorFile::read(path)?;
@@ -67,10 +66,9 @@ pub(crate) fn read(
     let layout = file.metadata.get(LAYOUT_KEY).map_or("", String::as_str);
     let layout: Value = serde_json::from_str(layout)
         .map_err(|e| refuse(format!("the layout of its prompts is unreadable ({e})")))?;
-    let known = methods.iter().filter_map(|method| method.second_pass);
-    let kinds: Vec<&str> = known.clone().map(|entry| entry.kind()).collect();
+    let kinds: Vec<&str> = known.iter().map(SecondPassEntry::kind).collect();
     let entry = known
-        .into_iter()
+        .iter()
         .find(|entry| entry.kind() == kind_of(&layout))
         .ok_or_else(|| {
             refuse(format!(

@@ -5,77 +5,20 @@
 //! method sees them as a burn module of its own: [`MethodState::of`] takes one apart, [`MethodState::view`]
 //! puts it together again.
 
-mod file;
+mod definition;
+pub(crate) mod file;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::heads::FloatsStored;
-use crate::second_pass::{SecondPass, SecondPassEntry};
-
-pub(crate) use file::{read, write};
-
-/// What a matrix of a [`MethodState`] is counted as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// A parameter that some task trains or trained; not counted as kept of old classes.
-    Parameter,
-    /// Kept of old classes, one row per class.
-    PerClass,
-    /// Kept of old classes, of a size that does not depend on their number.
-    Shared,
-}
-
-/// A named matrix.
-#[derive(Module, Debug)]
-struct Matrix {
-    values: Param<Tensor<2>>,
-    #[module(skip)]
-    name: String,
-    #[module(skip)]
-    role: Role,
-}
-
-/// Small values by name: what a method has to know of its matrices besides their numbers.
-pub type Facts = BTreeMap<String, Value>;
-
-/// The matrices that a method keeps from task to task; empty for a method without.
-#[derive(Module, Debug, Default)]
-pub struct MethodState {
-    matrices: Vec<Matrix>,
-    #[module(skip)]
-    facts: Facts,
-    #[module(skip)]
-    second_pass: Option<Arc<dyn SecondPass>>,
-}
-
-/// A state without its numbers, as a checkpoint keeps it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StateShape {
-    matrices: Vec<MatrixShape>,
-    #[serde(default)]
-    facts: Facts,
-    /// The layout of the second pass with its kind.
-    #[serde(default)]
-    second_pass: Option<Value>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct MatrixShape {
-    name: String,
-    role: Role,
-    shape: [usize; 2],
-}
-
-/// Key of the kind in the layout of a second pass.
-const KIND: &str = "kind";
+pub use definition::{Facts, MethodState, Role, SecondPass, SecondPassEntry};
+use definition::{Matrix, MatrixShape, layout_of};
+pub(crate) use definition::{StateShape, query};
 
 impl MethodState {
     /// The parameters of a module under the paths that they have there. `role` says what each is counted as.
@@ -318,20 +261,6 @@ impl StateShape {
         });
         sizes.fold(0, usize::saturating_add)
     }
-}
-
-/// The layout of a second pass with its kind.
-fn layout_of(second_pass: &dyn SecondPass) -> Value {
-    let mut layout = second_pass.layout();
-    if let Value::Object(fields) = &mut layout {
-        fields.insert(KIND.into(), second_pass.kind().into());
-    }
-    layout
-}
-
-/// The kind that a layout names.
-pub(crate) fn kind_of(layout: &Value) -> &str {
-    layout.get(KIND).and_then(Value::as_str).unwrap_or("")
 }
 
 /// Room for a parameter, which takes memory only once it is read or set.

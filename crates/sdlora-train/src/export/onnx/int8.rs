@@ -6,9 +6,9 @@ use sdlora_onnx::Weights;
 use sdlora_vit::Vit;
 use serde_json::{Value, json};
 
-use super::super::FinishedRun;
 use super::stored::stored;
 use crate::error::TrainError;
+use crate::export::FinishedRun;
 use crate::extractor::Extractor;
 use crate::features::{FeatureTable, accuracy};
 use crate::run_data::RunData;

@@ -15,7 +15,8 @@ use serde_json::json;
 
 use self::pixels::{PICTURES, PIXELS};
 use self::vit::Layers;
-use super::{FinishedRun, named};
+use super::finished_run::FinishedRun;
+use super::tensors::named;
 use crate::error::TrainError;
 use crate::heads::Classifier;
 

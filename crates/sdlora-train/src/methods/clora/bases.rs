@@ -8,17 +8,15 @@ use rayon::prelude::*;
 use sdlora_core::Site;
 use sdlora_vit::{Projection, Vit};
 
-use super::{CLora, Source};
+use super::settings::{CLora, Source};
+use crate::draws::{Draw, generator};
 use crate::eigen::Eigen;
 use crate::error::TrainError;
 use crate::linalg::{View, add_product};
 use crate::methods::TaskContext;
 use crate::methods::input_subspaces::{Keeps, basis_of};
-use crate::model::{Model, generator};
+use crate::model::Model;
 use crate::state::{MethodState, Role};
-
-/// Stream of the generator.
-const BASES_DRAW: u64 = 0x60;
 
 /// Orthonormal directions, one per row, that span a subspace or what is left of the whole beside it.
 #[derive(Debug, Clone)]
@@ -91,7 +89,7 @@ impl Drawn {
         model: &Model,
         task: &TaskContext,
     ) -> Result<Self, TrainError> {
-        let mut rng = generator(task.seed, BASES_DRAW, 0);
+        let mut rng = generator(task.seed, Draw::Bases, 0);
         let sites: Vec<&Site> = model.adapter.sites.iter().map(|bank| bank.site()).collect();
         let n_columns = |site: &Site| method.n_columns(site.d_input.min(site.d_output));
         let pairs: Vec<[Vec<f64>; 2]> = match method.bases {

@@ -15,7 +15,7 @@ use sdlora_vit::{Projection, Prompting, Vit};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::model::generator;
+use crate::draws::{Draw, generator};
 use crate::second_pass::{SecondPass, SecondPassEntry, check_layout};
 use crate::state::{MethodState, Role, room};
 
@@ -36,9 +36,6 @@ pub struct EnsembleLayout {
 
 pub(super) const SECOND_PASS: SecondPassEntry =
     SecondPassEntry::of::<EnsembleLayout>("mask-ensemble");
-
-/// Stream of the generator, beside those of the other methods.
-const PASS_DRAW: u64 = 0x66;
 
 impl SecondPass for EnsembleLayout {
     fn kind(&self) -> &'static str {
@@ -175,7 +172,7 @@ impl MaskEnsemble {
 
     /// What the masks of a pass change.
     fn pass(&self, layout: &EnsembleLayout, pass: usize) -> Prompting {
-        let mut rng = generator(layout.seed, PASS_DRAW, pass);
+        let mut rng = generator(layout.seed, Draw::EnsemblePasses, pass);
         let keeps = 1.0 - layout.dropout;
         let mut prompting = Prompting::default();
         for ((a, b), site) in self.a.iter().zip(&self.b).zip(&layout.sites) {
