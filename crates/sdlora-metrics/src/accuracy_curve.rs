@@ -64,4 +64,9 @@ mod tests {
         assert_eq!(accuracy_curve(&matrix), [Some(0.8)]);
         assert_eq!(weighted_accuracy_curve(&matrix), [Some(0.8)]);
     }
+
+    #[test]
+    fn no_task_has_no_mean_over_images() {
+        assert_eq!(mean_over_images(&[], &[3]), None);
+    }
 }
