@@ -212,11 +212,9 @@ fn a_crate_that_needs_no_unsafe_code_forbids_it() {
     }
 }
 
-/// Characters of the longest comment; code ends at the `max_width` of `.rustfmt.toml`.
-const COMMENT_WIDTH: usize = 120;
-
-#[test]
-fn comments_end_before_the_limit() {
+/// Every Rust file of the workspace.
+fn rust_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
     let mut folders = vec![root().join("crates"), root().join("xtask")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -224,18 +222,68 @@ fn comments_end_before_the_limit() {
             if path.is_dir() && !path.ends_with("target") {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                for (idx, line) in read(&path).lines().enumerate() {
-                    let is_comment = line.trim_start().starts_with("//");
-                    let n = line.chars().count();
-                    // A row of a table cannot be broken.
-                    assert!(
-                        !is_comment || n <= COMMENT_WIDTH || line.contains(" | "),
-                        "{}:{} has {n} characters",
-                        path.display(),
-                        idx + 1
-                    );
-                }
+                files.push(path);
             }
+        }
+    }
+    files
+}
+
+/// Whether a line has an option of a command line: two dashes and a word.
+fn names_option(line: &str) -> bool {
+    let mut places = line.match_indices("--");
+    places.any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let next = line[at + 2..].chars().next();
+        before.is_none_or(|c| matches!(c, ' ' | '`' | '(' | '"'))
+            && next.is_some_and(|c| c.is_ascii_lowercase())
+    })
+}
+
+#[test]
+fn no_message_of_a_library_names_an_option_of_the_command_line() {
+    assert!(
+        names_option("add `--resume`") && names_option("give --heads") && !names_option("a -- b")
+    );
+    let mut wrong = String::new();
+    for path in rust_files() {
+        let file = path.strip_prefix(root()).unwrap();
+        let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
+        let [folder, name, "src", ..] = parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..]
+        else {
+            continue;
+        };
+        if folder != "crates" || ["sdlora-cli", "sdlora-testkit"].contains(&name) {
+            continue;
+        }
+        for (idx, line) in read(&path).lines().enumerate() {
+            if names_option(line) && !line.trim_start().starts_with("//") {
+                wrong += &format!("{}:{}: {}\n", file.display(), idx + 1, line.trim());
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "say it in the terms of the library, and map the variant in crates/sdlora-cli/src/hints.rs:\n{wrong}"
+    );
+}
+
+/// Characters of the longest comment; code ends at the `max_width` of `.rustfmt.toml`.
+const COMMENT_WIDTH: usize = 120;
+
+#[test]
+fn comments_end_before_the_limit() {
+    for path in rust_files() {
+        for (idx, line) in read(&path).lines().enumerate() {
+            let is_comment = line.trim_start().starts_with("//");
+            let n = line.chars().count();
+            // A row of a table cannot be broken.
+            assert!(
+                !is_comment || n <= COMMENT_WIDTH || line.contains(" | "),
+                "{}:{} has {n} characters",
+                path.display(),
+                idx + 1
+            );
         }
     }
 }

@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod device;
 mod download_bar;
+mod hints;
 mod image_progress;
 mod known;
 mod live_report;
@@ -132,6 +133,9 @@ fn chain(error: &anyhow::Error) -> String {
             text.push_str(": ");
         }
         text.push_str(&message);
+        if let Some(hint) = hints::hint(cause) {
+            text.push_str(&format!(" ({hint})"));
+        }
         said.push_str(&raw);
     }
     text

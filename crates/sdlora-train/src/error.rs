@@ -124,8 +124,7 @@ pub enum TrainError {
     },
     /// A device stopped in the middle of a step.
     #[error(
-        "device {device} gave up: {problem}; leave it out of `--devices`, or make `micro_batch` smaller \
-         if its memory is full; what was saved before is intact"
+        "device {device} gave up: {problem}; make `micro_batch` smaller if its memory is full, or leave the device out; what was saved before is intact"
     )]
     Device {
         /// The device.
@@ -169,7 +168,7 @@ pub enum TrainError {
     },
     /// Another file or folder of a run is damaged.
     #[error(
-        "{path} is damaged: {problem}; `sdlora train --resume` with the settings of the run writes it again"
+        "{path} is damaged: {problem}; a run that goes on with the same settings writes it again"
     )]
     Damaged {
         /// The file or folder.
@@ -202,8 +201,7 @@ pub enum TrainError {
     },
     /// Another process writes the folder.
     #[error(
-        "{path} is being written by another process: wait until it ends, or choose another `--name` \
-         (another `--run` or `--runs`)"
+        "{path} is being written by another process: wait until it ends, or choose another folder"
     )]
     Locked {
         /// The folder.
@@ -212,7 +210,7 @@ pub enum TrainError {
     /// The folder is not where it was when the run began.
     #[error(
         "{path} was moved or removed while the run was going on, so nothing more can be saved: put the folder \
-         back and continue with `--resume`"
+         back and continue the run"
     )]
     FolderGone {
         /// Where it was.
@@ -234,7 +232,7 @@ pub enum TrainError {
     },
     /// A fresh run was asked to start where parts of another one lie.
     #[error(
-        "{path} has no plan and yet `{found}` of a run: remove the folder, or choose another `--name`"
+        "{path} has no plan and yet `{found}` of a run: remove the folder, or choose another one"
     )]
     LeftOver {
         /// The folder.
@@ -258,7 +256,7 @@ pub enum TrainError {
     /// The weights a run started from are no longer what they were.
     #[error(
         "{path} was started from another backbone ({difference}): what was trained fits no other weights; put \
-         the weights back, or start anew under another `--name`"
+         the weights back, or start anew in another folder"
     )]
     WeightsChanged {
         /// The folder of the run.
@@ -267,15 +265,13 @@ pub enum TrainError {
         difference: String,
     },
     /// A run was asked to start in a folder that holds one.
-    #[error(
-        "{path} already holds a run: add `--resume` to continue it, or choose another `--name`"
-    )]
+    #[error("{path} already holds a run: continue it, or choose another folder")]
     RunExists {
         /// The folder.
         path: PathBuf,
     },
     /// Nothing to continue.
-    #[error("{path} holds no run to continue: leave out `--resume` to start one")]
+    #[error("{path} holds no run to continue: start one")]
     NoRun {
         /// The folder.
         path: PathBuf,
@@ -283,7 +279,7 @@ pub enum TrainError {
     /// The run to continue was started with other settings.
     #[error(
         "{path} was started with another plan ({difference}): use the same settings to continue \
-         it, or another `--name` to start anew"
+         it, or another folder to start anew"
     )]
     PlanChanged {
         /// The folder.
@@ -294,7 +290,7 @@ pub enum TrainError {
     /// A question about a run that needs a checkpoint it does not have.
     #[error(
         "{path} keeps no checkpoint {what}: a run keeps one of the end of every task in \
-         `checkpoints`; train it again, or leave out what needs it with `--only`"
+         `checkpoints`; train it again, or leave out what needs it"
     )]
     NotKept {
         /// The run.
@@ -305,7 +301,7 @@ pub enum TrainError {
     /// A run folder without the model of a finished run.
     #[error(
         "{path} is not the folder of a finished run: {missing} is missing; give the folder of one, \
-         or finish it with `sdlora train --resume`"
+         or finish it"
     )]
     NotFinished {
         /// The folder.
@@ -314,7 +310,7 @@ pub enum TrainError {
         missing: PathBuf,
     },
     /// An export would replace something.
-    #[error("{path} exists: choose another place, or add `--force` to replace it")]
+    #[error("{path} exists: choose another place, or have it replaced")]
     OutputExists {
         /// The file or folder.
         path: PathBuf,
@@ -439,7 +435,7 @@ fn from_before(earlier: &Option<PathBuf>) -> String {
             "remove it to continue from the one before, {}",
             earlier.display()
         ),
-        None => "there is none before it, so start the run anew under another `--name`".into(),
+        None => "there is none before it, so start the run anew in another folder".into(),
     }
 }
 
@@ -459,11 +455,9 @@ fn goes_on(path: &Option<PathBuf>) -> String {
 
 fn data_advice(keeps_labels: &bool) -> &'static str {
     match keeps_labels {
-        true => {
-            "put the data back, or go on with the new ones by `sdlora train --resume --accept-changed-data`"
-        }
+        true => "put the data back, or accept the changed data and go on with them",
         false => {
-            "labels would change their meaning; put the data back, or start anew under another `--name`"
+            "labels would change their meaning; put the data back, or start anew in another folder"
         }
     }
 }

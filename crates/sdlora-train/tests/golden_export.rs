@@ -239,7 +239,7 @@ fn what_transformers_has_no_place_for_is_folded_into_its_weights() {
         let bench = Bench::new();
         let run = open(&finished_on(&bench, shape, SDLORA, "linear"));
         let error = export(&run, Format::Hf, &bench.path("hf"), false).unwrap_err();
-        assert!(error.to_string().contains("--format timm"), "{error}");
+        assert!(error.to_string().contains("format `timm`"), "{error}");
     }
 }
 
@@ -372,7 +372,7 @@ fn what_cannot_be_exported_says_so() {
     }
     // No class token.
     let error = export(&run, Format::Hf, &bench.path("out"), true).unwrap_err();
-    assert!(error.to_string().contains("--format timm"), "{error}");
+    assert!(error.to_string().contains("format `timm`"), "{error}");
 
     let out = bench.path("timm");
     export(&run, Format::Timm, &out, false).unwrap();

@@ -190,7 +190,7 @@ fn steps_that_operators_cannot_do_are_left_to_the_caller_and_named() {
     let full = onnx(Weights::F32, OnnxPreparation::Full);
     let error = export(&open(&folder), full, &bench.path("x.onnx"), false).unwrap_err();
     assert!(
-        error.to_string().contains("--preprocess normalise"),
+        error.to_string().contains("the preparation `normalise`"),
         "{error}"
     );
     assert!(!bench.path("x.onnx").exists());

@@ -144,7 +144,7 @@ fn other_images_are_noticed_and_accepted_only_when_asked() {
         text.contains("`class 2` had 4 training images and has 5 now"),
         "{text}"
     );
-    assert!(text.contains("--accept-changed-data"), "{text}");
+    assert!(text.contains("accept the changed data"), "{text}");
 
     copy_folder(&bench.path("run"), &bench.path("accepted"));
     let mut observer = StopAt::default();

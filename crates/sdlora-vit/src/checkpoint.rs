@@ -68,6 +68,7 @@ impl Checkpoint {
         let not_a_vit = |problem: String| VitError::NotAVit {
             path: path.into(),
             problem,
+            untold: None,
         };
         let file = WeightFile::open(path)?;
         let mut sidecar = Sidecar::read(file.path())?;
@@ -116,7 +117,11 @@ impl Checkpoint {
             }
             (None, None) => infer(&shapes, &sidecar, hints, &name),
         }
-        .map_err(not_a_vit)?;
+        .map_err(|unclear| VitError::NotAVit {
+            path: path.into(),
+            problem: unclear.problem,
+            untold: unclear.untold,
+        })?;
         config.check()?;
         if let Some(width) = stranger {
             notes.push(format!(

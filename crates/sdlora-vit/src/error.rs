@@ -4,6 +4,17 @@ use std::path::PathBuf;
 
 use crate::report::WeightReport;
 
+/// What no tensor and no file tells of a ViT, so that the caller has to say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untold {
+    /// The number of heads of a block.
+    Heads,
+    /// The function in the MLP.
+    Activation,
+    /// How tokens become a feature.
+    Pooling,
+}
+
 /// What can be wrong with a shape or a weight file.
 #[derive(Debug, thiserror::Error)]
 pub enum VitError {
@@ -61,6 +72,8 @@ pub enum VitError {
         path: PathBuf,
         /// What is missing or odd, and what to do about it.
         problem: String,
+        /// What [`Hints`](crate::Hints) can say, where that is enough.
+        untold: Option<Untold>,
     },
     /// A weight is infinite or not a number, or too large for `f32`.
     #[error(

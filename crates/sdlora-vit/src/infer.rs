@@ -3,6 +3,7 @@
 use crate::activation::Activation;
 use crate::architectures;
 use crate::config::{Pooling, PosEmbed, VitConfig};
+use crate::error::Untold;
 use crate::hints::Hints;
 use crate::names::{ATTENTION_POOLING, Names, Place, Scheme, Source};
 use crate::presets::heads_by_name;
@@ -104,6 +105,39 @@ pub(crate) enum Known {
     Metadata,
 }
 
+/// Why a file is not understood.
+#[derive(Debug)]
+pub(crate) struct Unclear {
+    /// What is missing or odd, and what to do about it.
+    pub problem: String,
+    /// What the caller can say, where that is enough.
+    pub untold: Option<Untold>,
+}
+
+impl Unclear {
+    fn of(untold: Untold, problem: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            untold: Some(untold),
+        }
+    }
+}
+
+impl From<String> for Unclear {
+    fn from(problem: String) -> Self {
+        Self {
+            problem,
+            untold: None,
+        }
+    }
+}
+
+impl From<&str> for Unclear {
+    fn from(problem: &str) -> Self {
+        problem.to_owned().into()
+    }
+}
+
 /// Understands a file whose shape is known from elsewhere: only the positions are looked at, and
 /// what the `name` of the file tells against it.
 pub(crate) fn with_config(
@@ -113,7 +147,7 @@ pub(crate) fn with_config(
     known: Known,
     sidecar: &Sidecar,
     name: &str,
-) -> Result<Understanding, String> {
+) -> Result<Understanding, Unclear> {
     let note = match known {
         Known::Caller => "shape from the caller",
         Known::Metadata => "shape from the metadata of the file",
@@ -123,7 +157,7 @@ pub(crate) fn with_config(
         if let Some(problem) =
             unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n)))
         {
-            return Err(problem);
+            return Err(problem.into());
         }
         let (activation, source) = activation(&config, shapes, sidecar, hints, name, true)?;
         config.activation = activation;
@@ -146,7 +180,7 @@ pub(crate) fn infer(
     sidecar: &Sidecar,
     hints: &Hints,
     name: &str,
-) -> Result<Understanding, String> {
+) -> Result<Understanding, Unclear> {
     let mut notes = Vec::new();
     if let Some(kind) = sidecar.kind() {
         notes.push(format!("`{kind}`, by config.json"));
@@ -156,12 +190,13 @@ pub(crate) fn infer(
     if patch != patch_width {
         return Err(format!(
             "its patches are {patch} by {patch_width}, and only squares are supported"
-        ));
+        )
+        .into());
     }
     if let Some(problem) =
         unlike_plain(shapes, sidecar, name).or_else(|| unlike_block(|n| shapes.get(n)))
     {
-        return Err(problem);
+        return Err(problem.into());
     }
     let depth = shapes.depth();
     // Each block has tensors of its own, so a larger number is no count.
@@ -169,7 +204,8 @@ pub(crate) fn infer(
         return Err(format!(
             "it has {} tensors, and the numbers of its blocks ask for {depth} blocks; give a whole file",
             shapes.shapes.len()
-        ));
+        )
+        .into());
     }
     let expected = sidecar.depth().or_else(|| {
         let known = architecture(sidecar, name).and_then(architectures::preset);
@@ -182,7 +218,8 @@ pub(crate) fn infer(
             "it has {depth} blocks, and `{}` has {expected}: fetch the whole file, or, if it is meant to have \
              {depth}, keep it under another name and without that config.json",
             sidecar.kind().unwrap_or(name)
-        ));
+        )
+        .into());
     }
     let [d_mlp, _] = shapes.n_axes::<2>("blocks.0.mlp.fc1.weight")?;
     let [_, n_rows, _] = shapes.n_axes::<3>("pos_embed")?;
@@ -327,7 +364,7 @@ fn activation(
     hints: &Hints,
     name: &str,
     is_given: bool,
-) -> Result<(Activation, String), String> {
+) -> Result<(Activation, String), Unclear> {
     if let Some(activation) = hints.activation {
         return Ok((activation, "the caller".into()));
     }
@@ -339,7 +376,8 @@ fn activation(
                 Activation::ALL
                     .map(|(name, _)| format!("`{name}`"))
                     .join(", ")
-            ));
+            )
+            .into());
         }
         None => {}
     }
@@ -365,11 +403,10 @@ fn activation(
             .places
             .contains(&Place::Unused(ATTENTION_POOLING));
     if is_open {
-        return Err(
-            "nothing tells the function in its MLP, and CLIP and SigLIP exist with several: put its config.json \
-             beside it, keep timm's name of the model in its own, or give --activation gelu, gelu-tanh or quick-gelu"
-                .into(),
-        );
+        let problem = "nothing tells the function in its MLP, and CLIP and SigLIP exist with several: put its \
+                       config.json beside it, keep timm's name of the model in its own, or say the activation: gelu, \
+                       gelu-tanh or quick-gelu";
+        return Err(Unclear::of(Untold::Activation, problem));
     }
     Ok((Activation::Gelu, "the habit of ViTs".into()))
 }
@@ -420,7 +457,7 @@ fn heads(
     hints: &Hints,
     name: &str,
     d_model: usize,
-) -> Result<(usize, String), String> {
+) -> Result<(usize, String), Unclear> {
     if let Some(n_heads) = hints.n_heads {
         return Ok((n_heads, "the caller".into()));
     }
@@ -435,11 +472,12 @@ fn heads(
     });
     let by_name = || Some((heads_by_name(name, d_model)?, format!("the name `{name}`")));
     by_architecture.or_else(by_name).ok_or_else(|| {
-        format!(
+        let problem = format!(
             "nothing tells the number of heads of its blocks of width {d_model}, and a wrong one \
              loads without complaint: put its config.json beside it, keep the model's name in its own, \
-             or give --heads as its publication says"
-        )
+             or say the number of heads that its publication says"
+        );
+        Unclear::of(Untold::Heads, problem)
     })
 }
 
@@ -448,15 +486,16 @@ fn pooling(
     shapes: &Shapes<'_>,
     sidecar: &Sidecar,
     hints: &Hints,
-) -> Result<(Pooling, &'static str), String> {
+) -> Result<(Pooling, &'static str), Unclear> {
     if let Some(pooling) = hints.pooling {
         return Ok((pooling, "the caller"));
     }
     let refuse = |name: &str| {
-        Err(format!(
-            "its pooling is `{name}`, which this version does not have: give --pooling average or \
-             --pooling class-token to use its tokens otherwise"
-        ))
+        let problem = format!(
+            "its pooling is `{name}`, which this version does not have: say another pooling, average or \
+             class-token, to use its tokens otherwise"
+        );
+        Err(Unclear::of(Untold::Pooling, problem))
     };
     match sidecar.pooling() {
         // timm keeps the pooling of the head; features without a class token are averaged.
@@ -500,7 +539,7 @@ fn norm_eps(
     }
 }
 
-/// The pooling as the command line names it.
+/// The pooling as settings name it.
 pub(crate) fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::ClassToken => "class-token",

@@ -56,7 +56,7 @@ pub use attention::Attention;
 pub use block::{Block, Mlp};
 pub use checkpoint::{Checkpoint, MappedTensor};
 pub use config::{CONFIG_KEY, Pooling, PosEmbed, VitConfig};
-pub use error::VitError;
+pub use error::{Untold, VitError};
 pub use hints::Hints;
 pub use layers::{LayerNorm, Linear};
 pub use model::Vit;

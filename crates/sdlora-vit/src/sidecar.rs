@@ -182,5 +182,6 @@ fn read_json(path: PathBuf) -> Result<Option<Value>, VitError> {
         .map_err(|e| VitError::NotAVit {
             path: path.clone(),
             problem: format!("it is not JSON ({e}): fetch it again, or move it away"),
+            untold: None,
         })
 }

@@ -21,7 +21,7 @@ const SIGNS: &[(&[&str], &str)] = &[
     ),
     (
         &[".task0.lora_A"],
-        "the adapter of a run of sdlora: give the run's `model/vit.safetensors`, or its backbone with `--adapter`",
+        "the adapter of a run of sdlora: give the run's `model/vit.safetensors`, or its backbone and this adapter",
     ),
     (
         &["patch_generator."],
@@ -34,7 +34,7 @@ const SIGNS: &[(&[&str], &str)] = &[
     (
         &["vision_model.head.probe", "head.probe"],
         "SigLIP of transformers, which this version does not read: use timm's version of the same model, as \
-         `hf:timm/vit_base_patch16_siglip_224.webli`, with --pooling average",
+         `hf:timm/vit_base_patch16_siglip_224.webli`, with average pooling",
     ),
     (
         &[
@@ -52,7 +52,7 @@ const SIGNS: &[(&[&str], &str)] = &[
     (
         &["visual.trunk.patch_embed.proj.weight"],
         "a CLIP or SigLIP of OpenCLIP: use timm's version of the same model, as \
-         `hf:timm/vit_base_patch16_siglip_224.webli`, with --pooling average",
+         `hf:timm/vit_base_patch16_siglip_224.webli`, with average pooling",
     ),
     (
         &[

@@ -104,6 +104,7 @@ impl Vit {
         let shape = serde_json::to_string(self.config()).map_err(|e| VitError::NotAVit {
             path: path.into(),
             problem: format!("its shape cannot be written as JSON: {e}"),
+            untold: None,
         })?;
         header.insert(CONFIG_KEY.into(), shape);
         header.insert("format".into(), "pt".into());

@@ -10,8 +10,8 @@ use safetensors::SafeTensors;
 use sdlora_core::Updates;
 use sdlora_testkit::test_device;
 use sdlora_vit::{
-    Activation, Checkpoint, Hints, Pooling, PosEmbed, PositionResize, Vit, VitConfig, VitError,
-    WeightDtype,
+    Activation, Checkpoint, Hints, Pooling, PosEmbed, PositionResize, Untold, Vit, VitConfig,
+    VitError, WeightDtype,
 };
 use tempfile::TempDir;
 
@@ -114,7 +114,7 @@ fn parts_that_change_the_function_are_named() {
             "BEiT",
         ),
         ("patch_embed.backbone.stem.weight", &[4], "embedding"),
-        ("attn_pool.q.weight", &[48, 48], "--pooling"),
+        ("attn_pool.q.weight", &[48, 48], "another pooling"),
     ] {
         let bench = Bench::new(&tiny()).with(tensor, shape);
         let message = message(&bench.write("vit.safetensors"), &heads(3));
@@ -130,8 +130,12 @@ fn heads_come_from_a_name_with_its_width_or_not_at_all() {
     assert_eq!(checkpoint.config().n_heads, 3);
     let unknown = bench.write("mine.safetensors");
     let error = Checkpoint::open(&unknown, &Hints::default()).unwrap_err();
-    assert!(matches!(error, VitError::NotAVit { .. }));
-    assert!(error.to_string().contains("give --heads"), "{error}");
+    let untold = Some(Untold::Heads);
+    assert!(matches!(&error, VitError::NotAVit { untold: found, .. } if *found == untold));
+    assert!(
+        error.to_string().contains("say the number of heads"),
+        "{error}"
+    );
     // Following a guess would load and be wrong: huge, giant and gigantic have 16.
     assert!(!error.to_string().contains("most models"), "{error}");
     assert!(message(&unknown, &heads(5)).contains("n_heads"));
@@ -147,7 +151,7 @@ fn config_json_is_believed_only_for_a_model_of_its_width() {
     assert_eq!(checkpoint.config().n_heads, 6);
 
     bench.beside("config.json", &config.replace("48", "384"));
-    assert!(message(&path, &Hints::default()).contains("--heads"));
+    assert!(message(&path, &Hints::default()).contains("number of heads"));
     let text = Checkpoint::open(&path, &heads(3)).unwrap().describe();
     assert!(text.contains("width 384 and was passed over"), "{text}");
 
@@ -274,7 +278,7 @@ fn the_function_of_clip_is_asked_for_where_nothing_tells() {
     };
     let bench = Bench::new(&config);
     let path = bench.write("weights.safetensors");
-    assert!(message(&path, &heads(3)).contains("--activation"));
+    assert!(message(&path, &heads(3)).contains("say the activation"));
     let given = Hints {
         activation: Some(Activation::QuickGelu),
         ..heads(3)

@@ -268,8 +268,8 @@ impl FinishedRun {
         let refuse = |problem: String| Err(TrainError::export(&self.folder, problem));
         if !self.adapter_path().is_file() {
             return refuse(format!(
-                "method {method} leaves no directions, so there is no adapter: use `--format hf` \
-                 or `--format timm`"
+                "method {method} leaves no directions, so there is no adapter: use the format `hf` \
+                 or `timm`"
             ));
         }
         let base = self.base()?;
@@ -289,7 +289,7 @@ impl FinishedRun {
             if !is_same {
                 return refuse(format!(
                     "`{name}` is not base plus directions (method {method}, base {}): check that \
-                     the base file is the one of the run, or use `--format hf` or `--format timm`",
+                     the base file is the one of the run, or use the format `hf` or `timm`",
                     self.config.backbone.weights.display()
                 ));
             }

@@ -200,7 +200,8 @@ impl UnpackedBundle {
         let refuse = |problem: String| TrainError::export(file, problem);
         let damaged = |problem: String| refuse(format!("{problem}: export the run again"));
         let all = std::fs::read(file).map_err(TrainError::io("read", file))?;
-        let no_bundle = "it is no bundle, the one file that `sdlora export --format bundle` writes";
+        let no_bundle =
+            "it is no bundle, the one file that an export in the format `bundle` writes";
         let (_, header) =
             SafeTensors::read_metadata(&all).map_err(|e| refuse(format!("{no_bundle} ({e})")))?;
         let metadata = header.metadata().clone().unwrap_or_default();

@@ -72,9 +72,7 @@ fn check(c: &VitConfig, out: &Path) -> Result<(), TrainError> {
     };
     Err(TrainError::export(
         out,
-        format!(
-            "`ViTForImageClassification` {problem}: use `--format timm` or `--format safetensors`"
-        ),
+        format!("`ViTForImageClassification` {problem}: use the format `timm` or `safetensors`"),
     ))
 }
 

@@ -98,8 +98,8 @@ pub fn export(
         return Err(TrainError::export(
             &run.folder,
             format!(
-                "method {} {}, which no form of weights can hold: use `--format bundle`, `sdlora predict` and \
-                 `sdlora features --run`, or read {} in the folder of the run as docs/formats.md says",
+                "method {} {}, which no form of weights can hold: use the format `bundle`, let the run itself predict \
+                 and compute features, or read {} in the folder of the run as docs/formats.md says",
                 run.config.method.name,
                 second_pass.does(),
                 Path::new("model").join(PROMPTS_FILE).display()
@@ -129,7 +129,7 @@ pub fn export(
             true => TrainError::export(
                 out,
                 "an export that was killed had moved what lay there aside, and it is back now: choose another \
-                 place, or replace it with `--force`",
+                 place, or have it replaced",
             ),
             false => error,
         }
@@ -182,7 +182,7 @@ fn notes(
     let oversample = transform.drawing().map_or(1, |drawing| drawing.oversample);
     let mut notes = match format {
         Format::Timm if is_file => vec![
-            "a file of weights says nothing of how images are prepared: a folder (`--out` without \
+            "a file of weights says nothing of how images are prepared: a folder (a place whose name does not end in \
              .safetensors) does"
                 .into(),
         ],

@@ -117,7 +117,7 @@ impl Preparation {
                 ),
                 Filter::Bilinear | Filter::Bicubic => {
                     "images are resized with another filter there, for its processors have none that averages areas: \
-                     predictions near a boundary change, fewer of them with `--format timm`"
+                     predictions near a boundary change, fewer of them with the format `timm`"
                         .into()
                 }
             });

@@ -29,6 +29,7 @@ use sdlora_train::files::{create_folders, write_file};
 
 use crate::UsageError;
 use crate::commands::{Common, run_parser};
+use crate::hints::with_hint;
 use crate::output::{note, say};
 use crate::shown::{shown, shown_path};
 use diagnostic::Diagnostic;
@@ -133,7 +134,7 @@ fn reason(error: anyhow::Error) -> anyhow::Result<String> {
         return Ok(reason.clone());
     }
     match error.downcast_ref::<TrainError>() {
-        Some(TrainError::NotKept { .. }) => Ok(error.to_string()),
+        Some(not_kept @ TrainError::NotKept { .. }) => Ok(with_hint(not_kept)),
         _ => Err(error),
     }
 }

@@ -62,13 +62,13 @@ pub(super) fn file(
 ) -> Result<(Vec<u8>, Vec<String>), TrainError> {
     if run.classifier.is_quadratic() {
         let problem = "its head is quadratic in the features, and the graph has no such operation yet: use \
-                       `--format bundle`, or run with `rank = 0` or another `head`";
+                       the format `bundle`, or run with `rank = 0` or another `head`";
         return Err(TrainError::export(out, problem));
     }
     let transform = run.config.transform.for_evaluation();
     let obstacle = pixels::obstacle(&transform);
     if let (Some(OnnxPreparation::Full), Some(obstacle)) = (options.preparation, &obstacle) {
-        let problem = format!("{obstacle}; `--preprocess normalise` leaves them to the caller");
+        let problem = format!("{obstacle}; the preparation `normalise` leaves them to the caller");
         return Err(TrainError::export(out, problem));
     }
     let how = chosen(&transform, options);
@@ -119,7 +119,7 @@ pub(super) fn file(
     model.metadata = metadata.collect();
     let bytes = model.to_bytes().map_err(|error| {
         let advice = match error {
-            OnnxError::TooLarge { .. } => ", with `--weights f16` or `--weights int8`",
+            OnnxError::TooLarge { .. } => ", with weights of `f16` or `int8`",
             _ => "",
         };
         TrainError::export(out, format!("{error}{advice}"))
