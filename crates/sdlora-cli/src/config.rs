@@ -82,7 +82,7 @@ impl ConfigArgs {
         // TOML cannot start with a brace.
         let json = text.trim_start_matches('\u{feff}').trim_start();
         if !json.starts_with('{') {
-            return Ok(text);
+            return presets::read(path);
         }
         let Translation { table, notes } = pilot::translate(json, self.seed)
             .with_context(|| format!("{} cannot be used", path.display()))?;
@@ -278,7 +278,7 @@ mod tests {
     fn main_job(settings: &[&str]) -> anyhow::Result<RunConfig> {
         let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
         with_settings(
-            presets::PRESETS[0].text,
+            presets::find("omniglot-10x20").unwrap().text,
             &BackboneArgs::default(),
             &settings,
             &mut nothing,
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_preset_is_a_plan() {
-        for preset in presets::PRESETS {
+        for preset in presets::all() {
             let config = with_settings(preset.text, &BackboneArgs::default(), &[], &mut nothing)
                 .unwrap_or_else(|e| panic!("{}: {e:#}", preset.name));
             config.check().unwrap();
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn another_backbone_comes_without_the_shape_of_the_first_and_before_the_keys() {
-        let text = presets::PRESETS[0].text.replace(
+        let text = presets::find("omniglot-10x20").unwrap().text.replace(
             "[backbone]",
             "[backbone]\npreset = \"vit_base_patch16_224\"",
         );
@@ -368,7 +368,7 @@ mod tests {
             asked.push(backbone.weights.display().to_string());
             Ok(Some(TransformConfig::new(64, sdlora_image::Channels::Rgb)))
         };
-        let text = presets::PRESETS[0].text;
+        let text = presets::find("omniglot-10x20").unwrap().text;
         let other = BackboneArgs {
             backbone: Some("other.safetensors".into()),
             ..BackboneArgs::default()

@@ -18,6 +18,7 @@ mod live_report;
 #[cfg(test)]
 mod mutations;
 mod output;
+mod overlay;
 #[cfg(test)]
 mod pages;
 mod pilot;

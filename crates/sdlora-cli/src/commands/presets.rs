@@ -1,7 +1,8 @@
 //! `sdlora presets`: the configurations inside the binary.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use sdlora_train::RunConfig;
 use toml::{Table, Value};
@@ -9,13 +10,14 @@ use toml::{Table, Value};
 use crate::UsageError;
 use crate::commands::read_text;
 use crate::output::answer;
-use crate::shown::clipped;
+use crate::overlay::{self, Base};
+use crate::shown::{clipped, shown_path};
 
 /// A configuration that ships with the program.
 pub struct Preset {
     /// Name that `--preset` takes.
     pub name: &'static str,
-    /// Its TOML text.
+    /// Its TOML text, complete.
     pub text: &'static str,
 }
 
@@ -27,70 +29,89 @@ impl Preset {
     }
 }
 
-macro_rules! presets {
-    ($($folder:literal: $($name:literal)*;)*) => {
-        &[$($(Preset {
-            name: $name,
-            text: include_str!(concat!("../../presets/", $folder, $name, ".toml")),
-        }),*),*]
+/// Every TOML file below `presets`: its path there without ending, and its text. `build.rs` lists them.
+const FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
+
+/// What a file below `presets` is, by the start of its name; all others are presets of `sdlora train`.
+const OTHERS: [&str; 3] = ["suite-", "tune-", "pretrain-"];
+
+/// Names and texts of the suites; that of `suite-omniglot` is `omniglot`.
+pub fn suites() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let named = |(path, text): &(&'static str, &'static str)| match path.strip_prefix("suite-") {
+        Some(name) => Some((name, *text)),
+        None => path.starts_with("tune-").then_some((*path, *text)),
     };
+    FILES.iter().filter_map(named)
 }
 
-/// Every preset of `sdlora train`; the first is the main job. Those of the folder `paper` are the rows
-/// of the paper, each as the paper describes it and as the published code runs it.
-pub const PRESETS: &[Preset] = presets! {
-    "":
-        "omniglot-10x20"
-        "omniglot-alphabets"
-        "omniglot-100x5"
-        "omniglot-shift"
-        "cifar100-10x10"
-        "cifar100-50x2"
-        "tiny-imagenet-10x10";
-    "paper/":
-        "imagenet-r-n5-sdlora-paper"
-        "imagenet-r-n5-sdlora-reference"
-        "imagenet-r-n5-sdlora-rr-paper"
-        "imagenet-r-n5-sdlora-rr-reference"
-        "imagenet-r-n5-sdlora-kd-paper"
-        "imagenet-r-n5-sdlora-kd-reference"
-        "imagenet-r-n10-sdlora-paper"
-        "imagenet-r-n10-sdlora-reference"
-        "imagenet-r-n10-sdlora-rr-paper"
-        "imagenet-r-n10-sdlora-rr-reference"
-        "imagenet-r-n10-sdlora-kd-paper"
-        "imagenet-r-n10-sdlora-kd-reference"
-        "imagenet-r-n20-sdlora-paper"
-        "imagenet-r-n20-sdlora-reference"
-        "imagenet-r-n20-sdlora-rr-paper"
-        "imagenet-r-n20-sdlora-rr-reference"
-        "imagenet-r-n20-sdlora-kd-paper"
-        "imagenet-r-n20-sdlora-kd-reference"
-        "imagenet-a-n10-sdlora-paper"
-        "imagenet-a-n10-sdlora-reference"
-        "imagenet-a-n10-sdlora-rr-paper"
-        "imagenet-a-n10-sdlora-rr-reference"
-        "imagenet-a-n10-sdlora-kd-paper"
-        "imagenet-a-n10-sdlora-kd-reference"
-        "domainnet-n5-sdlora-paper"
-        "domainnet-n5-sdlora-reference"
-        "domainnet-n5-sdlora-rr-paper"
-        "domainnet-n5-sdlora-rr-reference"
-        "domainnet-n5-sdlora-kd-paper"
-        "domainnet-n5-sdlora-kd-reference"
-        "cifar100-n10-sdlora-paper"
-        "cifar100-n10-sdlora-reference"
-        "cifar100-n10-sdlora-rr-paper"
-        "cifar100-n10-sdlora-rr-reference"
-        "cifar100-n10-sdlora-kd-paper"
-        "cifar100-n10-sdlora-kd-reference"
-        "cub200-n10-sdlora-paper"
-        "cub200-n10-sdlora-reference"
-        "cub200-n10-sdlora-rr-paper"
-        "cub200-n10-sdlora-rr-reference"
-        "cub200-n10-sdlora-kd-paper"
-        "cub200-n10-sdlora-kd-reference";
-};
+/// Every preset of `sdlora train`. Those of the folder `paper` are the rows of the paper, each as the paper describes
+/// it and as the published code runs it.
+pub fn all() -> &'static [Preset] {
+    static ALL: LazyLock<Vec<Preset>> = LazyLock::new(|| {
+        written()
+            .map(|(name, text)| Preset {
+                name,
+                text: match with_bases(name, text, None) {
+                    // It lives as long as the program, as a text without a base does.
+                    Ok(whole) if whole != text => whole.leak(),
+                    // A test completes every preset.
+                    _ => text,
+                },
+            })
+            .collect()
+    });
+    &ALL
+}
+
+/// Names and texts of the presets as their files have them.
+fn written() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FILES
+        .iter()
+        .filter(|(path, _)| !OTHERS.iter().any(|start| path.starts_with(start)))
+        .map(|(path, text)| (path.rsplit('/').next().unwrap_or(path), *text))
+}
+
+/// The complete text of a configuration. `base` names a preset, or a file by its path from the folder of the file
+/// that has it: `file` is that file, `None` for a preset.
+///
+/// # Errors
+///
+/// Usage errors that name the file: a base that does not exist, and bases in a circle.
+pub fn with_bases(called: &str, text: &str, file: Option<&Path>) -> anyhow::Result<String> {
+    let folder = |file: &Path| file.parent().unwrap_or(Path::new("")).to_path_buf();
+    overlay::complete(called, text, file.map(folder), &mut |name,
+                                                            from: &Option<
+        PathBuf,
+    >| {
+        if let Some((name, text)) = written().find(|(preset, _)| *preset == name) {
+            return Ok(Base {
+                id: name.to_owned(),
+                text: text.to_owned(),
+                from: None,
+            });
+        }
+        let path = from.as_ref().map(|from| from.join(name));
+        match path {
+            Some(path) if path.is_file() || name.ends_with(".toml") => Ok(Base {
+                id: shown_path(&path.canonicalize().unwrap_or_else(|_| path.clone())),
+                text: read_text(&path)?,
+                from: Some(folder(&path)),
+            }),
+            _ => Err(unknown(name).into()),
+        }
+    })
+}
+
+/// The configuration of a file as TOML, complete.
+///
+/// # Errors
+///
+/// Those of [`with_bases`] and of reading.
+pub fn read(path: &Path) -> anyhow::Result<String> {
+    let text = read_text(path)?;
+    let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    with_bases(&shown_path(&place), &text, Some(&place))
+}
 
 /// The preset of that name.
 ///
@@ -98,27 +119,30 @@ pub const PRESETS: &[Preset] = presets! {
 ///
 /// A usage error that lists the names that are near.
 pub fn find(name: &str) -> Result<&'static Preset, UsageError> {
-    if let Some(preset) = PRESETS.iter().find(|p| p.name == name) {
-        return Ok(preset);
-    }
-    let n_shared = |p: &Preset| {
-        p.name
+    let found = all().iter().find(|preset| preset.name == name);
+    found.ok_or_else(|| unknown(name))
+}
+
+/// The error for a name that no preset has, with the names that are near.
+fn unknown(name: &str) -> UsageError {
+    let n_shared = |preset: &str| {
+        preset
             .bytes()
             .zip(name.bytes())
             .take_while(|(a, b)| a == b)
             .count()
     };
-    let nearest = PRESETS.iter().map(n_shared).max().unwrap_or(0);
-    let near: Vec<_> = PRESETS
-        .iter()
-        .filter(|p| nearest == 0 || n_shared(p) == nearest)
-        .map(|p| p.name)
+    // The texts are not needed, and one that is being completed must not be asked for.
+    let names = || written().map(|(name, _)| name);
+    let nearest = names().map(n_shared).max().unwrap_or(0);
+    let near: Vec<_> = names()
+        .filter(|name| nearest == 0 || n_shared(name) == nearest)
         .take(MOST_NAMES)
         .collect();
-    Err(UsageError(format!(
+    UsageError(format!(
         "no preset is called `{name}`: near it are {}; `sdlora presets list` has all",
         near.join(", ")
-    )))
+    ))
 }
 
 /// Names in an error; more are no help.
@@ -168,7 +192,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// A line for each preset whose name contains all words.
 fn list(words: &[String]) -> Result<String, UsageError> {
-    let found: Vec<_> = PRESETS
+    let found: Vec<_> = all()
         .iter()
         .filter(|preset| words.iter().all(|word| preset.name.contains(word.as_str())))
         .collect();
@@ -219,7 +243,7 @@ fn diff(a: &str, b: &str) -> anyhow::Result<String> {
 /// The keys of a configuration, dotted, with their values as TOML.
 fn keys(name: &str) -> anyhow::Result<BTreeMap<String, String>> {
     let text = match Path::new(name).is_file() {
-        true => read_text(name.as_ref())?,
+        true => read(name.as_ref())?,
         false => find(name)?.text.to_owned(),
     };
     let table = Table::try_from(RunConfig::parse(&text)?)?;
@@ -305,7 +329,7 @@ mod tests {
             }
         }
         assert_eq!(n_seen, 42);
-        let of_paper = PRESETS
+        let of_paper = all()
             .iter()
             .filter(|p| p.text.contains("augreg2_in21k_ft_in1k"));
         assert_eq!(of_paper.count(), n_seen);
@@ -421,8 +445,8 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_a_filter_takes_several_words() {
-        for (i, preset) in PRESETS.iter().enumerate() {
-            assert!(PRESETS[..i].iter().all(|other| other.name != preset.name));
+        for (i, preset) in all().iter().enumerate() {
+            assert!(all()[..i].iter().all(|other| other.name != preset.name));
             assert!(preset.summary().len() > 20 && preset.text.starts_with("# "));
         }
         let some = list(&["imagenet-r".into(), "kd-paper".into()]).unwrap();
@@ -438,8 +462,53 @@ mod tests {
                 "imagenet-r-n20-sdlora-kd-paper"
             ]
         );
-        assert_eq!(list(&[]).unwrap().lines().count(), PRESETS.len());
+        assert_eq!(list(&[]).unwrap().lines().count(), all().len());
         assert!(list(&["imagnet".into()]).is_err());
+    }
+
+    #[test]
+    fn every_preset_is_complete_and_one_without_a_base_is_its_file() {
+        for (preset, (name, text)) in all().iter().zip(written()) {
+            assert_eq!(preset.name, name);
+            let whole = with_bases(name, text, None).unwrap_or_else(|e| panic!("{e:#}"));
+            assert_eq!(preset.text, whole);
+            let table: Table = whole.parse().unwrap();
+            assert!(!table.contains_key("base"), "{name}");
+            let has_base = text.parse::<Table>().unwrap().contains_key("base");
+            assert!(has_base || preset.text == text, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_starts_from_a_preset_or_from_another_file() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        write("common.toml", "base = \"omniglot-10x20\"\nn_epochs = 3\n");
+        let own = write(
+            "mine/own.toml",
+            "base = \"../common.toml\"\n\n[optimizer]\nlr = 0.5\n",
+        );
+        let config = RunConfig::parse(&read(&own).unwrap()).unwrap();
+        let main_job = RunConfig::parse(find("omniglot-10x20").unwrap().text).unwrap();
+        assert_eq!((config.n_epochs, config.optimizer.lr), (3, 0.5));
+        assert_eq!(config.optimizer.rule, main_job.optimizer.rule);
+        assert_eq!(config.stream, main_job.stream);
+        for (text, part) in [
+            ("base = \"own.toml\"\n", "circle"),
+            ("base = \"missing.toml\"\n", "missing.toml"),
+            ("base = \"omniglot-10x2\"\n", "presets list"),
+        ] {
+            let error = format!("{:#}", read(&write("mine/own.toml", text)).unwrap_err());
+            assert!(
+                error.contains(part) && error.contains("own.toml"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

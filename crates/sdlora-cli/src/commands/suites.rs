@@ -10,75 +10,6 @@ use crate::commands::presets::{self, Preset};
 use crate::commands::read_text;
 use crate::report::Claim;
 
-/// The suites inside the binary.
-const SUITES: &[(&str, &str)] = &[
-    (
-        "omniglot",
-        include_str!("../../presets/suite-omniglot.toml"),
-    ),
-    (
-        "omniglot-shift",
-        include_str!("../../presets/suite-omniglot-shift.toml"),
-    ),
-    (
-        "omniglot-relatives",
-        include_str!("../../presets/suite-omniglot-relatives.toml"),
-    ),
-    (
-        "omniglot-100x5",
-        include_str!("../../presets/suite-omniglot-100x5.toml"),
-    ),
-    (
-        "omniglot-long",
-        include_str!("../../presets/suite-omniglot-long.toml"),
-    ),
-    (
-        "cifar100-10x10",
-        include_str!("../../presets/suite-cifar100-10x10.toml"),
-    ),
-    (
-        "cifar100-50x2",
-        include_str!("../../presets/suite-cifar100-50x2.toml"),
-    ),
-    (
-        "tiny-imagenet-10x10",
-        include_str!("../../presets/suite-tiny-imagenet-10x10.toml"),
-    ),
-    ("paper", include_str!("../../presets/suite-paper.toml")),
-    ("related", include_str!("../../presets/suite-related.toml")),
-    ("heads", include_str!("../../presets/suite-heads.toml")),
-    (
-        "tune-omniglot",
-        include_str!("../../presets/tune-omniglot.toml"),
-    ),
-    (
-        "tune-omniglot-shift",
-        include_str!("../../presets/tune-omniglot-shift.toml"),
-    ),
-    (
-        "tune-omniglot-relatives",
-        include_str!("../../presets/tune-omniglot-relatives.toml"),
-    ),
-    ("tune-paper", include_str!("../../presets/tune-paper.toml")),
-    ("tune-heads", include_str!("../../presets/tune-heads.toml")),
-    (
-        "tune-related",
-        include_str!("../../presets/tune-related.toml"),
-    ),
-    (
-        "tune-omniglot-100x5",
-        include_str!("../../presets/tune-omniglot-100x5.toml"),
-    ),
-    (
-        "tune-cifar100-10x10",
-        include_str!("../../presets/tune-cifar100-10x10.toml"),
-    ),
-    (
-        "tune-tiny-imagenet-10x10",
-        include_str!("../../presets/tune-tiny-imagenet-10x10.toml"),
-    ),
-];
-
 /// A list of runs to compare.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -188,10 +119,10 @@ impl Suite {
     ///
     /// A usage error for a text that is no suite, or that names a preset there is not.
     pub fn find(name_or_file: &str) -> anyhow::Result<Self> {
-        let text = match SUITES.iter().find(|(name, _)| *name == name_or_file) {
-            Some((_, text)) => (*text).to_owned(),
+        let text = match presets::suites().find(|(name, _)| *name == name_or_file) {
+            Some((_, text)) => text.to_owned(),
             None => read_text(name_or_file.as_ref()).with_context(|| {
-                let known: Vec<_> = SUITES.iter().map(|(name, _)| *name).collect();
+                let known: Vec<_> = presets::suites().map(|(name, _)| name).collect();
                 format!(
                     "no suite is called `{name_or_file}`: choose one of {}, or a file",
                     known.join(", ")
@@ -270,9 +201,9 @@ mod tests {
 
     #[test]
     fn every_entry_of_every_suite_is_a_plan() {
-        for (name, text) in SUITES {
+        for (name, text) in presets::suites() {
             let suite = Suite::parse(name, text).unwrap();
-            assert_eq!(suite.name, *name, "runs of two suites would share a folder");
+            assert_eq!(suite.name, name, "runs of two suites would share a folder");
             for base in suite.bases().unwrap() {
                 for entry in suite.entry.iter().filter(|entry| entry.is_on(base.name)) {
                     let settings = [suite.set.as_slice(), &entry.set].concat();
