@@ -13,9 +13,9 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor};
 
+use crate::activation_checkpointing::Recompute;
 use crate::error::TrainError;
 use crate::model::Model;
-use crate::recompute::Recompute;
 
 /// How the work of a step is divided; not at all by default.
 #[derive(Debug, Clone, Default)]

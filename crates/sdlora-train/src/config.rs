@@ -15,11 +15,11 @@ use sdlora_vit::{Activation, Checkpoint, Hints, Pooling, PositionResize, Vit, Vi
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
-use crate::expected::Expected;
 use crate::heads::{self, ColumnStart, Head, HeadConfig};
 use crate::methods::{self, LossOver, METHODS, Method, MethodEntry};
 use crate::mix::MixConfig;
 use crate::optimizer::OptimizerConfig;
+use crate::published::Expected;
 
 /// Version of the form of `plan.toml`; raised when an earlier program would misread it.
 pub(crate) const PLAN_FORMAT: u32 = 1;

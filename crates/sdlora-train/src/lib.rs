@@ -46,6 +46,7 @@
 //! # Ok::<(), TrainError>(())
 //! ```
 
+mod activation_checkpointing;
 pub mod analysis;
 mod batch_split;
 pub mod checkpoint;
@@ -54,14 +55,12 @@ mod draws;
 mod eigen;
 mod error;
 mod evaluator;
-mod expected;
 mod export;
 mod extractor;
 mod features;
 pub mod files;
 mod fingerprint;
 mod finished;
-mod floor;
 mod folder_lock;
 pub mod heads;
 mod kept;
@@ -75,9 +74,10 @@ mod observer;
 mod one_class;
 mod optimizer;
 mod options;
+mod pixel_baseline;
 mod predicting;
 pub mod pretrain;
-mod recompute;
+mod published;
 mod resume;
 mod run;
 mod run_data;
@@ -95,11 +95,11 @@ mod task_log;
 mod tested;
 mod trainer;
 
+pub use activation_checkpointing::Recompute;
 pub use batch_split::BatchSplit;
 pub use config::{BackboneConfig, FirstTask, LossWeights, MethodConfig, Plan, RunConfig};
 pub use error::TrainError;
 pub use evaluator::evaluate;
-pub use expected::{Expected, MeanOver};
 pub use export::{
     AdapterFolder, Answer, FinishedRun, Format, HostTensor, OnnxOptions, OnnxPreparation,
     OnnxProbe, Predictor, TensorFile, UnpackedBundle, export, extract_features, write_model,
@@ -108,7 +108,6 @@ pub use extractor::Extractor;
 pub use features::{ClassMeans, FeatureTable, MeanOf, accuracy};
 pub use fingerprint::Fingerprint;
 pub use finished::Finished;
-pub use floor::pixel_floor;
 pub use folder_lock::FolderLock;
 pub use heads::{ColumnStart, CosineHead, HeadConfig, TrainedHead, cross_entropy};
 pub use kept::Kept;
@@ -116,8 +115,9 @@ pub use mix::{Mix, MixConfig};
 pub use model::{Model, Part};
 pub use observer::{Event, Observer, Silent};
 pub use optimizer::{LrFactors, OptimizerConfig, Rule, Schedule};
+pub use pixel_baseline::pixel_floor;
 pub use predicting::{Calibrated, Novelty, PredictConfig};
-pub use recompute::Recompute;
+pub use published::{Expected, MeanOver};
 pub use run::run;
 pub use run_folder::{PLAN_FILE, RunFolder, check_plan, read_plan};
 pub use run_log::{ClassScore, RunLog};

@@ -9,6 +9,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use sdlora_core::Precision;
 use sdlora_data::{Batches, EpochPlan};
 
+use crate::activation_checkpointing::Recompute;
 use crate::batch_split::{BatchSplit, Replicas, with_trained};
 use crate::error::TrainError;
 use crate::features::FeatureTable;
@@ -18,7 +19,6 @@ use crate::mix::{Mix, MixConfig};
 use crate::model::{Model, parameters};
 use crate::observer::{Event, Observer};
 use crate::optimizer::{LrFactors, OptimizerConfig, are_finite};
-use crate::recompute::Recompute;
 use crate::slot::{PassPlace, training_updates};
 use crate::soundness::{LossWatch, unsound_part};
 use crate::task_loader::TaskLoader;

@@ -23,18 +23,18 @@ mod claims;
 mod class_map;
 mod classes;
 mod encode;
-mod expected;
 pub mod figure;
 mod html;
 mod page;
+mod published;
 mod side_by_side;
 mod svg;
 mod table;
 
 pub use claims::{Claim, Outcome, claims_table};
 pub use classes::{Classes, Mistake, PICTURE_SIDE};
-pub use expected::{published_block, published_numbers};
 pub use html::report_html;
+pub use published::{published_block, published_numbers};
 pub use side_by_side::{Entry, side_by_side};
 pub use table::{
     AccuracyTable, Comparison, class_accuracy_line, compare_table, grouped, stored, summary_block,

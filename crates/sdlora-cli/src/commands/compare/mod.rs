@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::UsageError;
 use crate::backbone::{BackboneArgs, Backbones};
-use crate::commands::in_parallel::in_parallel;
+use crate::commands::job_pool::in_parallel;
 use crate::commands::presets::Preset;
 use crate::commands::shell;
 use crate::commands::suites::Suite;
