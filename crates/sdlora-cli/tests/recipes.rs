@@ -196,3 +196,113 @@ fn a_wrong_name_or_setting_is_the_users_and_the_message_lists_what_there_is() {
     let runs = fs::read_dir(home.path().join("runs"));
     assert_eq!(runs.map_or(0, Iterator::count), 0);
 }
+
+/// The answer of `presets cost` as JSON.
+fn cost(home: &Path, args: &[&str]) -> serde_json::Value {
+    let args = [&["presets", "cost"], args, &["--format", "json"]].concat();
+    let output = sdlora(home, &args);
+    assert!(output.status.success(), "{}", err(&output));
+    serde_json::from_str(&out(&output)).unwrap()
+}
+
+#[test]
+fn the_cost_of_a_run_is_what_the_run_takes() {
+    let home = tempfile::tempdir().unwrap();
+    let data = data();
+    let data_dir = data.to_str().unwrap();
+    let text = "base = \"omniglot-10x20\"\nn_epochs = 2\n[stream]\nn_tasks = 2\n\
+                split = { increment = { init_cls = 3, increment = 3 } }\n";
+    fs::write(home.path().join("a.toml"), text).unwrap();
+    let found = cost(home.path(), &["a.toml", "--data-dir", data_dir]);
+    // 3 classes of 15 and 5 images a task, in two batches; test images of one task, then of both.
+    for (key, expected) in [
+        ("train_images", 90),
+        ("test_images", 30),
+        ("classes", 6),
+        ("tasks", 2),
+        ("steps", 8),
+        ("trained_passes", 180),
+        ("forward_passes", 45),
+    ] {
+        assert_eq!(found[key], expected, "{key}");
+    }
+    assert_eq!(found["counted"], true);
+    let train = [
+        "train",
+        "--config",
+        "a.toml",
+        "--data-dir",
+        data_dir,
+        "--name",
+        "one",
+        "--quiet",
+    ];
+    let output = sdlora(home.path(), &train);
+    assert!(output.status.success(), "{}", err(&output));
+    let run = home.path().join("runs/one");
+    let log = fs::read_to_string(run.join("log.jsonl")).unwrap();
+    let is_step = |line: &&str| line.contains("\"event\":\"step\"");
+    assert_eq!(found["steps"], log.lines().filter(is_step).count());
+    for (key, folder) in [
+        ("checkpoint_bytes", run.join("checkpoints")),
+        ("disk_bytes", run),
+    ] {
+        let (expected, real) = (
+            found[key].as_u64().unwrap() as f64,
+            bytes_in(&folder) as f64,
+        );
+        let most = if key == "checkpoint_bytes" { 0.2 } else { 0.3 };
+        assert!(
+            (expected / real - 1.0).abs() < most,
+            "{key}: {expected}, real {real}"
+        );
+    }
+}
+
+/// Bytes of all files in and below a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let sizes = entries.map(|path| match path.is_dir() {
+        true => bytes_in(&path),
+        false => path.metadata().unwrap().len(),
+    });
+    sizes.sum()
+}
+
+#[test]
+fn the_cost_of_a_preset_without_its_data_is_estimated_and_says_so() {
+    let home = tempfile::tempdir().unwrap();
+    let name = "imagenet-r-n10-sdlora-reference";
+    let found = cost(
+        home.path(),
+        &[name, "--gflops", "1000", "--utilisation", "0.5"],
+    );
+    assert_eq!(found["counted"], false);
+    // 30,000 images, of which 80 % train: 2,400 a task in 19 batches, 20 epochs, 10 tasks.
+    assert_eq!(found["train_images"], 24_000);
+    assert_eq!(found["steps"], 3_800);
+    let seconds = found["times"][1]["seconds"].as_f64().unwrap();
+    let expected = found["flops"].as_f64().unwrap() / 0.5e12;
+    assert!((seconds / expected - 1.0).abs() < 1e-9);
+    let text = out(&sdlora(home.path(), &["presets", "cost", name]));
+    for part in [
+        "about 24000 to train on",
+        "manifest",
+        "H100",
+        "an assumption",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    for (args, part) in [
+        (&["nothing"][..], "presets list"),
+        (&[name, "--utilisation", "0"], "--utilisation"),
+        (&[name, "--gflops", "0"], "--gflops"),
+        (&["omniglot-10x20"], "backbone"),
+    ] {
+        let output = sdlora(home.path(), &[&["presets", "cost"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(err(&output).contains(part), "{args:?}: {}", err(&output));
+    }
+}

@@ -3,6 +3,7 @@
 pub mod analyse;
 pub mod compare;
 mod contact_sheet;
+mod cost;
 pub mod data;
 mod data_description;
 pub mod data_fetch;

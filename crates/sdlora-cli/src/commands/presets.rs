@@ -8,7 +8,7 @@ use sdlora_train::RunConfig;
 use toml::{Table, Value};
 
 use crate::UsageError;
-use crate::commands::read_text;
+use crate::commands::{cost, read_text};
 use crate::output::answer;
 use crate::overlay::{self, Base};
 use crate::shown::{clipped, shown_path};
@@ -148,7 +148,7 @@ fn unknown(name: &str) -> UsageError {
 /// Names in an error; more are no help.
 const MOST_NAMES: usize = 8;
 
-/// List the presets, print one, or show how two differ
+/// List the presets, print one, show how two differ, or say what a run takes
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -177,11 +177,13 @@ enum Command {
         /// The other
         b: String,
     },
+    Cost(cost::Args),
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let text = match (args.command, args.name) {
+        (Some(Command::Cost(args)), _) => return cost::run(&args, &complete_text(&args.name)?),
         (None, Some(name)) | (Some(Command::Show { name }), _) => find(&name)?.text.to_owned(),
         (None, None) => list(&[])?,
         (Some(Command::List { filter }), _) => list(&filter)?,
@@ -242,14 +244,18 @@ fn diff(a: &str, b: &str) -> anyhow::Result<String> {
 
 /// The keys of a configuration, dotted, with their values as TOML.
 fn keys(name: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let text = match Path::new(name).is_file() {
-        true => read(name.as_ref())?,
-        false => find(name)?.text.to_owned(),
-    };
-    let table = Table::try_from(RunConfig::parse(&text)?)?;
+    let table = Table::try_from(RunConfig::parse(&complete_text(name)?)?)?;
     let mut keys = BTreeMap::new();
     flatten("", &table, &mut keys);
     Ok(keys)
+}
+
+/// The complete text of a preset or of a file.
+fn complete_text(name: &str) -> anyhow::Result<String> {
+    match Path::new(name).is_file() {
+        true => read(name.as_ref()),
+        false => Ok(find(name)?.text.to_owned()),
+    }
 }
 
 fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
