@@ -445,7 +445,8 @@ impl Cost {
         }
         self.basis.push(format!(
             "time is operations over rate · {}, an assumption (`--utilisation`); the rate of {} is that of a product of \
-             two matrices of {SIDE} by {SIDE}, measured now; rates of cards are those of their data sheets",
+             two matrices of {SIDE} by {SIDE}, measured now; rates of cards are those of their data sheets, \
+             which a small model does not come near",
             args.utilisation, args.device
         ));
     }
@@ -500,6 +501,7 @@ fn size(bytes: usize) -> String {
 
 fn duration(seconds: f64) -> String {
     match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
         s if s < 120.0 => format!("{s:.0} s"),
         s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.1} h", s / 3_600.0),
@@ -547,6 +549,7 @@ mod tests {
     fn sizes_and_times_are_written_for_people() {
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(12), "12.0 B");
+        assert_eq!(duration(0.3), "0.3 s");
         assert_eq!(duration(90.0), "90 s");
         assert_eq!(duration(600.0), "10 min");
         assert_eq!(duration(86_400.0), "24.0 h");
