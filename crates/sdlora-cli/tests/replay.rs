@@ -26,7 +26,7 @@ fn records(path: &Path) -> Vec<Value> {
 
 #[test]
 fn rows_of_the_search_come_out_as_they_were_recorded() {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results/tune-paper.jsonl");
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results/search.jsonl");
     let kept = records(&kept);
     let home = tempfile::tempdir().unwrap();
     let (path, data) = (home.path().join("new.jsonl"), data());

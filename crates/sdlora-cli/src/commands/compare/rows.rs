@@ -34,8 +34,8 @@ impl Row {
         &self.label
     }
 
-    /// Final and anytime accuracy, mean over the runs; `None` without runs.
-    pub fn accuracies(&self) -> Option<(f64, f64)> {
+    /// Final and anytime accuracy, mean over the runs; `None` without runs. Joint training has no anytime accuracy.
+    pub fn accuracies(&self) -> Option<(f64, Option<f64>)> {
         let mean = |metric: fn(&Summary) -> Option<f64>| -> Option<f64> {
             let values: Option<Vec<f64>> = self.summaries.iter().map(metric).collect();
             let values = values.filter(|values| !values.is_empty())?;
@@ -43,7 +43,7 @@ impl Row {
         };
         Some((
             mean(|s| s.final_average_accuracy)?,
-            mean(|s| s.average_anytime_accuracy)?,
+            mean(|s| s.average_anytime_accuracy),
         ))
     }
 

@@ -11,7 +11,7 @@ struct Choice<'a> {
     /// equal ones there the first of the grid.
     setting: &'a str,
     /// Final and anytime accuracy with it.
-    accuracies: (f64, f64),
+    accuracies: (f64, Option<f64>),
     /// How many settings have a finished run.
     n_tried: usize,
     n_settings: usize,
@@ -30,7 +30,7 @@ fn choices<'a>(suite: &'a Suite, rows: &[Row]) -> Vec<Choice<'a>> {
     tried
         .chunk_by(|(a, _), (b, _)| a.label == b.label)
         .filter_map(|settings| {
-            let mut best: Option<(usize, (f64, f64))> = None;
+            let mut best: Option<(usize, (f64, Option<f64>))> = None;
             for (i, (_, accuracies)) in settings.iter().enumerate() {
                 let Some(accuracies) = *accuracies else {
                     continue;
@@ -59,12 +59,13 @@ pub fn best_of(suite: &Suite, rows: &[Row]) -> Option<String> {
     let mut text = String::from("best of each search, by final accuracy, then anytime accuracy:\n");
     for choice in &choices {
         let (last, anytime) = choice.accuracies;
+        let anytime =
+            anytime.map_or_else(|| "–".into(), |anytime| format!("{:.2} %", 100.0 * anytime));
         text.push_str(&format!(
-            "{:<width$}  {}  Acc {:.2} %  AAA {:.2} %{}{}\n",
+            "{:<width$}  {}  Acc {:.2} %  AAA {anytime}{}{}\n",
             choice.label,
             choice.setting,
             100.0 * last,
-            100.0 * anytime,
             match choice.is_at_an_end {
                 true => "  (at an end of the grid)",
                 false => "",
@@ -104,6 +105,17 @@ mod tests {
         row
     }
 
+    /// A row of joint training, which has no anytime accuracy.
+    fn joint(label: &str, last: f64) -> Row {
+        let mut row = Row::new(label);
+        let summary = Summary {
+            final_average_accuracy: Some(last),
+            ..Summary::default()
+        };
+        row.push(0, summary, 1.0);
+        row
+    }
+
     #[test]
     fn the_best_is_that_of_the_highest_mean_and_equal_ones_go_by_the_anytime_accuracy() {
         let folder = tempfile::tempdir().unwrap();
@@ -113,6 +125,7 @@ mod tests {
                     [[entry]]\nlabel = \"lora\"\nset = []\ngrid = \"rates\"\n\
                     [[entry]]\nlabel = \"olora\"\nset = []\ngrid = \"rates\"\n\
                     [[entry]]\nlabel = \"slca\"\nset = []\ngrid = \"rates\"\n\
+                    [[entry]]\nlabel = \"joint\"\nset = []\ngrid = \"rates\"\n\
                     [[entry]]\nlabel = \"ncm\"\nset = []\n";
         std::fs::write(&path, text).unwrap();
         let suite = Suite::find(path.to_str().unwrap()).unwrap();
@@ -123,6 +136,8 @@ mod tests {
             // One diverged, one is missing.
             row("olora, a=1", &[]),
             row("olora, a=2", &[(0.4, 0.4)]),
+            joint("joint, a=1", 0.7),
+            joint("joint, a=2", 0.8),
             row("ncm", &[(0.9, 0.9)]),
         ];
         let found = choices(&suite, &rows);
@@ -132,12 +147,17 @@ mod tests {
             .collect();
         assert_eq!(
             found,
-            [("lora", "a=3", 3, true), ("olora", "a=2", 1, false)]
+            [
+                ("lora", "a=3", 3, true),
+                ("olora", "a=2", 1, false),
+                ("joint", "a=2", 2, false)
+            ]
         );
         let text = best_of(&suite, &rows).unwrap();
-        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.contains("1 of 3 tried"), "{text}");
-        assert_eq!(best_of(&suite, &rows[5..]), None);
+        assert!(text.contains("Acc 80.00 %  AAA –"), "{text}");
+        assert_eq!(best_of(&suite, &rows[7..]), None);
     }
 
     /// The configuration of an entry of another suite in the search.
@@ -253,7 +273,7 @@ mod tests {
             let choice = choices
                 .iter()
                 .find(|choice| choice.label == own.label)
-                .unwrap();
+                .unwrap_or_else(|| panic!("the search of `{}` has no best", own.label));
             let best = family
                 .iter()
                 .find(|entry| {
