@@ -81,8 +81,7 @@ pub fn low_rank_linear(
     let [batch, n_tokens, d_input] = x.dims();
     let [_, d_output] = weight.dims();
     let rows = x.clone().reshape([batch * n_tokens, d_input]);
-    let mut weight = weight;
-    let mut beside: Option<Tensor<2>> = None;
+    let (mut to_weight, mut beside) = (Vec::new(), Vec::new());
     for update in updates {
         let terms = update.pairs.iter().map(|(a, b)| match update.path {
             GradientPath::Weight => a.clone().matmul(b.clone()),
@@ -91,39 +90,76 @@ pub fn low_rank_linear(
         let Some(sum) = terms.reduce(|sum, term| sum + term) else {
             continue;
         };
-        let block = embed(sum, update.first_column, d_output);
         match update.path {
-            GradientPath::Weight => weight = weight + block,
-            GradientPath::Rows => {
-                beside = Some(match beside {
-                    Some(sum) => sum + block,
-                    None => block,
-                });
-            }
+            GradientPath::Weight => to_weight.push((update.first_column, sum)),
+            GradientPath::Rows => beside.push((update.first_column, sum)),
         }
     }
+    let weight = match embed(to_weight, d_output) {
+        Some(sum) => weight + sum,
+        None => weight,
+    };
     let y = linear(x, weight, bias);
-    match beside {
+    match embed(beside, d_output) {
         Some(sum) => y + sum.reshape([batch, n_tokens, d_output]),
         None => y,
     }
 }
 
-/// Sets a block of columns into a matrix of `n_columns` that is 0 elsewhere.
-fn embed(block: Tensor<2>, first_column: usize, n_columns: usize) -> Tensor<2> {
-    let [n_rows, width] = block.dims();
-    let (device, dtype) = (block.device(), block.dtype());
-    let zeros = |width| Tensor::<2>::zeros([n_rows, width], &device).cast(dtype);
-    let last = first_column + width;
-    let mut blocks = vec![block];
-    if first_column > 0 {
-        blocks.insert(0, zeros(first_column));
+/// The sum of blocks of columns, each beginning at its column, in a matrix of `n_columns` that is 0 elsewhere; `None`
+/// for no block.
+///
+/// Blocks beside each other are written into one matrix at once. A matrix for each and a sum would make two more of the
+/// full size for every further block: 232 MB each for a ViT-B of 224 pixels and a batch of 128 in `f32`.
+///
+/// # Panics
+///
+/// If a block reaches beyond the last column.
+fn embed(blocks: Vec<(usize, Tensor<2>)>, n_columns: usize) -> Option<Tensor<2>> {
+    // Blocks that overlap go into different layers.
+    let mut layers: Vec<Vec<(usize, Tensor<2>)>> = Vec::new();
+    for (first, block) in blocks {
+        let end = first + block.dims()[1];
+        let is_free = |layer: &&mut Vec<(usize, Tensor<2>)>| {
+            layer
+                .iter()
+                .all(|(column, other)| end <= *column || column + other.dims()[1] <= first)
+        };
+        match layers.iter_mut().find(is_free) {
+            Some(layer) => layer.push((first, block)),
+            None => layers.push(vec![(first, block)]),
+        }
     }
-    if last < n_columns {
-        blocks.push(zeros(n_columns - last));
+    layers
+        .into_iter()
+        .map(|layer| beside_each_other(layer, n_columns))
+        .reduce(|sum, layer| sum + layer)
+}
+
+/// Sets at least one block, none of which overlaps another one, into a matrix of `n_columns` that is 0 elsewhere.
+fn beside_each_other(mut blocks: Vec<(usize, Tensor<2>)>, n_columns: usize) -> Tensor<2> {
+    blocks.sort_by_key(|&(first, _)| first);
+    let (device, dtype) = (blocks[0].1.device(), blocks[0].1.dtype());
+    let [n_rows, _] = blocks[0].1.dims();
+    let zeros = |width| Tensor::<2>::zeros([n_rows, width], (&device, dtype));
+    let mut pieces = Vec::with_capacity(2 * blocks.len() + 1);
+    let mut column = 0;
+    for (first, block) in blocks {
+        if first > column {
+            pieces.push(zeros(first - column));
+        }
+        column = first + block.dims()[1];
+        pieces.push(block);
     }
-    match blocks.len() {
-        1 => blocks.remove(0),
-        _ => Tensor::cat(blocks, 1),
+    assert!(
+        column <= n_columns,
+        "an update reaches to column {column} of {n_columns}"
+    );
+    if column < n_columns {
+        pieces.push(zeros(n_columns - column));
+    }
+    match pieces.len() {
+        1 => pieces.remove(0),
+        _ => Tensor::cat(pieces, 1),
     }
 }

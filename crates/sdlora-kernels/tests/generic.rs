@@ -2,7 +2,7 @@
 //! autodiff.
 
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
-use sdlora_kernels::generic;
+use sdlora_kernels::{GradientPath, LowRank, generic};
 
 #[test]
 fn one_token_attention_returns_its_value() {
@@ -71,4 +71,31 @@ fn layer_norm_of_a_symmetric_row() {
 fn a_packed_width_that_does_not_split_is_refused() {
     let qkv = Tensor::<3>::zeros([1, 2, 10], &Device::flex());
     let _ = sdlora_kernels::qkv_attention(qkv, 2);
+}
+
+#[test]
+fn updates_add_up_where_they_overlap_and_come_in_any_order() {
+    let device = Device::flex();
+    let tensor = |values: &[f32], shape| {
+        Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
+    };
+    // The rows of x are the unit vectors, so that the result is the weight.
+    let x = tensor(&[1.0, 0.0, 0.0, 1.0], [2, 2]).unsqueeze::<3>();
+    for path in [GradientPath::Weight, GradientPath::Rows] {
+        let update = |first_column, a: [f32; 2], b: &[f32]| LowRank {
+            first_column,
+            pairs: vec![(tensor(&a, [2, 1]), tensor(b, [1, b.len()]))],
+            path,
+        };
+        let updates = [
+            update(1, [1.0, 2.0], &[3.0, 4.0]),
+            update(2, [1.0, 0.0], &[5.0, 6.0]),
+            update(0, [0.0, 1.0], &[7.0]),
+        ];
+        let weight = Tensor::ones([2, 4], &device);
+        let y = generic::low_rank_linear(x.clone(), weight, None, &updates);
+        let expected = [1.0, 4.0, 10.0, 7.0, 8.0, 7.0, 9.0, 1.0];
+        let y: Vec<f32> = y.into_data().iter().collect();
+        assert_eq!(y, expected, "{path:?}");
+    }
 }
