@@ -1,19 +1,36 @@
 //! Tables as programs write them: UTF-8 or UTF-16, with commas, semicolons or tabs between the fields.
 
+/// Reason why the bytes of a table are no text, as the end of a sentence about the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TextError {
+    /// UTF-16 with an odd number of bytes.
+    #[error("is UTF-16 text that ends in the middle of a character")]
+    OddLength,
+    /// UTF-16 with half of a surrogate pair.
+    #[error("is UTF-16 text with broken characters")]
+    BrokenPair,
+    /// Zero bytes without a byte order mark.
+    #[error("is no text, or UTF-16 text without a mark of it at its start")]
+    ZeroBytes,
+    /// A byte that no UTF-8 text has, in this line, counted from 1.
+    #[error("is not UTF-8 in line {0}")]
+    NotUtf8(usize),
+}
+
 /// The text of a table.
 ///
 /// # Errors
 ///
-/// Why it is no text, as the end of a sentence about the table.
-pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
+/// [`TextError`] for bytes that are neither UTF-8 nor UTF-16 with its mark.
+pub(super) fn text(bytes: Vec<u8>) -> Result<String, TextError> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         if !bytes.len().is_multiple_of(2) {
-            return Err("is UTF-16 text that ends in the middle of a character".to_owned());
+            return Err(TextError::OddLength);
         }
         let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
         char::decode_utf16(units)
             .collect::<Result<String, _>>()
-            .map_err(|_| "is UTF-16 text with broken characters".to_owned())
+            .map_err(|_| TextError::BrokenPair)
     };
     match bytes.as_slice() {
         [0xff, 0xfe, rest @ ..] => return utf16(rest, u16::from_le_bytes),
@@ -21,7 +38,7 @@ pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
         _ => {}
     }
     if bytes.contains(&0) {
-        return Err("is no text, or UTF-16 text without a mark of it at its start".to_owned());
+        return Err(TextError::ZeroBytes);
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(text
@@ -35,7 +52,7 @@ pub(super) fn text(bytes: Vec<u8>) -> Result<String, String> {
                 .filter(|&&b| b == b'\n')
                 .count()
                 + 1;
-            Err(format!("is not UTF-8 in line {line}"))
+            Err(TextError::NotUtf8(line))
         }
     }
 }
@@ -103,13 +120,13 @@ mod tests {
         ] {
             assert_eq!(text(bytes).unwrap(), "é,猫");
         }
-        for (bytes, part) in [
-            (&b"a,b\nc,caf\xe9\n"[..], "line 2"),
-            (b"a\0,\0b\0", "UTF-16"),
-            (b"\xff\xfea", "UTF-16"),
+        for (bytes, expected) in [
+            (&b"a,b\nc,caf\xe9\n"[..], TextError::NotUtf8(2)),
+            (b"a\0,\0b\0", TextError::ZeroBytes),
+            (b"\xff\xfea", TextError::OddLength),
+            (b"\xff\xfe\0\xd8", TextError::BrokenPair),
         ] {
-            let error = text(bytes.to_vec()).unwrap_err();
-            assert!(error.contains(part), "{error}");
+            assert_eq!(text(bytes.to_vec()), Err(expected));
         }
     }
 }

@@ -200,7 +200,7 @@ fn rows(files: &Files, file_idx: usize) -> Result<Vec<Row>, DataError> {
             "write it as UTF-8, with a line of headings `path,label` or `path,label,split` and split train or test",
         )
     };
-    let text = text(files.read_text_bytes(file_idx)?).map_err(refuse)?;
+    let text = text(files.read_text_bytes(file_idx)?).map_err(|e| refuse(e.to_string()))?;
     let mut columns: Option<Columns> = None;
     let mut delimiters = DELIMITERS.to_vec();
     let mut rows = Vec::new();
