@@ -5,7 +5,7 @@
 //! weight, for instance). Frozen: weight and bias; trained: what the update's factors depend on.
 
 use burn::tensor::{DType, IndexingUpdateOp, Tensor};
-use sdlora_kernels::{GradientPath, LowRank, linear, low_rank_linear};
+use sdlora_kernels::{GradientPath, LowRank, is_fused, linear, low_rank_linear};
 
 use crate::precision::cast;
 use crate::update::{GatedFactors, KeptRows, Update, UpdateForm};
@@ -52,6 +52,15 @@ pub fn adapted_linear(
         (Some(merged), false) => (weight + merged, None),
         (Some(merged), true) => (weight, Some(linear(x.clone(), merged, None))),
     };
+    let n_rows = batch * n_tokens;
+    let (is_fused, is_autodiff) = (is_fused(&x), x.is_autodiff());
+    let form_of = |update: &Update| match is_fused {
+        true => form.resolve(n_rows, d_input, update),
+        false => {
+            let share = d_output / updates.len();
+            form.resolve_unfused(n_rows, [d_input, share], update, is_autodiff)
+        }
+    };
     let low_rank: Vec<LowRank> = updates
         .iter()
         .filter(|columns| {
@@ -65,7 +74,7 @@ pub fn adapted_linear(
                 .iter()
                 .map(|term| (cast(term.a.clone(), dtype), cast(term.b.clone(), dtype)))
                 .collect(),
-            path: match form.resolve(batch * n_tokens, d_input, columns.update) {
+            path: match form_of(columns.update) {
                 _ if is_half => GradientPath::Rows,
                 UpdateForm::Factored => GradientPath::Rows,
                 _ => GradientPath::Weight,

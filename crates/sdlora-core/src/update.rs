@@ -29,8 +29,110 @@ pub enum UpdateForm {
 /// a square one (`gemm` 0.19 with AVX-512; 2080 rows of 192 and 1576 of 768).
 const THIN_COLUMNS: usize = 8;
 
+/// Multiplications that a device with kernels of its own does while it moves one number of 4 bytes.
+///
+/// From data sheets, not measured here: 28 for an H200 (67 TFLOP/s in `f32`, 4.8 TB/s), 40 for an H100 (3.35 TB/s).
+const PER_NUMBER: usize = 32;
+/// Numbers that it could move while one kernel is launched: 3.5 µs at 4.8 TB/s, an assumption.
+const PER_LAUNCH: usize = 1 << 22;
+
+/// What a form does in a training step, forward and backward, for one update.
+///
+/// Only tensors with a row for every token are counted as moved, and of a packed projection the update's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Work {
+    /// Multiplications.
+    products: usize,
+    /// Numbers read or written.
+    moved: usize,
+    /// Kernels.
+    launches: usize,
+}
+
+impl Work {
+    /// Dense: the pairs are multiplied and joined at the size of the weight; the backward pass reads `x` and `dy` once
+    /// for the gradient of the whole weight.
+    fn dense(n_rows: usize, [d_input, share]: [usize; 2], update: &Update) -> Self {
+        let n_terms = update.terms.len();
+        let weight = d_input * update.d_output();
+        let small: usize = update
+            .terms
+            .iter()
+            .map(|term| (2 + n_trained(term)) * term.rank() * weight)
+            .sum();
+        Self {
+            products: n_rows * d_input * share + small,
+            moved: n_rows * (d_input + share),
+            // Forward: a product a pair, their sum, joined with zeros (2) and added. Backward: the gradient of the
+            // weight, the update's columns of it, and one product a factor.
+            launches: 2 * n_terms - 1
+                + 2
+                + 1
+                + 2
+                + update.terms.iter().map(n_trained).sum::<usize>(),
+        }
+    }
+
+    /// Factored: every pair reads `x` and writes a block of columns; the blocks are joined and added once.
+    fn factored(n_rows: usize, [d_input, share]: [usize; 2], update: &Update) -> Self {
+        let d_output = update.d_output();
+        let n_terms = update.terms.len();
+        let mut work = Self {
+            products: 0,
+            // The sum of the pairs' blocks; the block, what it is joined to, and the addition to `y`; the update's
+            // columns of `dy`.
+            moved: n_rows * (3 * d_output * (n_terms - 1) + d_output + 4 * share + 2 * d_output),
+            launches: n_terms - 1 + 2 + 1 + 1,
+        };
+        for term in &update.terms {
+            let rank = term.rank();
+            let is_b_trained = n_trained(term) - 1;
+            // Forward `x a` and `(x a) b`; backward `dy bᵀ`, `xᵀ (dy bᵀ)`, `(dy bᵀ) aᵀ`, and `(x a)ᵀ dy`.
+            work.products += n_rows * rank * (3 * d_input + (2 + is_b_trained) * d_output);
+            work.moved += n_rows * (2 * rank + d_input + d_output);
+            // The last of these is added to the gradient of `x`, which reads two and writes one.
+            work.moved += n_rows * (3 * rank + 5 * d_input + d_output);
+            work.moved += is_b_trained * n_rows * (rank + d_output);
+            work.launches += 2 + 4 + is_b_trained;
+        }
+        work
+    }
+
+    fn cost(self) -> usize {
+        self.products + PER_NUMBER * (self.moved + PER_LAUNCH * self.launches)
+    }
+}
+
+/// Factors of a pair that are trained: `a` carries a magnitude, so it always is.
+fn n_trained(term: &ScaledFactors) -> usize {
+    1 + usize::from(term.b.is_require_grad())
+}
+
 impl UpdateForm {
-    /// `Dense` or `Factored` for `n_rows` input rows (batch × tokens).
+    /// `Dense` or `Factored` where nothing is fused and every step of the formula is a kernel: by multiplications,
+    /// numbers moved and launches. `share` is the width of the weight that counts for this update, the packed width by
+    /// the number of updates. Without autodiff there is no gradient that the dense form would have to pay for.
+    pub(crate) fn resolve_unfused(
+        self,
+        n_rows: usize,
+        sizes: [usize; 2],
+        update: &Update,
+        is_autodiff: bool,
+    ) -> Self {
+        if self != Self::Auto {
+            return self;
+        }
+        let is_factored = is_autodiff
+            && !update.terms.is_empty()
+            && Work::factored(n_rows, sizes, update).cost()
+                < Work::dense(n_rows, sizes, update).cost();
+        match is_factored {
+            true => Self::Factored,
+            false => Self::Dense,
+        }
+    }
+
+    /// `Dense` or `Factored` for `n_rows` input rows (batch × tokens) where the operations are fused, as on `flex`.
     ///
     /// Counts the multiplications of the backward pass. Dense pays a weight gradient over all rows,
     /// once for all pairs, and one thin product with it for each trained factor; factored pays two
@@ -44,11 +146,7 @@ impl UpdateForm {
         let columns: usize = update
             .terms
             .iter()
-            .map(|term| {
-                // `a` carries a magnitude, so it is trained in every pair.
-                let n_trained = 1 + usize::from(term.b.is_require_grad());
-                n_trained * (term.rank() + THIN_COLUMNS)
-            })
+            .map(|term| n_trained(term) * (term.rank() + THIN_COLUMNS))
             .sum();
         let dense = n_rows * d_input * d_output + columns * d_input * d_output;
         let factored = columns * n_rows * (d_input + d_output);
@@ -243,10 +341,37 @@ mod tests {
     }
 
     #[test]
+    fn where_every_step_is_a_kernel_the_bytes_and_launches_of_both_forms_decide() {
+        // ViT-B/16 at batch 128: half of the packed width counts for each of query and value.
+        let (n, sizes) = (128 * 197, [768, 1152]);
+        let first = Work::factored(n, sizes, &update(768, 0));
+        assert_eq!((first.moved, first.launches), (n * 13_884, 11));
+        let first = Work::dense(n, sizes, &update(768, 0));
+        assert_eq!((first.moved, first.launches), (n * 1_920, 8));
+        let form = |n, sizes: [usize; 2], n_past| {
+            UpdateForm::Auto.resolve_unfused(n, sizes, &update(sizes[0], n_past), true)
+        };
+        for n_past in [0, 3] {
+            assert_eq!(form(n, sizes, n_past), UpdateForm::Factored, "{n_past}");
+        }
+        for n_past in [5, 20, 34] {
+            assert_eq!(form(n, sizes, n_past), UpdateForm::Dense, "{n_past}");
+            let fused = UpdateForm::Auto.resolve(n, 768, &update(768, n_past));
+            assert_eq!(fused, UpdateForm::Factored, "{n_past}");
+        }
+        // A small model is bound by its launches.
+        assert_eq!(form(2080, [192, 288], 0), UpdateForm::Dense);
+        // Nothing is trained: one product.
+        let plain = UpdateForm::Auto.resolve_unfused(n, sizes, &update(768, 0), false);
+        assert_eq!(plain, UpdateForm::Dense);
+    }
+
+    #[test]
     fn a_named_form_is_kept() {
         let update = update(8, 3);
         for form in [UpdateForm::Dense, UpdateForm::Factored] {
             assert_eq!(form.resolve(9999, 8, &update), form);
+            assert_eq!(form.resolve_unfused(9999, [8, 8], &update, true), form);
         }
     }
 }

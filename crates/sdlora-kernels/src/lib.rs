@@ -44,4 +44,4 @@ mod low_rank;
 mod ops;
 
 pub use low_rank::{GradientPath, LowRank};
-pub use ops::{gelu, layer_norm, linear, low_rank_linear, qkv_attention};
+pub use ops::{gelu, is_fused, layer_norm, linear, low_rank_linear, qkv_attention};

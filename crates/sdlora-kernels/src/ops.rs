@@ -7,6 +7,19 @@ use crate::flex;
 use crate::generic;
 use crate::low_rank::LowRank;
 
+/// Whether the operations on a tensor run in their fused form; where they do not, they run in [`generic`].
+///
+/// How something is best computed can depend on it, because a fused form neither launches a kernel nor makes a tensor
+/// for every step of the formula.
+pub fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "flex")]
+    if flex::takes(x) {
+        return true;
+    }
+    let _ = x;
+    false
+}
+
 /// Exact GELU, element by element: `x Φ(x)` with `Φ` the cumulative normal distribution.
 ///
 /// This is the form with `erf`, the default of PyTorch and of timm's ViTs, not the `tanh`
