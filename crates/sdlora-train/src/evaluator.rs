@@ -150,10 +150,15 @@ pub(crate) fn features(
     let mut all = FeatureTable::default();
     let mut labels: Vec<Vec<usize>> = vec![Vec::new(); loaders.len()];
     let (mut waiting, mut n_waiting): (Vec<Tensor<4>>, usize) = (Vec::new(), 0);
+    // Reading waits for the device. What was launched last is read after the next batch has been launched, so that a
+    // device with a queue computes while the host decodes and uploads.
+    let mut launched = None;
     let mut compute = |waiting: &mut Vec<Tensor<4>>| {
         if !waiting.is_empty() {
             let images = Tensor::cat(std::mem::take(waiting), 0);
-            all.extend(extractor.read(images));
+            if let Some(before) = launched.replace(extractor.read(images)) {
+                all.extend(before);
+            }
         }
     };
     for (loader, labels) in loaders.iter().zip(&mut labels) {
@@ -173,6 +178,9 @@ pub(crate) fn features(
         }
     }
     compute(&mut waiting);
+    if let Some(last) = launched.take() {
+        all.extend(last);
+    }
     let n_images = labels.iter().map(Vec::len).sum::<usize>();
     let n_shifted = all.shifts.len() / n_images.max(1);
     let (mut rest, mut shifts) = (&all.features[..], &all.shifts[..]);
