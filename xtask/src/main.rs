@@ -17,6 +17,7 @@ mod cuda;
 #[cfg(test)]
 mod documents;
 mod golden;
+mod gpu_check;
 mod interop;
 mod package;
 mod process;
@@ -50,6 +51,7 @@ enum Command {
     Browse(browse::Args),
     Check(check::Args),
     Golden(golden::Args),
+    GpuCheck(gpu_check::Args),
     Interop(interop::Args),
     Package(package::Args),
     Schema(schema::Args),
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Command::Browse(args) => browse::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Golden(args) => golden::run(&args),
+        Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Schema(args) => schema::run(&args),
@@ -115,8 +118,18 @@ mod tests {
         command.clone().debug_assert();
         let help = command.render_long_help().to_string();
         for name in [
-            "train", "sdlora", "api", "bench", "browse", "check", "golden", "interop", "package",
-            "schema", "torture",
+            "train",
+            "sdlora",
+            "api",
+            "bench",
+            "browse",
+            "check",
+            "golden",
+            "gpu-check",
+            "interop",
+            "package",
+            "schema",
+            "torture",
         ] {
             assert!(
                 help.contains(&format!("\n  {name} ")),

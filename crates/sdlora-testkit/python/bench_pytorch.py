@@ -10,6 +10,7 @@
 #              compiled: the same through torch.compile
 #              published: every past direction in activation space, divided by its norms on every forward, as the code
 #              published with the paper computes it
+# MODEL product times a product of two matrices [BATCH, BATCH] instead: the rate that the device reaches at most.
 # Answers every line N of the input, a number of steps, with WALL PROCESSOR PEAK: seconds of one step by the clock and by
 # the processor (all threads together), and the bytes the process grew since the model stood, or those its device held
 # at most.
@@ -150,6 +151,15 @@ def main():
     torch.manual_seed(0)
     torch.set_default_device(DEVICE)
     on_cuda = DEVICE.startswith("cuda")
+    if NAME == "product":
+        n = int(BATCH)
+        left, right = (drawn(n, n, scale=n ** -0.5).to(DTYPES[PRECISION]) for _ in range(2))
+
+        def step():
+            nonlocal left
+            left = left @ right
+
+        return serve(step, on_cuda)
     model = Model(NAME, int(N_PAST), MODE == "train", VARIANT)
     half = torch.autocast(DEVICE.split(":")[0], DTYPES[PRECISION], enabled=PRECISION != "f32")
     if MODE == "train":
@@ -180,6 +190,10 @@ def main():
             with half:
                 logits().tolist()
 
+    serve(step, on_cuda)
+
+
+def serve(step, on_cuda):
     if not on_cuda:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")

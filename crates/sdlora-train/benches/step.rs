@@ -9,6 +9,8 @@
 //! Modes are `infer`, `train`, and of training `train-checkpointing` (blocks computed again) and
 //! `train-burn-checkpointing` (burn's strategy). The device is that of the tests, chosen by
 //! `SDLORA_TEST_DEVICE`.
+//! `step product train 0 THREADS N PRECISION` times a product of two matrices [N, N] instead: the rate that the device
+//! reaches at most with what burn launches.
 //! Without these arguments (`cargo xtask bench --bench step`) it prints a table of the smallest
 //! model.
 //!
@@ -22,7 +24,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor, TensorData};
 use cpu_time::ProcessTime;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -60,6 +62,10 @@ enum Work {
         backbone: Vit,
         head: TrainedHead,
     },
+    Product {
+        left: Option<Tensor<2>>,
+        right: Tensor<2>,
+    },
 }
 
 struct Case {
@@ -69,6 +75,27 @@ struct Case {
 }
 
 impl Case {
+    /// A chain of products of matrices `[n, n]`, whose entries neither grow nor vanish.
+    fn product(n: usize, precision: Precision) -> Self {
+        let device = test_device();
+        let matrix = || {
+            let spread = Distribution::Normal(0.0, (n as f64).powf(-0.5));
+            Tensor::<2>::random([n, n], spread, &device).cast(match precision {
+                Precision::F32 => FloatDType::F32,
+                Precision::Bf16 => FloatDType::BF16,
+                Precision::F16 => FloatDType::F16,
+            })
+        };
+        Self {
+            work: Work::Product {
+                left: Some(matrix()),
+                right: matrix(),
+            },
+            images: Tensor::zeros([1, 1, 1, 1], &device),
+            device,
+        }
+    }
+
     fn new(name: &str, mode: &str, n_past: usize, batch: usize, precision: Precision) -> Self {
         let config = shape(name);
         let device = test_device();
@@ -148,6 +175,9 @@ impl Case {
                 let features = backbone.forward(self.images.clone(), &Updates::default());
                 head.linear(features).into_data();
             }
+            Work::Product { left, right } => {
+                *left = Some(left.take().unwrap().matmul(right.clone()));
+            }
         }
     }
 
@@ -216,6 +246,9 @@ fn main() {
             _ => panic!("no precision `{precision}`: f32, bf16 or f16"),
         };
         let (n_past, batch) = (n_past.parse().unwrap(), batch.parse().unwrap());
+        if name == "product" {
+            return serve(Case::product(batch, precision));
+        }
         return serve(Case::new(name, mode, n_past, batch, precision));
     }
     println!("| past tasks | mode | ms of a step | processor ms |");
