@@ -73,11 +73,10 @@ impl Calibration {
         self.mean(|bin| (bin.accuracy - bin.confidence).abs())
     }
 
-    /// Largest `|accuracy − confidence|` of a bin with predictions (equation 5 there).
+    /// Largest `|accuracy − confidence|` of a bin (equation 5 there); that of a bin without predictions is 0.
     pub fn largest_error(&self) -> f64 {
-        let used = self.bins.iter().filter(|bin| bin.n > 0);
-        used.map(|bin| (bin.accuracy - bin.confidence).abs())
-            .fold(0.0, f64::max)
+        let of_bin = |bin: &ReliabilityBin| (bin.accuracy - bin.confidence).abs();
+        self.bins.iter().map(of_bin).fold(0.0, f64::max)
     }
 
     /// Mean confidence minus accuracy over all predictions: greater than 0 claims too much.
@@ -109,6 +108,17 @@ mod tests {
         assert!((found.largest_error() - 0.5).abs() < 1e-12);
         let over = (0.5 + 0.6 + 0.8 + 1.0) / 4.0 - 0.75;
         assert!((found.overconfidence() - over).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bins_have_equal_widths_and_follow_each_other() {
+        let found = Calibration::of(&[(0.5, true)], 4).unwrap();
+        let edges: Vec<_> = found
+            .bins
+            .iter()
+            .map(|bin| (bin.lower, bin.upper))
+            .collect();
+        assert_eq!(edges, [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)]);
     }
 
     #[test]

@@ -114,7 +114,11 @@ mod tests {
         assert_eq!(confusion.total(2), 2);
         assert_eq!(confusion.share(2, 0), Some(0.5));
         assert_eq!(confusion.accuracy(), Some(0.5));
+        assert_eq!(confusion.n(), 4);
+        // Labels that do not exist, also the first such one, whose place in memory is that of (2, 0).
         assert_eq!(confusion.count(9, 0), 0);
+        assert_eq!(confusion.count(4, 0), 0);
+        assert_eq!((confusion.count(1, 4), confusion.count(2, 0)), (0, 1));
         let of_classes = [Some(0.5), Some(0.0), Some(0.5), Some(1.0)];
         assert_eq!(confusion.per_class_accuracy(), of_classes);
         assert_eq!(confusion.mean_class_accuracy(), Some(0.5));
