@@ -83,7 +83,8 @@ fn named_commands_exist() {
             if rest.starts_with('-') {
                 continue;
             }
-            let name: String = rest.chars().take_while(char::is_ascii_lowercase).collect();
+            let is_of_name = |c: &char| c.is_ascii_lowercase() || *c == '-';
+            let name: String = rest.chars().take_while(is_of_name).collect();
             assert!(
                 command.find_subcommand(&name).is_some(),
                 "{}: cargo xtask {name}",

@@ -90,7 +90,10 @@ impl<'a> Session<'a> {
         let tests = data.test_loaders()?;
         let fingerprint = Fingerprint::of(data.dataset.as_ref(), Some(&model.backbone));
         let before = match &options.after {
-            None => None,
+            None => {
+                check_images(&data, 0)?;
+                None
+            }
             Some(folder) => {
                 fingerprint.check_weights(folder)?;
                 Some(end_of(folder, plan, &data, &model, &device)?)
@@ -98,7 +101,6 @@ impl<'a> Session<'a> {
         };
         check_chain(plan, &data)?;
         let first = before.as_ref().map_or(0, |(restored, _)| restored.n_done);
-        check_images(&data, first)?;
         // Images that were left out, for instance.
         let mut notices = data.dataset.notes().to_vec();
         let folder = RunFolder::claim(
@@ -649,6 +651,8 @@ fn end_of(
         true => Kept::read(folder, n_before, fresh.backbone.config().d_model)?,
         false => None,
     };
+    // Before the counts of their tests are.
+    check_images(data, n_before)?;
     let matrix = restored.log.matrix.clone();
     restored.log.matrix = matrix.grown(&data.test_counts())?;
     Ok((restored, kept))

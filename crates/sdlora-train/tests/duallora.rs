@@ -244,8 +244,8 @@ fn a_saved_model_predicts_as_the_run_did_and_no_weights_hold_it() {
         for part in [
             "duallora",
             "weighs branches",
-            "--format bundle",
-            "sdlora predict",
+            "the format `bundle`",
+            "let the run itself predict",
         ] {
             assert!(error.contains(part), "{name}: {error}");
         }

@@ -260,7 +260,8 @@ fn a_saved_model_predicts_and_gives_features_as_before_and_is_not_exported() {
             assert!(error.is_usage());
             let error = error.to_string();
             assert!(
-                error.contains("sdlora predict") && error.contains("prompts.safetensors"),
+                error.contains("let the run itself predict")
+                    && error.contains("prompts.safetensors"),
                 "{error}"
             );
             assert!(!out.exists(), "{method}, {name}");

@@ -145,7 +145,7 @@ fn a_training_checkpoint_of_dino() {
     let (folder, _) = case("dino_pth", "io.safetensors");
     let error = Checkpoint::open(&folder.join("checkpoint.pth"), &Hints::default());
     let message = error.unwrap_err().to_string();
-    assert!(message.contains("--heads"), "{message}");
+    assert!(message.contains("say the number of heads"), "{message}");
     let hints = Hints {
         n_heads: Some(2),
         ..Hints::default()
