@@ -17,7 +17,7 @@ const SHARED: [&str; 3] = [
 ];
 /// The programs of a variant; the last one runs the main job, and one variant of it is enough.
 const PROGRAMS: [&str; 3] = ["step", "every_golden", "sdlora"];
-/// Bytes that a machine which is lent for a command takes at once, its checkout included.
+/// Bytes that a service which runs single commands on a GPU may take at once, with the checkout.
 const AT_ONCE: u64 = 64 << 20;
 
 /// Builds, copies, compresses, and says the sizes.

@@ -79,7 +79,7 @@ impl Speed {
     }
 }
 
-/// The part of a speed in its pieces, as [`report`] reads them.
+/// The part of a speed in its pieces, as `report.rs` reads them.
 pub(super) fn pieces(part: &str) -> Option<[&str; 8]> {
     let pieces: Vec<&str> = part.strip_prefix("speed/")?.split('/').collect();
     pieces.try_into().ok()
