@@ -25,7 +25,7 @@ pub fn with_hint(error: &(dyn Error + 'static)) -> String {
 fn of_train(error: &TrainError) -> Option<&'static str> {
     Some(match error {
         TrainError::Device { .. } => "`--devices` lists those that compute",
-        TrainError::Damaged { .. } => "`sdlora train --resume` goes on",
+        TrainError::Damaged { .. } => "`sdlora train --resume` continues it",
         TrainError::Locked { .. } => "`--name`, or `--run` or `--runs`, chooses another folder",
         TrainError::FolderGone { .. } => "`--resume` continues it",
         TrainError::LeftOver { .. } | TrainError::WeightsChanged { .. } => {

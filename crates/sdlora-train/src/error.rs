@@ -168,7 +168,7 @@ pub enum TrainError {
     },
     /// Another file or folder of a run is damaged.
     #[error(
-        "{path} is damaged: {problem}; a run that goes on with the same settings writes it again"
+        "{path} is damaged: {problem}; continue the run with the same settings to write it again"
     )]
     Damaged {
         /// The file or folder.
@@ -435,7 +435,7 @@ fn from_before(earlier: &Option<PathBuf>) -> String {
             "remove it to continue from the one before, {}",
             earlier.display()
         ),
-        None => "there is none before it, so start the run anew in another folder".into(),
+        None => "no earlier checkpoint is there, so start the run anew in another folder".into(),
     }
 }
 

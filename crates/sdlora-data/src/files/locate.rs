@@ -38,8 +38,8 @@ fn candidates(place: &Place<'_>) -> Vec<PathBuf> {
 ///
 /// # Errors
 ///
-/// [`DataError::MissingFile`] when there is none, [`DataError::Content`] when what is there has nothing to read or
-/// several archives of a folder would do, and errors of opening.
+/// [`DataError::MissingFile`] if no place exists, [`DataError::Content`] if a place has nothing to read or several
+/// archives that would do, and errors of opening.
 pub(crate) fn locate(
     place: &Place<'_>,
     is_it: impl Fn(&Files) -> bool,

@@ -400,8 +400,8 @@ impl Args {
             return Ok(());
         }
         Err(UsageError(format!(
-            "{name} has begun this folder with other settings and goes on with those: leave `--set` and `--backbone` as \
-             they were or out, or drop what began with `sdlora runs undo {name}`",
+            "{name} began this folder with other settings: repeat those, leave out `--set` and `--backbone`, or drop \
+             the task with `sdlora runs undo {name}`",
             name = self.name
         ))
         .into())
